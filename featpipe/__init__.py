@@ -1,0 +1,1 @@
+"""featpipe: run a frozen network over pictures once, then train heads in seconds."""

@@ -1,0 +1,1 @@
+"""Image bytes to pixels, in worker processes that may die without taking the job along."""

@@ -1,0 +1,282 @@
+"""A pool of decoding processes in which one image can never end the job.
+
+Each worker holds at most two tasks. If it dies or exceeds the time limit, the task at work is
+the one at fault: that image is reported, the other task goes to a new worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from featpipe.decoding import frames
+from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
+from featpipe.decoding.worker import SLOTS
+from featpipe.errors import FeatpipeError
+from featpipe.space import Preprocessing
+
+DEFAULT_TIME_LIMIT_S = 60.0
+DEFAULT_MEMORY_BYTES = 4 * 2**30
+_START_LIMIT = 3
+"""Workers that may die in a row before they are ready: the fault is not an image's then."""
+
+_TICK_S = 0.25
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to decode: a key of the caller's, and a path or the bytes themselves."""
+
+    key: int
+    path: str | None
+    payload: bytes = b""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of one task.
+
+    Attributes
+    ----------
+    key : int
+    kind : {"pixels", "known", "bad"}
+    image_id : bytes or None
+        None where the file could not be read.
+    pixels : ndarray of uint8, shape (size, size, 3), or None
+    stage, reason : str
+        Only for ``bad``.
+    stat : tuple of int or None
+        Size, modification time (ns) and inode just before reading.
+    read_s, decode_s : float
+        Worker time, seconds.
+    """
+
+    key: int
+    kind: str
+    image_id: bytes | None
+    pixels: np.ndarray | None = None
+    stage: str = ""
+    reason: str = ""
+    stat: tuple[int, ...] | None = None
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+def _shared_memory(nbytes: int) -> BinaryIO:
+    """An unnamed file in memory that a child process can map by its descriptor."""
+    file: BinaryIO
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("featpipe"), "r+b")
+    else:
+        file = cast(BinaryIO, tempfile.TemporaryFile())
+    os.ftruncate(file.fileno(), max(nbytes, 1))
+    return file
+
+
+class _Worker:
+    def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
+        with _shared_memory(SLOTS * math.prod(slot_shape)) as shared:
+            self.slots = np.memmap(shared, np.uint8, "r+", shape=(SLOTS, *slot_shape))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "featpipe.decoding.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(shared.fileno(), setup["known_fd"]),
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+            self.pending: deque[tuple[Task, int]] = deque()
+            self.free = list(range(SLOTS))
+            self.splitter = frames.Splitter()
+            self.working_since = time.monotonic()
+            self.is_ready = False
+            # Sent before the descriptor closes here; the child has its own.
+            self._send(frames.pack({**setup, "pixels_fd": shared.fileno()}))
+
+    def receive(self, piece: bytes) -> list[Decoded]:
+        results = []
+        for header in self.splitter.feed(piece):
+            self.working_since = time.monotonic()
+            if header["kind"] == "ready":
+                self.is_ready = True
+            else:
+                results.append(self._take(header))
+        return results
+
+    def give(self, task: Task) -> None:
+        slot = self.free.pop()
+        if not self.pending:
+            self.working_since = time.monotonic()
+        self.pending.append((task, slot))
+        self._send(frames.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
+
+    def _take(self, header: dict[str, Any]) -> Decoded:
+        task, slot = self.pending.popleft()
+        pixels = np.array(self.slots[slot]) if header["kind"] == "pixels" else None
+        self.free.append(slot)
+        image_id = bytes.fromhex(header["id"]) if header["id"] else None
+        stat = tuple(header["stat"]) if "stat" in header else None
+        rest = {k: v for k, v in header.items() if k not in ("key", "id", "stat", "kind")}
+        return Decoded(task.key, header["kind"], image_id, pixels, stat=stat, **rest)
+
+    def _send(self, data: bytes) -> None:
+        # A dead worker is noticed, with the task at fault, when its stdout ends.
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+
+    def end(self) -> int:
+        self.process.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        return self.process.wait()
+
+
+class DecodePool:
+    """Worker processes that read, hash and decode images.
+
+    Parameters
+    ----------
+    preprocessing : Preprocessing
+    workers : int
+        Processes.
+    known : ndarray of uint8, shape (n, 32)
+        Image ids that need no decoding: they come back as ``known``.
+    max_pixels : int
+        Larger images are bad.
+    time_limit_s : float
+        Seconds one image may take.
+    memory_bytes : int
+        Address space of one worker.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        workers: int,
+        known: np.ndarray,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    ) -> None:
+        self._setup: dict[str, Any] = {
+            "preprocessing": dataclasses.asdict(preprocessing),
+            "max_pixels": max_pixels,
+            "memory_bytes": memory_bytes,
+        }
+        ids = np.sort(np.ascontiguousarray(known).view("S32").reshape(-1))
+        self._known = _shared_memory(ids.nbytes)
+        self._known.write(ids.tobytes())
+        self._known.flush()
+        self._setup |= {"known_fd": self._known.fileno(), "known_count": len(ids)}
+        self._slot_shape = (preprocessing.size, preprocessing.size, 3)
+        self._count = workers
+        self._time_limit_s = time_limit_s
+        self._workers: list[_Worker] = []
+        self._retry: deque[Task] = deque()
+        self._failed_starts = 0
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> DecodePool:
+        for _ in range(self._count):
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in list(self._workers):
+            self._stop(worker)
+        self._selector.close()
+        self._known.close()
+
+    def decode(self, tasks: Iterable[Task]) -> Iterator[Decoded | None]:
+        """Results in order of completion; every task gives exactly one.
+
+        None is given whenever nothing happened for a while, so that a caller who wants to
+        stop is never kept waiting by a slow image.
+        """
+        source = iter(tasks)
+        exhausted = False
+        while True:
+            for worker in self._workers:
+                while worker.free and not exhausted:
+                    task = self._retry.popleft() if self._retry else next(source, None)
+                    if task is None:
+                        exhausted = True
+                    else:
+                        worker.give(task)
+            if exhausted and not any(worker.pending for worker in self._workers):
+                return
+            ready = self._ready()
+            if not ready:
+                yield None
+            for worker in ready:
+                results, alive = self._collect(worker)
+                yield from results
+                if not alive:
+                    yield from self._replace(worker, None)
+                    exhausted = exhausted and not self._retry
+            for worker in self._overdue():
+                yield from self._replace(worker, f"took longer than {self._time_limit_s:g} s")
+                exhausted = exhausted and not self._retry
+
+    def _ready(self) -> list[_Worker]:
+        return [key.data for key, _ in self._selector.select(timeout=_TICK_S)]
+
+    def _collect(self, worker: _Worker) -> tuple[list[Decoded], bool]:
+        assert worker.process.stdout is not None
+        piece = os.read(worker.process.stdout.fileno(), 1 << 16)
+        return worker.receive(piece), bool(piece)
+
+    def _overdue(self) -> list[_Worker]:
+        limit = time.monotonic() - self._time_limit_s
+        late = [w for w in self._workers if w.pending and w.working_since < limit]
+        # The consumer may have been away: what is already answered is not late.
+        waiting = {key.data for key, _ in self._selector.select(timeout=0)}
+        return [worker for worker in late if worker not in waiting]
+
+    def _replace(self, worker: _Worker, reason: str | None) -> Iterator[Decoded]:
+        code = self._stop(worker)
+        if reason is None:
+            name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            reason = f"its decoder died ({name})"
+        pending = [task for task, _ in worker.pending]
+        self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
+        if self._failed_starts >= _START_LIMIT:
+            raise FeatpipeError(
+                f"expected decoding workers to start, but {_START_LIMIT} in a row did not "
+                f"({reason}); see their messages above, or try fewer --workers"
+            )
+        if worker.is_ready and pending:
+            at_fault = pending.pop(0)
+            yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason)
+        self._retry.extend(pending)
+        self._start()
+
+    def _start(self) -> None:
+        worker = _Worker(self._setup, self._slot_shape)
+        assert worker.process.stdout is not None
+        self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        self._workers.append(worker)
+
+    def _stop(self, worker: _Worker) -> int:
+        assert worker.process.stdout is not None
+        self._selector.unregister(worker.process.stdout)
+        self._workers.remove(worker)
+        return worker.end()

@@ -1,0 +1,119 @@
+"""A decoding process: reads, hashes and decodes one image after another.
+
+Started as ``python -m featpipe.decoding.worker``, so that it needs neither the caller's main
+module nor torch. Pixels go into shared memory, everything else into a frame on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from featpipe.decoding import frames
+from featpipe.decoding.pixels import load_pixels
+from featpipe.errors import BadImageError
+from featpipe.space import Preprocessing
+
+SLOTS = 2
+"""Tasks a worker may hold: one at work, one waiting, each with its own shared pixels."""
+
+
+def main() -> None:
+    """Serve frames from stdin until it ends."""
+    # Ctrl-C and batch systems signal the whole process group; the parent decides when to stop,
+    # and its death ends stdin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    # A decoder that prints must not break the frames.
+    sys.stdout = sys.stderr
+    first = frames.read(stdin)
+    if first is None:
+        return
+    setup, _ = first
+    _cap_memory(setup["memory_bytes"])
+    preprocessing = Preprocessing(**setup["preprocessing"])
+    size = preprocessing.size
+    memory = mmap.mmap(setup["pixels_fd"], SLOTS * size * size * 3)
+    slots = np.frombuffer(memory, np.uint8).reshape(SLOTS, size, size, 3)
+    known = np.empty(0, "S32")
+    if setup["known_count"]:
+        known_bytes = mmap.mmap(setup["known_fd"], setup["known_count"] * 32, prot=mmap.PROT_READ)
+        known = np.frombuffer(known_bytes, "S32")
+    _send(stdout, {"kind": "ready"})
+    # From here on only C libraries write to stderr; the reason goes into the reply instead.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    while (frame := frames.read(stdin)) is not None:
+        task, payload = frame
+        slot = slots[task["slot"]]
+        reply = _work(task, payload, known, slot, preprocessing, setup["max_pixels"])
+        _send(stdout, reply)
+
+
+def _send(stream: BinaryIO, header: dict[str, Any]) -> None:
+    stream.write(frames.pack(header))
+    stream.flush()
+
+
+def _work(
+    task: dict[str, Any],
+    payload: bytes,
+    known: np.ndarray,
+    slot: np.ndarray,
+    preprocessing: Preprocessing,
+    max_pixels: int,
+) -> dict[str, Any]:
+    reply: dict[str, Any] = {"key": task["key"], "id": None}
+    started = time.perf_counter()
+    try:
+        data = payload if task["path"] is None else _read(task["path"], reply)
+        image_id = hashlib.sha256(data).digest()
+        reply["id"] = image_id.hex()
+        reply["read_s"] = time.perf_counter() - started
+        if _is_known(known, image_id):
+            return {**reply, "kind": "known"}
+        started = time.perf_counter()
+        slot[...] = load_pixels(data, preprocessing, max_pixels=max_pixels)
+        return {**reply, "kind": "pixels", "decode_s": time.perf_counter() - started}
+    except BadImageError as error:
+        return {**reply, "kind": "bad", "stage": error.stage, "reason": error.reason}
+    except MemoryError:
+        reason = "needs more memory than one image may take"
+        return {**reply, "kind": "bad", "stage": "decode", "reason": reason}
+
+
+def _read(path: str, reply: dict[str, Any]) -> bytes:
+    """The file's bytes; what the file system says of it, taken before, goes into the reply."""
+    try:
+        status = os.stat(path)
+        if not os.path.isfile(path):
+            raise BadImageError("read", "not a regular file")
+        reply["stat"] = [status.st_size, status.st_mtime_ns, status.st_ino]
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise BadImageError("read", error.strerror or str(error)) from error
+
+
+def _is_known(known: np.ndarray, image_id: bytes) -> bool:
+    place = int(np.searchsorted(known, np.bytes_(image_id))) if len(known) else 0
+    return place < len(known) and bool(known[place] == np.bytes_(image_id))
+
+
+def _cap_memory(limit: int) -> None:
+    # Not every system lets a process lower its own address space.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Every error featpipe raises on purpose, with the exit code it becomes.
+
+A message is one line: what was expected, what was found, what to do next.
+"""
+
+
+class FeatpipeError(Exception):
+    """Base of all errors a user can meet; anything else is a bug."""
+
+    exit_code = 1
+
+
+class UsageError(FeatpipeError, ValueError):
+    """An option or a recipe key has a value that cannot be meant."""
+
+    exit_code = 2
+
+
+class NotFoundError(FeatpipeError, LookupError):
+    """No such cache, data set, head or input."""
+
+    exit_code = 10
+
+
+class SpaceMismatchError(FeatpipeError, ValueError):
+    """A head was offered features of another feature space than its own."""
+
+    exit_code = 12
+
+
+class DamageError(FeatpipeError):
+    """A stored file does not say what its name or checksums promise."""
+
+    exit_code = 13
+
+
+class StorageError(FeatpipeError, OSError):
+    """Reading or writing failed, or the disk is full."""
+
+    exit_code = 74
+
+
+class DataError(FeatpipeError, ValueError):
+    """The pictures, labels or splits given cannot be worked with."""
+
+
+class WeightsError(FeatpipeError, RuntimeError):
+    """The backbone's weights could not be had, or are not what they claim."""
+
+
+class FeatureOverflowError(FeatpipeError, ArithmeticError):
+    """A feature does not fit the stored dtype (infinite or not a number)."""
+
+
+class BadImageError(FeatpipeError, ValueError):
+    """One image cannot be used; it is quarantined, the job goes on.
+
+    Parameters
+    ----------
+    stage : str
+        Where it failed: ``read``, ``open``, ``decode``, ``convert``, ``resize`` or
+        ``worker``.
+    reason : str
+        One line for a person.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason

@@ -1,0 +1,422 @@
+"""Stage 1: a source's pictures become rows in the stores and a frozen data set.
+
+Decide, then act: first every record is sorted into known, quarantined or to do, from what the
+last run saw of the files; only what is to do is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from featpipe.decoding.pool import Task
+from featpipe.engine.request import FeaturePlan, FeatureRequest
+from featpipe.engine.runner import EngineOptions, Outcome, Timings, run
+from featpipe.errors import DataError, NotFoundError, UsageError
+from featpipe.progress import Progress, no_progress
+from featpipe.sources import Source, open_source
+from featpipe.space import FeatureSpace
+from featpipe.splits import DEFAULT_FRACTIONS, split_by_content
+from featpipe.store.datasets import (
+    NO_LABEL,
+    NO_SPLIT,
+    OK,
+    QUARANTINED,
+    SPLITS,
+    Dataset,
+    dataset_path,
+    load_dataset,
+    save_dataset,
+)
+from featpipe.store.feature_store import FeatureStore
+
+log = logging.getLogger("featpipe")
+
+_SETTLE_NS = 2 * 10**9
+"""A file changed this shortly before it was read may change again within its timestamp."""
+_UNTRUSTED = (-1, -1, -1)
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    dataset : str
+    spaces : list of FeatureSpace
+    images : int
+        Records of the source: computed + reused + duplicates + quarantined.
+    computed, reused, duplicates, quarantined : int
+        Pictures the backbone ran over; whose rows were there; that equal an earlier record;
+        that could not be read.
+    seconds, images_per_second : float
+        Wall time, and images by it.
+    stage_seconds : dict of str to float
+    bottleneck : str
+        The stage the others waited for; ``none`` where nothing was computed.
+    classes : list of str
+    splits : dict of str to int
+        Usable pictures in each split.
+    bad : list of tuple
+        ``(path, stage, reason)`` of every quarantined picture.
+    """
+
+    dataset: str
+    spaces: list[FeatureSpace]
+    images: int
+    computed: int
+    reused: int
+    duplicates: int
+    quarantined: int
+    seconds: float
+    images_per_second: float
+    stage_seconds: dict[str, float]
+    bottleneck: str
+    classes: list[str]
+    splits: dict[str, int]
+    bad: list[tuple[str, str, str]] = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as the command prints it."""
+        spaces = [
+            {"id": s.id, "tap": s.tap, "pool": s.pooling, "shape": list(s.shape)}
+            for s in self.spaces
+        ]
+        bad = [{"path": p, "stage": s, "reason": r} for p, s, r in self.bad]
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**rest, "spaces": spaces, "bad": bad}
+
+
+def extract(
+    data: str | os.PathLike[str],
+    *,
+    name: str,
+    cache: Path,
+    request: FeatureRequest | None = None,
+    options: EngineOptions | None = None,
+    fractions: Sequence[float] = DEFAULT_FRACTIONS,
+    root: Path | None = None,
+    max_bad: float = 1.0,
+    retry_quarantined: bool = False,
+    progress: Progress = no_progress,
+) -> ExtractResult:
+    """Compute what is missing of a source's features and freeze its list as a data set.
+
+    Parameters
+    ----------
+    data : str or path
+        See :func:`featpipe.sources.open_source`.
+    name : str
+        Name of the data set; an existing one of that name is brought up to date.
+    cache : Path
+    request : FeatureRequest, optional
+        What to compute.
+    options : EngineOptions, optional
+        How to run.
+    fractions : sequence of three floats
+        Shares of train, val and test where the source has no splits of its own.
+    root : Path, optional
+        For a list: the folder its paths are relative to and may not leave.
+    max_bad : float
+        Largest share of unreadable pictures, 0..1, before the job counts as failed.
+    retry_quarantined : bool
+        Try unreadable pictures again although their files have not changed.
+    progress : Progress
+
+    Raises
+    ------
+    FeatpipeError
+        See the classes in :mod:`featpipe.errors`. Rows computed before are kept.
+    """
+    started = time.perf_counter()
+    dataset_path(cache, name)
+    if len(fractions) != len(SPLITS):
+        raise UsageError(f"expected three shares (train,val,test), found {len(fractions)}")
+    source = open_source(data, root=root)
+    plan = (request or FeatureRequest()).resolve(cache)
+    options = options or EngineOptions()
+    stores = [FeatureStore(cache, space) for space in plan.spaces]
+    listed = time.perf_counter()
+    log.info("%s: %d pictures", source.spec, len(source.records))
+    if source.ignored:
+        log.info("%d files passed over: their names say they are no pictures", source.ignored)
+
+    samples = _Samples(source, _decoder(options))
+    before = _load_before(cache, name)
+    samples.recall(before, stores, retry_quarantined=retry_quarantined)
+    timings = Timings()
+    todo = np.flatnonzero(samples.state == _TODO)
+    if len(todo):
+        timings = _compute(source, samples, todo, plan, stores, options, max_bad, progress)
+    samples.check_max_bad(max_bad)
+
+    dataset = samples.freeze(name, fractions)
+    dataset.spaces = _spaces_held(dataset, plan.spaces, before, cache)
+    save_dataset(cache, dataset)
+    seconds = time.perf_counter() - started
+    return ExtractResult(
+        dataset=name,
+        spaces=plan.spaces,
+        **samples.counts(),
+        seconds=round(seconds, 3),
+        images_per_second=round(len(source.records) / seconds, 1),
+        stage_seconds={"list": round(listed - started, 3), **timings.as_dict()},
+        bottleneck=timings.bottleneck if samples.computed else "none",
+        classes=dataset.classes,
+        splits={s: int(len(dataset.in_split(s))) for s in dataset.split_names},
+        bad=[(source.records[i].path, *r) for i, r in sorted(samples.reasons.items())],
+    )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What an extraction would do, as far as the last run's record of the files tells."""
+
+    dataset: str
+    spaces: list[FeatureSpace]
+    images: int
+    unchanged: int
+    to_read: int
+    quarantined: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as the command prints it."""
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**rest, "spaces": [{"id": s.id, "tap": s.tap} for s in self.spaces]}
+
+
+def plan_extraction(
+    data: str | os.PathLike[str],
+    *,
+    name: str,
+    cache: Path,
+    request: FeatureRequest | None = None,
+    options: EngineOptions | None = None,
+    root: Path | None = None,
+) -> DryRun:
+    """Decide without acting: no picture is opened, nothing is written.
+
+    ``to_read`` pictures are new or changed; those whose content turns out to be known are
+    read but not decoded.
+    """
+    dataset_path(cache, name)
+    source = open_source(data, root=root)
+    plan = (request or FeatureRequest()).resolve(cache)
+    samples = _Samples(source, _decoder(options or EngineOptions()))
+    stores = [FeatureStore(cache, space) for space in plan.spaces]
+    samples.recall(_load_before(cache, name), stores, retry_quarantined=False)
+    count = {state: int((samples.state == state).sum()) for state in (_TODO, OK, QUARANTINED)}
+    images = len(source.records)
+    return DryRun(name, plan.spaces, images, count[OK], count[_TODO], count[QUARANTINED])
+
+
+_TODO = 2
+
+
+class _Samples:
+    """The columns of the data set in the making."""
+
+    def __init__(self, source: Source, decoder: str) -> None:
+        n = len(source.records)
+        self.source = source
+        self.decoder = decoder
+        self.state = np.full(n, _TODO, np.int8)
+        self.ids = np.zeros((n, 32), np.uint8)
+        self.stat = np.full((n, 3), -1, np.int64)
+        self.reasons: dict[int, list[str]] = {}
+        self.computed = 0
+
+    def recall(
+        self, before: Dataset | None, stores: list[FeatureStore], *, retry_quarantined: bool
+    ) -> None:
+        """Take over what the last run saw of files that have not changed since."""
+        if self.source.root is None:
+            self._hash_records()
+        elif before is not None and before.source["root"] == str(self.source.root):
+            self._recall_files(before, retry_quarantined=retry_quarantined)
+        # An unchanged file still has work to do where a store lacks its row.
+        fine = np.flatnonzero(self.state == OK)
+        have = np.ones(len(fine), bool)
+        for store in stores:
+            have &= store.contains(self.ids[fine])
+        self.state[fine[~have]] = _TODO
+
+    def _hash_records(self) -> None:
+        for i, record in enumerate(self.source.records):
+            data = self.payload(record.path)
+            self.ids[i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            self.state[i] = OK
+
+    def _recall_files(self, before: Dataset, *, retry_quarantined: bool) -> None:
+        row_of = {path: row for row, path in enumerate(before.paths)}
+        keep_bad = not retry_quarantined and before.info.get("decoder") == self.decoder
+        root = str(self.source.root)
+        old_stat = before.stat.tolist()
+        for i, record in enumerate(self.source.records):
+            row = row_of.get(record.path)
+            if row is None or old_stat[row][0] < 0:
+                continue
+            bad = before.status[row] == QUARANTINED
+            if (bad and not keep_bad) or old_stat[row] != _stat(root, record.path):
+                continue
+            self.stat[i] = before.stat[row]
+            self.ids[i] = before.image_sha256[row]
+            self.state[i] = before.status[row]
+            if bad:
+                self.reasons[i] = before.reasons[row]
+
+    def payload(self, path: str) -> bytes:
+        """Bytes of a record that is not a file."""
+        assert self.source.read_record is not None
+        return self.source.read_record(path)
+
+    def take(self, outcome: Outcome) -> None:
+        """Enter what became of one record."""
+        i = outcome.key
+        if outcome.image_id is not None:
+            self.ids[i] = np.frombuffer(outcome.image_id, np.uint8)
+        if outcome.stat is not None:
+            settled = time.time_ns() - outcome.stat[1] > _SETTLE_NS
+            self.stat[i] = outcome.stat if settled else _UNTRUSTED
+        if outcome.kind == "bad":
+            self.state[i] = QUARANTINED
+            self.reasons[i] = [outcome.stage, outcome.reason]
+        else:
+            self.state[i] = OK
+            self.computed += outcome.kind == "computed"
+
+    def check_max_bad(self, max_bad: float) -> None:
+        """Fail as soon as more pictures are bad than allowed."""
+        n = len(self.state)
+        if len(self.reasons) > max_bad * n:
+            row, (stage, reason) = next(iter(self.reasons.items()))
+            raise DataError(
+                f"expected at most {max_bad:.4g} of {n} pictures to be unreadable, found "
+                f"{len(self.reasons)}, among them {self.source.records[row].path!r} ({stage}: "
+                f"{reason}); mend or remove them, or allow more with --max-bad"
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Numbers for the result; each record counts once."""
+        fine = self.state == OK
+        unique = len(np.unique(self.ids[fine], axis=0)) if fine.any() else 0
+        return {
+            "images": len(self.state),
+            "computed": self.computed,
+            "reused": unique - self.computed,
+            "duplicates": int(fine.sum()) - unique,
+            "quarantined": int((self.state == QUARANTINED).sum()),
+        }
+
+    def freeze(self, name: str, fractions: Sequence[float]) -> Dataset:
+        """The data set, with splits."""
+        records = self.source.records
+        classes = sorted({record.label for record in records if record.label is not None})
+        number = {label: i for i, label in enumerate(classes)}
+        label = np.array([number.get(r.label or "", NO_LABEL) for r in records], np.int64)
+        has_splits = any(record.split for record in records)
+        split = np.full(len(records), NO_SPLIT, np.int8)
+        usable = self.state == OK
+        if has_splits:
+            split[:] = [SPLITS.index(r.split) if r.split else NO_SPLIT for r in records]
+        elif classes and usable.any():
+            split[usable] = split_by_content(self.ids[usable], label[usable], fractions)
+        self._warn_of_conflicts(label)
+        return Dataset(
+            name=name,
+            source=self.source.describe(),
+            classes=classes,
+            paths=[record.path for record in records],
+            label=label,
+            split=split,
+            image_sha256=self.ids,
+            status=self.state,
+            stat=self.stat,
+            reasons=self.reasons,
+            info={
+                "decoder": self.decoder,
+                "split": "given" if has_splits else list(fractions),
+            },
+        )
+
+    def _warn_of_conflicts(self, label: np.ndarray) -> None:
+        fine = self.state == OK
+        pairs = np.unique(np.column_stack([self.ids[fine], label[fine]]), axis=0)
+        contents = np.unique(pairs[:, :32], axis=0) if len(pairs) else pairs
+        if len(pairs) > len(contents):
+            log.warning("%d pictures appear under more than one label", len(pairs) - len(contents))
+
+
+def _compute(
+    source: Source,
+    samples: _Samples,
+    todo: np.ndarray,
+    plan: FeaturePlan,
+    stores: list[FeatureStore],
+    options: EngineOptions,
+    max_bad: float,
+    progress: Progress,
+) -> Timings:
+    def tasks() -> Iterator[Task]:
+        for i in todo.tolist():
+            path = source.records[i].path
+            if source.root is None:
+                yield Task(i, None, samples.payload(path))
+            else:
+                yield Task(i, os.path.join(source.root, path))
+
+    with progress("extract", len(todo)) as bar:
+
+        def on_outcome(outcome: Outcome) -> None:
+            samples.take(outcome)
+            bar.advance(bad=len(samples.reasons))
+            if outcome.kind == "bad":
+                path = source.records[outcome.key].path
+                log.debug("quarantined %r: %s: %s", path, outcome.stage, outcome.reason)
+                samples.check_max_bad(max_bad)
+
+        return run(tasks(), plan, stores, on_outcome, options)
+
+
+def _stat(root: str, path: str) -> list[int] | None:
+    try:
+        status = os.stat(os.path.join(root, path))
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _decoder(options: EngineOptions) -> str:
+    """What decides whether a picture is readable; a change tries quarantined ones again."""
+    return f"pillow {PIL.__version__}, {options.max_pixels} pixels"
+
+
+def _load_before(cache: Path, name: str) -> Dataset | None:
+    try:
+        return load_dataset(cache, name)
+    except NotFoundError:
+        return None
+
+
+def _spaces_held(
+    dataset: Dataset, now: list[FeatureSpace], before: Dataset | None, cache: Path
+) -> list[str]:
+    """Spaces that hold every usable row: this run's, and earlier ones that still do."""
+    held = [space.canonical_json for space in now]
+    ids: Any = dataset.image_sha256[dataset.usable]
+    for text in before.spaces if before else []:
+        store = FeatureStore(cache, FeatureSpace.from_json(text))
+        if text not in held and store.folder.is_dir() and store.contains(ids).all():
+            held.append(text)
+    return held

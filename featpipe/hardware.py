@@ -1,0 +1,105 @@
+"""Which device and compute precision to use, found without importing torch where possible."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+from featpipe.errors import UsageError
+from featpipe.space import PRECISIONS
+
+_NATIVE_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""CPU flags (x86 and Arm) of processors that multiply bf16 in hardware."""
+
+
+def resolve_device(device: str = "auto") -> str:
+    """``auto`` → ``cuda`` or ``mps`` where usable, else ``cpu``; other names are checked.
+
+    Raises
+    ------
+    UsageError
+        The device is not usable here.
+    """
+    if device == "auto":
+        return _best_device()
+    if device == "cpu":
+        return device
+    import torch
+
+    kind, _, number = device.partition(":")
+    usable = {
+        "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+        if number.isdigit() or not number
+        else False,
+        "mps": torch.backends.mps.is_available() and not number,
+    }
+    if not usable.get(kind, False):
+        raise UsageError(
+            f"expected a device this machine has, found {device!r}; use --device auto or cpu"
+        )
+    return device
+
+
+@functools.cache
+def _best_device() -> str:
+    # Importing torch takes seconds: on a machine without any accelerator, do not ask it.
+    if not (sys.platform == "darwin" or any(Path("/dev").glob("nvidia*")) or _has_wsl_gpu()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _has_wsl_gpu() -> bool:
+    return os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """``auto`` → ``bf16`` or ``fp16`` where the hardware computes in it, else ``fp32``.
+
+    Raises
+    ------
+    UsageError
+        There is no such precision.
+    """
+    if precision == "auto":
+        return _best_precision(device)
+    if precision not in PRECISIONS:
+        raise UsageError(f"expected precision auto, {', '.join(PRECISIONS)}, found {precision!r}")
+    return precision
+
+
+@functools.cache
+def _best_precision(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        # bf16 matrix units came with compute capability 8.0, fp16 ones with 7.0.
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    if device == "cpu":
+        return "bf16" if _NATIVE_BF16 & _cpu_flags() else "fp32"
+    return "fp32"
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,64 @@
+"""Where pictures come from: a folder, a list, or digits shipped inside scikit-learn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from featpipe.errors import NotFoundError, UsageError
+from featpipe.sources.digits import DIGITS, open_digits, read_digit
+from featpipe.sources.folder import open_folder
+from featpipe.sources.listing import LIST_SUFFIXES, open_list
+from featpipe.sources.records import Record, Source
+
+__all__ = ["Record", "Source", "image_reader", "open_source"]
+
+
+def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> Source:
+    """List the pictures DATA names.
+
+    Parameters
+    ----------
+    data : str or path
+        ``sklearn:digits``, an image folder, or a ``.csv``, ``.tsv`` or ``.jsonl`` list.
+    root : Path, optional
+        Folder the paths of a list are relative to and may not leave; default: the list's own.
+
+    Raises
+    ------
+    NotFoundError
+        There is nothing of that name.
+    UsageError
+        It is neither a folder nor a list.
+    DataError
+        The list or the folder's layout cannot be understood.
+    """
+    if str(data) == DIGITS:
+        return open_digits()
+    if str(data).startswith("sklearn:"):
+        raise UsageError(f"expected '{DIGITS}', a folder or a list, found '{data}'")
+    path = Path(data)
+    if path.is_dir():
+        if root is not None:
+            raise UsageError("expected --root only with a list, found a folder as DATA")
+        return open_folder(path)
+    if not path.exists():
+        raise NotFoundError(
+            f"expected an image folder, a list ({', '.join(LIST_SUFFIXES)}) or '{DIGITS}', "
+            f"found nothing at {path}; check the path"
+        )
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return open_list(path, root=root)
+    raise UsageError(
+        f"expected an image folder or a list ending in {', '.join(LIST_SUFFIXES)}, found {path}"
+    )
+
+
+def image_reader(source: dict[str, Any]) -> Callable[[str], bytes]:
+    """A function from a data set's path to the bytes of that picture, without listing again."""
+    if source["kind"] == "digits":
+        return read_digit
+    root = Path(source["root"])
+    return lambda path: (root / path).read_bytes()

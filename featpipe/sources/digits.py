@@ -1,0 +1,73 @@
+"""1,797 handwritten digits shipped inside scikit-learn, as PNG bytes."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+
+import numpy as np
+
+from featpipe.sources.records import Record, Source
+
+DIGITS = "sklearn:digits"
+
+
+def open_digits() -> Source:
+    """The digits as a source; pictures are named ``digits/0000.png`` and so on."""
+    _, target = _load()
+    records = [Record(f"digits/{i:04d}.png", str(label)) for i, label in enumerate(target)]
+    return Source("digits", DIGITS, None, records, read_record=read_digit)
+
+
+def read_digit(path: str) -> bytes:
+    """Canonical PNG bytes of ``digits/NNNN.png``."""
+    images, _ = _load()
+    number = int(path.removeprefix("digits/").removesuffix(".png"))
+    return canonical_png(images[number])
+
+
+@functools.cache
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # 8 x 8 with values 0..16 → 0..255
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+
+def canonical_png(pixels: np.ndarray) -> bytes:
+    """The one PNG spelling of a picture, so that its SHA-256 can be its identity.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (height, width) or (height, width, 3)
+        Grey or RGB.
+
+    Returns
+    -------
+    bytes
+        8-bit PNG, no filter, stored (uncompressed) deflate blocks: compressors may differ
+        between zlib versions, this cannot.
+    """
+    height, width = pixels.shape[:2]
+    colour_type = 0 if pixels.ndim == 2 else 2
+    rows = pixels.reshape(height, -1)
+    raw = np.hstack([np.zeros((height, 1), np.uint8), rows]).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", _stored_deflate(raw)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _stored_deflate(raw: bytes) -> bytes:
+    # RFC 1950 and 1951: blocks of at most 65,535 bytes, the last one flagged.
+    blocks = [raw[i : i + 65535] for i in range(0, len(raw), 65535)] or [b""]
+    body = b"".join(
+        struct.pack("<BHH", i == len(blocks) - 1, len(block), len(block) ^ 0xFFFF) + block
+        for i, block in enumerate(blocks)
+    )
+    return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(raw))

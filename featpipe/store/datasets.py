@@ -1,0 +1,238 @@
+"""Data set files: the frozen list of samples, and what was seen of each file on disk.
+
+One HDF5 file per data set: columns of equal length, and one JSON header. Paths are kept as the
+bytes the file system gave, so no name is too strange to come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.disk import write_atomically
+
+DATASET_VERSION = 1
+SPLITS = ("train", "val", "test")
+NO_SPLIT = -1
+NO_LABEL = -1
+OK, QUARANTINED = 0, 1
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_COLUMNS: dict[str, type[np.generic]] = {
+    "label": np.int64,
+    "split": np.int8,
+    "image_sha256": np.uint8,
+    "status": np.int8,
+    "stat": np.int64,
+}
+
+
+@dataclass
+class Dataset:
+    """A named, frozen list of samples.
+
+    Attributes
+    ----------
+    name : str
+    source : dict
+        What the list was read from (``spec``, ``root``, …): enough to read a picture again.
+    classes : list of str
+        Class names, sorted; labels index into it.
+    paths : list of str
+        Relative to the source's root; bytes that are not UTF-8 as surrogate escapes.
+    label : ndarray of int64, shape (n,)
+        Class index, -1 where unlabelled.
+    split : ndarray of int8, shape (n,)
+        Index into ``SPLITS``, -1 where there is none.
+    image_sha256 : ndarray of uint8, shape (n, 32)
+        Image ids; zero where the file could not even be read.
+    status : ndarray of int8, shape (n,)
+        0 usable, 1 quarantined.
+    stat : ndarray of int64, shape (n, 3)
+        Size, modification time (ns) and inode when the id was taken; -1 where not to be trusted.
+    reasons : dict
+        Row → ``[stage, reason]`` for quarantined rows.
+    spaces : list of str
+        Canonical JSON of the feature spaces that hold every usable row.
+    info : dict
+        Split policy, decoder version, versions and time; for people and for cache decisions.
+    """
+
+    name: str
+    source: dict[str, Any]
+    classes: list[str]
+    paths: list[str]
+    label: np.ndarray
+    split: np.ndarray
+    image_sha256: np.ndarray
+    status: np.ndarray
+    stat: np.ndarray
+    reasons: dict[int, list[str]] = field(default_factory=dict)
+    spaces: list[str] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Which rows have features: (n,) bool."""
+        return self.status == OK
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits that have at least one usable row, in the order train, val, test."""
+        here = set(self.split[self.usable].tolist())
+        return [name for number, name in enumerate(SPLITS) if number in here]
+
+    def in_split(self, split: str) -> np.ndarray:
+        """Row numbers of the usable samples of a split (``all`` for every one).
+
+        Raises
+        ------
+        NotFoundError
+            The data set has no such split.
+        """
+        if split == "all":
+            return np.flatnonzero(self.usable)
+        if split not in self.split_names:
+            found = ", ".join(self.split_names) or "none"
+            raise NotFoundError(
+                f"expected a split '{split}' in data set '{self.name}', found: {found}; "
+                "name one of those, or 'all'"
+            )
+        return np.flatnonzero(self.usable & (self.split == SPLITS.index(split)))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of what the list means: ids, labels, splits, class names."""
+        return hashlib.sha256(
+            json.dumps([self.classes]).encode()
+            + self.image_sha256.tobytes()
+            + self.label.astype("<i8").tobytes()
+            + self.split.tobytes()
+            + self.status.tobytes()
+        ).hexdigest()
+
+
+def dataset_path(cache: Path, name: str) -> Path:
+    """Where a data set's file lies.
+
+    Raises
+    ------
+    UsageError
+        The name could leave the folder, or is not a plain file name.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"expected a data set name of letters, digits, '.', '_' and '-' (at most 100, "
+            f"beginning with a letter or digit), found {name!r}"
+        )
+    return cache / "datasets" / f"{name}.h5"
+
+
+def list_datasets(cache: Path) -> list[str]:
+    """Names of the data sets of a cache, sorted."""
+    return sorted(path.stem for path in (cache / "datasets").glob("*.h5"))
+
+
+def save_dataset(cache: Path, dataset: Dataset) -> Path:
+    """Replace the data set's file atomically."""
+    path = dataset_path(cache, dataset.name)
+    write_atomically(path, _encode(dataset))
+    return path
+
+
+def load_dataset(cache: Path, name: str) -> Dataset:
+    """Read a data set.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such data set.
+    DamageError
+        The file is not a whole data set file of a known version.
+    """
+    path = dataset_path(cache, name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        known = ", ".join(list_datasets(cache)) or "none"
+        raise NotFoundError(
+            f"expected a data set '{name}' in {cache}, found: {known}; "
+            f"make it with 'featpipe extract DATA --name {name}', or name another --cache"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+    try:
+        return _decode(data)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise DamageError(
+            f"expected a whole data set file in {path}, found: {str(error).splitlines()[0]}; "
+            "remove it and run the same 'featpipe extract' again: no features are lost"
+        ) from error
+
+
+def _encode(dataset: Dataset) -> bytes:
+    header = {
+        "name": dataset.name,
+        "source": dataset.source,
+        "classes": dataset.classes,
+        "reasons": {str(row): reason for row, reason in dataset.reasons.items()},
+        "spaces": dataset.spaces,
+        "info": dataset.info,
+    }
+    encoded = [os.fsencode(path) for path in dataset.paths]
+    arrays = {name: np.asarray(getattr(dataset, name), kind) for name, kind in _COLUMNS.items()}
+    arrays["path_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+    arrays["path_end"] = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+    arrays["header"] = np.frombuffer(json.dumps(header).encode("ascii"), np.uint8)
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
+        file.attrs["format_version"] = DATASET_VERSION
+        file.attrs["sha256"] = _content_digest(arrays)
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+    return buffer.getvalue()
+
+
+def _decode(data: bytes) -> Dataset:
+    with h5py.File(io.BytesIO(data), "r") as file:
+        version = int(file.attrs["format_version"])
+        if version != DATASET_VERSION:
+            raise ValueError(f"format version {version}; this featpipe reads {DATASET_VERSION}")
+        arrays = {}
+        for name in (*_COLUMNS, "path_bytes", "path_end", "header"):
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"'{name}' is missing or a link")
+            column = file[name]
+            if column.is_virtual or column.external or column.chunks:
+                raise ValueError(f"'{name}' is not one plain block")
+            if column.size * column.dtype.itemsize > len(data):
+                raise ValueError(f"'{name}' declares more than the file holds")
+            arrays[name] = column[()]
+        if _content_digest(arrays) != str(file.attrs["sha256"]):
+            raise ValueError("its content does not match its digest")
+    header = json.loads(arrays.pop("header").tobytes())
+    blob, ends = arrays.pop("path_bytes").tobytes(), arrays.pop("path_end").tolist()
+    paths = [os.fsdecode(blob[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    reasons = {int(row): reason for row, reason in header.pop("reasons").items()}
+    return Dataset(paths=paths, reasons=reasons, **header, **arrays)
+
+
+def _content_digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""All rows of one feature space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from featpipe.errors import DamageError, NotFoundError
+from featpipe.space import FeatureSpace
+from featpipe.disk import remove_leftovers, write_atomically
+from featpipe.store.index import Index, load_index
+from featpipe.store.rows import FeatureRows
+from featpipe.store.segments import build_segment, write_segment
+
+
+class FeatureStore:
+    """The folder of all segments of one feature space.
+
+    Parameters
+    ----------
+    cache : Path
+        Cache root.
+    space : FeatureSpace
+    """
+
+    def __init__(self, cache: Path, space: FeatureSpace) -> None:
+        self.space = space
+        self.folder = cache / "spaces" / space.name
+        self._index: Index | None = None
+
+    @property
+    def segments_folder(self) -> Path:
+        """Where the segments lie."""
+        return self.folder / "segments"
+
+    @property
+    def index(self) -> Index:
+        """The index, read on first use; :meth:`refresh` forgets it."""
+        if self._index is None:
+            self._index = load_index(self.folder, self.space)
+        return self._index
+
+    def refresh(self) -> None:
+        """Look at the disk again on the next use."""
+        self._index = None
+
+    def contains(self, ids: np.ndarray) -> np.ndarray:
+        """Which image ids (n, 32) have a row: (n,) bool."""
+        return self.index.find(ids) >= 0
+
+    def rows(self, ids: np.ndarray) -> FeatureRows:
+        """The rows of image ids (n, 32), in that order.
+
+        Raises
+        ------
+        NotFoundError
+            Some image has no row here.
+        """
+        index = self.index
+        place = index.find(ids)
+        missing = int((place < 0).sum())
+        if missing:
+            raise NotFoundError(
+                f"expected {len(ids)} rows in {self.folder}, found {len(ids) - missing}: "
+                f"{missing} missing; run the same 'featpipe extract' again to compute them"
+            )
+        return FeatureRows(
+            [self.segments_folder / f"{name.decode()}.h5" for name in index.names],
+            index.offsets,
+            index.counts,
+            segment=index.segment[place],
+            row=index.row[place],
+            crc32=index.crc32[place],
+            row_shape=self.space.shape,
+            dtype=np.dtype(self.space.dtype),
+        )
+
+    def prepare(self) -> None:
+        """Make the folder, write ``space.json`` once, clear dead writers' leftovers."""
+        path = self.folder / "space.json"
+        if not path.exists():
+            text = json.dumps(json.loads(self.space.canonical_json), indent=2, sort_keys=True)
+            write_atomically(path, text.encode() + b"\n")
+        for folder in (self.folder, self.segments_folder):
+            if folder.is_dir():
+                remove_leftovers(folder)
+
+    def append(self, ids: np.ndarray, rows: np.ndarray, provenance: dict[str, str]) -> Path:
+        """Commit rows (n, *shape) of image ids (n, 32) as one segment; returns its path."""
+        data = build_segment(self.space, ids, rows, provenance)
+        return write_segment(self.segments_folder, data)
+
+
+def list_stores(cache: Path) -> list[FeatureStore]:
+    """Every feature store of a cache, by folder name.
+
+    Raises
+    ------
+    DamageError
+        A ``space.json`` is not a feature space, or lies in another space's folder.
+    """
+    stores = []
+    for path in sorted((cache / "spaces").glob("*/space.json")):
+        space = FeatureSpace.from_json(path.read_text(encoding="utf-8", errors="replace"))
+        if space.name != path.parent.name:
+            raise DamageError(
+                f"expected the feature space of {path.parent.name} in {path}, found that of "
+                f"{space.name}; move the folder back to its own name"
+            )
+        stores.append(FeatureStore(cache, space))
+    return stores

@@ -1,0 +1,159 @@
+"""Rows of a feature store as one read-only array, mapped from many segments."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.errors import DamageError, StorageError
+
+
+class FeatureRows:
+    """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
+
+    Indexing gives NumPy arrays: an integer one row, a slice or an integer or boolean array
+    several. Neighbouring rows of one segment are handed out as views, all others are
+    gathered into a new array. Each row's checksum is tested the first time it is touched.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Segment files.
+    offsets, counts : ndarray of int64, shape (m,)
+        Where each segment's features begin (bytes) and how many rows it holds.
+    segment, row : ndarray of int64, shape (n,)
+        Where each row of this array lies.
+    crc32 : ndarray of uint32, shape (n,)
+        What each row's bytes must sum to.
+    row_shape : tuple of int
+    dtype : dtype
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        offsets: np.ndarray,
+        counts: np.ndarray,
+        *,
+        segment: np.ndarray,
+        row: np.ndarray,
+        crc32: np.ndarray,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
+        self._paths, self._offsets, self._counts = paths, offsets, counts
+        self._segment, self._row, self._crc32 = segment, row, crc32
+        self.shape: tuple[int, ...] = (len(row), *row_shape)
+        self.dtype = np.dtype(dtype)
+        self._checked = np.zeros(len(row), dtype=bool)
+        self._maps: dict[int, np.ndarray] = {}
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, rows included."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, tuple):
+            return self[index[0]][(slice(None), *index[1:])]
+        if isinstance(index, int | np.integer):
+            return self._take(np.array([range(len(self))[index]]))[0]
+        if isinstance(index, slice):
+            return self._take(np.arange(*index.indices(len(self))))
+        chosen = np.asarray(index)
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise IndexError(f"expected a mask of {len(self)} rows, found {chosen.shape}")
+            chosen = np.flatnonzero(chosen)
+        return self._take(np.arange(len(self))[chosen])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype=dtype, copy=True if copy else None)
+
+    def __repr__(self) -> str:
+        return f"FeatureRows(shape={self.shape}, dtype={self.dtype}, segments={len(self._paths)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def select(self, index: np.ndarray) -> FeatureRows:
+        """The chosen rows, in that order, still mapped."""
+        chosen = np.arange(len(self))[index]
+        rows = FeatureRows(
+            self._paths,
+            self._offsets,
+            self._counts,
+            segment=self._segment[chosen],
+            row=self._row[chosen],
+            crc32=self._crc32[chosen],
+            row_shape=self.shape[1:],
+            dtype=self.dtype,
+        )
+        rows._checked = self._checked[chosen]
+        return rows
+
+    def _take(self, index: np.ndarray) -> np.ndarray:
+        if not len(index):
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        self._check(index)
+        segment, row = self._segment[index], self._row[index]
+        first = int(segment[0])
+        if (segment == first).all():
+            block = self._map(first)
+            if (np.diff(row) == 1).all():
+                return block[row[0] : row[-1] + 1]
+            return block[row]
+        out = np.empty((len(index), *self.shape[1:]), self.dtype)
+        for number in np.unique(segment):
+            here = segment == number
+            out[here] = self._map(int(number))[row[here]]
+        return out
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            path = self._paths[number]
+            shape = (int(self._counts[number]), *self.shape[1:])
+            try:
+                mapped = np.memmap(path, self.dtype, "r", int(self._offsets[number]), shape)
+            except FileNotFoundError as error:
+                raise StorageError(
+                    f"expected the segment {path}, found none; it was removed while in use: "
+                    "run the same command again"
+                ) from error
+            except ValueError as error:
+                raise DamageError(
+                    f"expected {shape[0]} rows in {path}, found a shorter file "
+                    f"({os.path.getsize(path)} bytes); run 'featpipe cache verify'"
+                ) from error
+            except OSError as error:
+                raise StorageError(f"expected to map {path}, but: {error.strerror}") from error
+            self._maps[number] = mapped.view(np.ndarray)
+        return self._maps[number]
+
+    def _check(self, index: np.ndarray) -> None:
+        for i in index[~self._checked[index]]:
+            number, row = int(self._segment[i]), int(self._row[i])
+            block = self._map(number)
+            if zlib.crc32(block[row].tobytes()) != self._crc32[i]:
+                raise DamageError(
+                    f"expected checksum {self._crc32[i]:08x} for row {row} of "
+                    f"{self._paths[number]}, found another: the row is damaged; "
+                    "run 'featpipe cache verify' to see the extent"
+                )
+            self._checked[i] = True

