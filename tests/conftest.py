@@ -1,0 +1,110 @@
+"""Tiny pictures, a tiny backbone request and the sample data, for all tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def jpeg_bytes(seed: int, size: tuple[int, int] = (48, 40), **options: Any) -> bytes:
+    """A JPEG of coloured noise, different for every seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def class_picture(label: int, seed: int) -> Image.Image:
+    """A picture whose class a linear head can learn: red-ish for 0, blue-ish for 1, …"""
+    rng = np.random.default_rng([label, seed])
+    pixels = rng.integers(0, 120, (40, 40, 3), np.uint8)
+    pixels[..., label % 3] += 100
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """``photos/{blue,red}/N.png``: two classes, 20 different pictures each."""
+    folder = tmp_path / "photos"
+    for number, label in enumerate(("red", "blue")):
+        (folder / label).mkdir(parents=True)
+        for seed in range(20):
+            class_picture(number * 2, seed).save(folder / label / f"{seed:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """An empty cache root."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Request fields of the cheapest feature space: random weights, one block, 16 px."""
+    return {
+        "weights": "random:0",
+        "taps": ("block1_pool",),
+        "size": 16,
+        "resize": "squash",
+        "precision": "fp32",
+        "device": "cpu",
+    }
+
+
+TINY_FLAGS = (
+    "--weights random:0 --tap block1_pool --size 16 --resize squash --precision fp32 --device cpu"
+).split()
+"""The same as flags."""
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of sample data; without it the test is skipped, loudly."""
+    if not SHARED.is_dir():
+        pytest.skip(f"NO SAMPLE DATA: {SHARED} is missing; real pictures were not tested")
+    return SHARED
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def featpipe(tmp_path: Path) -> Run:
+    """Run the command line in ``tmp_path``: ``featpipe("extract", folder, "--name", "x")``."""
+
+    def run(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **options.pop("env", {})}
+        return subprocess.run(
+            [sys.executable, "-m", "featpipe", *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=options.pop("cwd", tmp_path),
+            env=env,
+            timeout=options.pop("timeout", 240),
+            check=False,
+            **options,
+        )
+
+    return run
+
+
+def json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The one JSON document on stdout."""
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["schema"] == 1
+    return document
