@@ -1,1 +1,55 @@
-"""featpipe: run a frozen network over pictures once, then train heads in seconds."""
+"""featpipe: run a frozen network over pictures once, then train heads in seconds.
+
+The commands are functions here, under the same names; nothing heavy is imported before one of
+them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featpipe._version import __version__
+
+if TYPE_CHECKING:
+    from featpipe.api import evaluate, extract, predict, train_head
+    from featpipe.errors import FeatpipeError
+    from featpipe.features import open_features
+    from featpipe.store.rows import FeatureRows
+    from featpipe.torch_dataset import FeatureDataset
+    from featpipe.transformer import CachedFeatures
+
+_HOMES = {
+    "extract": "featpipe.api",
+    "train_head": "featpipe.api",
+    "evaluate": "featpipe.api",
+    "predict": "featpipe.api",
+    "open_features": "featpipe.features",
+    "FeatpipeError": "featpipe.errors",
+    "FeatureRows": "featpipe.store.rows",
+    "FeatureDataset": "featpipe.torch_dataset",
+    "CachedFeatures": "featpipe.transformer",
+}
+
+__all__ = [
+    "CachedFeatures",
+    "FeatpipeError",
+    "FeatureDataset",
+    "FeatureRows",
+    "__version__",
+    "evaluate",
+    "extract",
+    "open_features",
+    "predict",
+    "train_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featpipe' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from featpipe.space import FeatureSpace, Preprocessing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -34,6 +37,30 @@ def class_picture(label: int, seed: int) -> Image.Image:
     pixels = rng.integers(0, 120, (40, 40, 3), np.uint8)
     pixels[..., label % 3] += 100
     return Image.fromarray(pixels)
+
+
+def small_space(**changes: Any) -> FeatureSpace:
+    """A feature space of four float16 numbers a picture; no backbone is needed to fill it."""
+    preprocessing = Preprocessing(
+        size=8, resize="crop", mean=(0.25, 0.5, 0.75), std=(1.0, 0.5, 0.125)
+    )
+    fields: dict[str, Any] = {
+        "backbone": "tiny",
+        "weights": "ab" * 32,
+        "tap": "block1_pool",
+        "pooling": "avg",
+        "preprocessing": preprocessing,
+        "precision": "fp32",
+        "dtype": "float16",
+        "shape": (4,),
+    }
+    return FeatureSpace(**{**fields, **changes})
+
+
+def image_ids(*names: object) -> np.ndarray:
+    """Image ids (n, 32) uint8 of pretended pictures; equal names, equal ids."""
+    digests = b"".join(hashlib.sha256(str(name).encode()).digest() for name in names)
+    return np.frombuffer(digests, np.uint8).reshape(len(names), 32)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 
 from featpipe.errors import NotFoundError, UsageError
 from featpipe.sources.digits import DIGITS, open_digits, read_digit
-from featpipe.sources.folder import open_folder
+from featpipe.sources.folder import list_pictures, open_folder
 from featpipe.sources.listing import LIST_SUFFIXES, open_list
 from featpipe.sources.records import Record, Source
 
-__all__ = ["Record", "Source", "image_reader", "open_source"]
+__all__ = ["Record", "Source", "image_reader", "list_pictures", "open_source"]
 
 
 def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> Source:

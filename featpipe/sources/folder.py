@@ -44,11 +44,9 @@ def open_folder(folder: Path) -> Source:
             f"{', '.join(map(repr, others[:5]))}; move them away, or give a list of "
             "path,label,split"
         )
-    records, ignored = [], 0
-    for path in _walk(root, ""):
-        if os.path.splitext(path)[1].lower() in NOT_PICTURES or path.endswith("Thumbs.db"):
-            ignored += 1
-            continue
+    paths, ignored = list_pictures(root)
+    records = []
+    for path in paths:
         parts = path.split("/")
         split = None
         if split_folders and len(parts) > 1:
@@ -63,6 +61,13 @@ def open_folder(folder: Path) -> Source:
             "expected layouts: class/picture, train/class/picture, or pictures alone"
         )
     return Source("folder", str(folder), root, records, ignored=ignored)
+
+
+def list_pictures(folder: Path) -> tuple[list[str], int]:
+    """Relative paths of all files that may be pictures, and how many others were passed over."""
+    every = list(_walk(folder, ""))
+    paths = [path for path in every if os.path.splitext(path)[1].lower() not in NOT_PICTURES]
+    return paths, len(every) - len(paths)
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:

@@ -1,0 +1,130 @@
+"""The commands as functions: the same names, the same options, the same defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featpipe import evaluation, extraction, prediction, training
+from featpipe.engine.options import parse_options
+from featpipe.evaluation import Evaluation
+from featpipe.extraction import ExtractResult
+from featpipe.features import default_cache
+from featpipe.prediction import Prediction
+from featpipe.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
+from featpipe.training import TrainResult
+
+PathLike = str | os.PathLike[str]
+
+
+def extract(
+    data: PathLike,
+    *,
+    name: str,
+    cache: PathLike | None = None,
+    split: Sequence[float] = DEFAULT_FRACTIONS,
+    root: PathLike | None = None,
+    max_bad: float = 1.0,
+    retry_quarantined: bool = False,
+    **options: Any,
+) -> ExtractResult:
+    """Compute what is missing of the features of DATA and freeze its list as data set ``name``.
+
+    Parameters
+    ----------
+    data : str or path
+        An image folder, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or ``sklearn:digits``.
+    name : str
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    split : sequence of three floats
+        Shares of train, val and test where DATA has no splits.
+    root : path, optional
+        For a list: the folder its paths may not leave.
+    max_bad : float
+        Largest share of unreadable pictures, 0..1.
+    retry_quarantined : bool
+    **options
+        ``backbone, weights, tap, pool, size, resize, precision, dtype, device, batch_size,
+        workers, max_pixels``; see :class:`featpipe.engine.request.FeatureRequest` and
+        :class:`featpipe.engine.runner.EngineOptions`.
+
+    Raises
+    ------
+    FeatpipeError
+    """
+    request, engine_options = parse_options(options)
+    return extraction.extract(
+        data,
+        name=name,
+        cache=_root(cache),
+        request=request,
+        options=engine_options,
+        fractions=split,
+        root=None if root is None else Path(root),
+        max_bad=max_bad,
+        retry_quarantined=retry_quarantined,
+    )
+
+
+def train_head(
+    name: str,
+    *,
+    head: str = "linear",
+    cache: PathLike | None = None,
+    tap: str | None = None,
+    pool: str | None = None,
+    seed: int = 0,
+    val: float = DEFAULT_VAL_FRACTION,
+    out: PathLike | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    **params: Any,
+) -> TrainResult:
+    """Train a head on a data set's cached features; see :func:`featpipe.training.train_head`.
+
+    ``**params`` are the head's hyper-parameters, such as ``hidden=512, dropout=0.3`` for
+    ``mlp`` or ``C=0.01`` for ``logistic``.
+    """
+    return training.train_head(
+        name,
+        cache=_root(cache),
+        head=head,
+        params=params,
+        tap=tap,
+        pool=pool,
+        seed=seed,
+        val_fraction=val,
+        out=None if out is None else Path(out),
+        overwrite=overwrite,
+        device=device,
+    )
+
+
+def evaluate(
+    head: PathLike, *, on: str | None = None, split: str = "test", cache: PathLike | None = None
+) -> Evaluation:
+    """Score a head on a split; see :func:`featpipe.evaluation.evaluate`."""
+    return evaluation.evaluate(Path(head), cache=_root(cache), on=on, split=split)
+
+
+def predict(
+    head: PathLike,
+    paths: Sequence[PathLike] | PathLike,
+    *,
+    cache: PathLike | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+) -> list[Prediction]:
+    """Classify files and folders; see :func:`featpipe.prediction.predict`."""
+    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found = prediction.predict(
+        Path(head), several, cache=_root(cache), weights=weights, device=device
+    )
+    return list(found)
+
+
+def _root(cache: PathLike | None) -> Path:
+    return default_cache() if cache is None else Path(cache)

@@ -1,0 +1,123 @@
+"""Cached features of a data set as arrays: the door for people with their own training code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from featpipe.errors import NotFoundError, SpaceMismatchError, UsageError
+from featpipe.space import FeatureSpace
+from featpipe.store.datasets import Dataset, load_dataset
+from featpipe.store.feature_store import FeatureStore
+from featpipe.store.rows import FeatureRows
+
+DEFAULT_CACHE = Path("cache")
+CACHE_VARIABLE = "FEATPIPE_CACHE"
+
+
+def default_cache() -> Path:
+    """``$FEATPIPE_CACHE``, else ``./cache``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+
+
+def open_features(
+    name: str,
+    split: str = "train",
+    *,
+    tap: str | None = None,
+    pool: str | None = None,
+    view: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+) -> tuple[FeatureRows, np.ndarray]:
+    """Features and labels of one split, memory-mapped.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    split : {"train", "val", "test", "all"}
+    tap, pool : str, optional
+        May be left out while the data set has one feature space.
+    view : int
+        0 is the picture itself; there are no others yet.
+    cache : path, optional
+        Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
+
+    Returns
+    -------
+    X : FeatureRows, shape (n, *space.shape)
+        Read-only and mapped; ``numpy.asarray(X)`` copies it into memory.
+    y : ndarray of int64, shape (n,)
+        Index into the data set's class names, -1 where unlabelled.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DamageError
+    """
+    root = Path(cache) if cache is not None else default_cache()
+    dataset = load_dataset(root, name)
+    space, _ = choose_space(dataset, tap=tap, pool=pool, view=view)
+    rows = dataset.in_split(split)
+    return FeatureStore(root, space).rows(dataset.image_sha256[rows]), dataset.label[rows]
+
+
+def choose_space(
+    dataset: Dataset, *, tap: str | None = None, pool: str | None = None, view: int = 0
+) -> tuple[FeatureSpace, str]:
+    """The one feature space of a data set that fits, and how its weights were named.
+
+    Raises
+    ------
+    NotFoundError
+        None fits.
+    UsageError
+        More than one fits.
+    """
+    held = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    fitting = [
+        space
+        for space in held
+        if tap in (None, space.tap) and pool in (None, space.pooling) and view == space.view
+    ]
+    if not fitting:
+        raise NotFoundError(
+            f"expected features of data set '{dataset.name}' at tap {tap or 'any'}, pool "
+            f"{pool or 'any'}, view {view}, found: {_listed(held) or 'none'}; "
+            "extract them, or choose one of those"
+        )
+    # Of several that differ in other options, the latest extraction's comes first.
+    if len({(space.tap, space.pooling) for space in fitting}) > 1:
+        raise UsageError(
+            f"expected --tap and --pool that name one of the feature spaces of "
+            f"'{dataset.name}', found {len(fitting)}: {_listed(fitting)}"
+        )
+    return fitting[0], str(dataset.info["weights"][fitting[0].id])
+
+
+def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
+    """Check that a data set has features of exactly this space.
+
+    Raises
+    ------
+    SpaceMismatchError
+        It has not; the fields in which its nearest one differs are named.
+    """
+    held = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    if any(space.id == wanted.id for space in held):
+        return
+    differences = min((wanted.differences(space) for space in held), key=len, default=[])
+    found = "; ".join(differences) or "no features at all"
+    raise SpaceMismatchError(
+        f"expected features of space {wanted.name} in data set '{dataset.name}', found others "
+        f"({found}); extract '{dataset.name}' with the head's own options"
+    )
+
+
+def _listed(spaces: list[FeatureSpace]) -> str:
+    return ", ".join(
+        f"{s.tap}/{s.pooling} ({s.preprocessing.size}px {s.preprocessing.resize} {s.precision})"
+        for s in spaces
+    )
+

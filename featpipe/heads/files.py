@@ -1,0 +1,163 @@
+"""A head on disk: ``head.safetensors`` for the numbers, ``head.json`` for everything else.
+
+Nothing in them can run: loading parses numbers and text, and builds a head of a known kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.disk import write_atomically
+from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.heads import new_head
+from featpipe.heads.base import Head, History
+from featpipe.space import FeatureSpace
+
+HEAD_VERSION = 1
+JSON_NAME, TENSORS_NAME = "head.json", "head.safetensors"
+
+
+@dataclass
+class TrainedHead:
+    """A head and what it must be fed.
+
+    Attributes
+    ----------
+    head : Head
+    space : FeatureSpace
+        The only feature space whose rows it accepts.
+    weights_spec : str
+        How the backbone's weights were named when its features were made.
+    dataset : dict
+        Name, digest and split digests of what it was trained on.
+    history : History
+    metrics : dict
+        Training and validation scores of the kept state.
+    info : dict
+        Versions, seed, seconds; for people.
+    train_ids : ndarray of uint8, shape (n, 32)
+        Image ids of train and validation, to find them again among test pictures.
+    """
+
+    head: Head
+    space: FeatureSpace
+    weights_spec: str
+    dataset: dict[str, Any]
+    history: History
+    metrics: dict[str, Any]
+    info: dict[str, Any]
+    train_ids: np.ndarray
+
+
+def holds_head(folder: Path) -> bool:
+    """Whether a run folder already has a head."""
+    return (folder / JSON_NAME).exists()
+
+
+def save_head(folder: Path, trained: TrainedHead) -> Path:
+    """Write a head into a run folder; ``head.json`` comes last and makes it complete."""
+    from safetensors.numpy import save
+
+    head = trained.head
+    tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
+    data = save({**tensors, "train_image_sha256": trained.train_ids})
+    document = {
+        "format": HEAD_VERSION,
+        "kind": head.kind,
+        "classes": head.classes_.tolist(),
+        "params": head.params,
+        "feature_space": json.loads(trained.space.canonical_json),
+        "feature_space_id": trained.space.id,
+        "weights": trained.weights_spec,
+        "dataset": trained.dataset,
+        "history": {
+            "axis": trained.history.axis,
+            "best": trained.history.best,
+            "rows": trained.history.rows,
+        },
+        "metrics": trained.metrics,
+        "info": trained.info,
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_atomically(folder / TENSORS_NAME, data)
+    text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
+    write_atomically(folder / JSON_NAME, text.encode("ascii"))
+    return folder
+
+
+def load_head(path: Path) -> TrainedHead:
+    """Read the head in a run folder (or named by its ``head.json``).
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    DamageError
+        Its files are not whole, do not belong together, or have a newer format.
+    """
+    folder = path.parent if path.name in (JSON_NAME, TENSORS_NAME) else path
+    try:
+        text = (folder / JSON_NAME).read_bytes()
+        data = (folder / TENSORS_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            f"expected a head ({JSON_NAME} and {TENSORS_NAME}) in {folder}, found none; "
+            "train one with 'featpipe train-head NAME', it prints its folder"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"expected to read {folder}, but: {error.strerror}") from error
+    try:
+        return _decode(text, data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
+            raise
+        raise _damaged(folder, str(error).splitlines()[0] if str(error) else repr(error)) from error
+    except DamageError as error:
+        raise _damaged(folder, str(error)) from error
+
+
+def _decode(text: bytes, data: bytes) -> TrainedHead:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    document = json.loads(text)
+    if document["format"] != HEAD_VERSION:
+        raise ValueError(f"format {document['format']!r}; this featpipe reads {HEAD_VERSION}")
+    if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
+        raise ValueError(f"{TENSORS_NAME} is not the one {JSON_NAME} was written with")
+    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
+    if space.id != document["feature_space_id"]:
+        raise ValueError("its feature space does not match its id")
+    head = new_head(document["kind"], document["params"])
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    train_ids = tensors.pop("train_image_sha256")
+    head.set_tensors(tensors, document["classes"])
+    if len(head.mean_) != int(np.prod(space.shape)):
+        raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
+    history = document["history"]
+    return TrainedHead(
+        head=head,
+        space=space,
+        weights_spec=str(document["weights"]),
+        dataset=document["dataset"],
+        history=History(history["axis"], history["rows"], history["best"]),
+        metrics=document["metrics"],
+        info=document["info"],
+        train_ids=train_ids,
+    )
+
+
+def _damaged(folder: Path, why: str) -> DamageError:
+    return DamageError(
+        f"expected a whole head in {folder}, found: {why}; train it again (seconds), or "
+        "restore both files from one copy"
+    )

@@ -1,0 +1,75 @@
+"""``linear``: one matrix, trained with PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featpipe.heads.base import Head, History, Tick, positive
+
+
+@dataclass
+class LinearHead(Head):
+    """Softmax regression by AdamW with early stopping.
+
+    Attributes
+    ----------
+    learning_rate : float
+    weight_decay : float
+        Decoupled.
+    batch_size : int
+    epochs : int
+        At most this many.
+    patience : int
+        Epochs without a lower validation loss before training stops.
+    """
+
+    kind = "linear"
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    batch_size: int = 128
+    epochs: int = 200
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        positive(self, "learning_rate", "batch_size", "epochs", "patience")
+
+    def fit(
+        self,
+        X: Any,
+        y: np.ndarray,
+        X_val: Any,
+        y_val: np.ndarray,
+        *,
+        seed: int,
+        device: str,
+        tick: Tick,
+    ) -> History:
+        """See :meth:`Head.fit`."""
+        from torch import nn
+
+        from featpipe.heads.gradient import Schedule, train
+
+        self._learn_scale(X)
+        module = nn.Linear(len(self.mean_), len(self.classes_))
+        schedule = Schedule(**self.params)
+        history = train(
+            module, self, X, y, X_val, y_val, schedule, seed=seed, device=device, tick=tick
+        )
+        self.weight_ = module.weight.detach().cpu().numpy()
+        self.bias_ = module.bias.detach().cpu().numpy()
+        return history
+
+    def logits(self, Z: np.ndarray) -> np.ndarray:
+        """See :meth:`Head.logits`."""
+        return Z @ self.weight_.T + self.bias_
+
+    def layers(self) -> dict[str, np.ndarray]:
+        """``weight`` (classes, d) and ``bias`` (classes,)."""
+        return {"weight": self.weight_, "bias": self.bias_}
+
+    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
+        """See :meth:`Head.set_layers`."""
+        self.weight_, self.bias_ = layers["weight"], layers["bias"]

@@ -1,0 +1,86 @@
+"""``mlp``: one hidden layer with dropout, trained with PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featpipe.errors import UsageError
+from featpipe.heads.base import Head, History, Tick, positive
+
+
+@dataclass
+class MLPHead(Head):
+    """Linear, ReLU, dropout, linear; by AdamW with early stopping.
+
+    Attributes
+    ----------
+    hidden : int
+        Width of the hidden layer.
+    dropout : float
+        Share of hidden units silenced in training, 0 to below 1.
+    learning_rate, weight_decay, batch_size, epochs, patience
+        As in :class:`featpipe.heads.linear.LinearHead`.
+    """
+
+    kind = "mlp"
+    hidden: int = 256
+    dropout: float = 0.5
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    batch_size: int = 128
+    epochs: int = 100
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        positive(self, "hidden", "learning_rate", "batch_size", "epochs", "patience")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"expected --dropout of 0 to below 1, found {self.dropout}")
+
+    def fit(
+        self,
+        X: Any,
+        y: np.ndarray,
+        X_val: Any,
+        y_val: np.ndarray,
+        *,
+        seed: int,
+        device: str,
+        tick: Tick,
+    ) -> History:
+        """See :meth:`Head.fit`."""
+        from torch import nn
+
+        from featpipe.heads.gradient import Schedule, train
+
+        self._learn_scale(X)
+        first = nn.Linear(len(self.mean_), self.hidden)
+        last = nn.Linear(self.hidden, len(self.classes_))
+        module = nn.Sequential(first, nn.ReLU(), nn.Dropout(self.dropout), last)
+        rest = {k: v for k, v in self.params.items() if k not in ("hidden", "dropout")}
+        history = train(
+            module, self, X, y, X_val, y_val, Schedule(**rest), seed=seed, device=device, tick=tick
+        )
+        self.layers_ = {
+            f"{name}.{part}": getattr(layer, part).detach().cpu().numpy()
+            for name, layer in (("hidden", first), ("output", last))
+            for part in ("weight", "bias")
+        }
+        return history
+
+    def logits(self, Z: np.ndarray) -> np.ndarray:
+        """See :meth:`Head.logits`."""
+        hidden = Z @ self.layers_["hidden.weight"].T + self.layers_["hidden.bias"]
+        np.maximum(hidden, 0, out=hidden)
+        return hidden @ self.layers_["output.weight"].T + self.layers_["output.bias"]
+
+    def layers(self) -> dict[str, np.ndarray]:
+        """``hidden.weight`` (hidden, d), ``output.weight`` (classes, hidden) and biases."""
+        return self.layers_
+
+    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
+        """See :meth:`Head.set_layers`."""
+        names = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
+        self.layers_ = {name: layers[name] for name in names}
