@@ -163,7 +163,7 @@ def extract(
 
     dataset = samples.freeze(name, fractions)
     dataset.spaces = _spaces_held(dataset, plan.spaces, before, cache)
-    named = before.info["weights"] if before else {}
+    named = before.info.get("weights", {}) if before else {}
     dataset.info["weights"] = {**named, **{s.id: plan.weights.spec for s in plan.spaces}}
     save_dataset(cache, dataset)
     seconds = time.perf_counter() - started

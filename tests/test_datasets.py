@@ -156,11 +156,11 @@ def test_data_sets_are_listed_by_name(cache: Path) -> None:
 
 
 def test_a_missing_data_set_names_those_there_are(cache: Path) -> None:
-    with pytest.raises(NotFoundError, match="a data set 'dogs' in .*, found: none; make it with"):
+    with pytest.raises(NotFoundError, match=r"a data set 'dogs' in .*, found: none; make it with"):
         load_dataset(cache, "dogs")
     for name in ("pets", "cars"):
         save_dataset(cache, small_dataset(name=name))
-    with pytest.raises(NotFoundError, match="found: cars, pets; .*extract DATA --name dogs"):
+    with pytest.raises(NotFoundError, match=r"found: cars, pets; .*extract DATA --name dogs"):
         load_dataset(cache, "dogs")
 
 

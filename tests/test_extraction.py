@@ -269,12 +269,6 @@ def test_unreadable_pictures_are_not_tried_again_unless_asked(
     assert counts(go(photos, cache, tiny)) == (1, PICTURES, 0, 0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="pool._replace gives no stat, so a picture that kills or hangs its decoder is "
-    "quarantined but tried again by every run",
-)
 def test_pictures_that_kill_their_decoder_are_not_tried_again(
     photos: Path,
     cache: Path,
@@ -401,12 +395,6 @@ def test_whatever_changes_the_numbers_changes_the_space(
     assert other.id != space.id
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Network._forward pads batches on CUDA only; PyTorch on a CPU takes another "
-    "convolution for a batch of one picture",
-)
 def test_how_a_run_is_cut_into_batches_changes_no_bit(
     photos: Path, cache: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

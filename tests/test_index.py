@@ -282,7 +282,7 @@ def test_a_damaged_segment_is_reported_and_not_indexed(folder: Path) -> None:
     load_index(folder, SPACE)
     (folder / "segments" / f"{'0' * 64}.h5").write_bytes(b"no segment")
     for _ in range(2):
-        with pytest.raises(DamageError, match="0000.h5"):
+        with pytest.raises(DamageError, match=r"0000.h5"):
             load_index(folder, SPACE)
     (folder / "segments" / f"{'0' * 64}.h5").unlink()
     check(folder, load_index(folder, SPACE), *"abcde")
@@ -330,5 +330,5 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_store(
 
     # Every feature would be computed again, and the index emptied.
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(StorageError, match="expected to list .*Permission denied"):
+    with pytest.raises(StorageError, match=r"expected to list .*Permission denied"):
         load_index(folder, SPACE)

@@ -29,7 +29,9 @@ LAYERS = [
         "report",
     ],
     ["engine", "features"],
-    ["extraction", "training", "evaluation", "prediction"],
+    # The four stages, and two more ways to the store for people with their own training code.
+    ["extraction", "training", "evaluation", "prediction", "torch_dataset", "transformer"],
+    ["api"],
     ["recipes"],
     ["cli"],
     # The package itself and ``python -m featpipe`` are doors; nothing inside goes through them.
@@ -195,6 +197,8 @@ def test_nothing_is_pickled_but_for_one_restricted_reader(path: Path) -> None:
         ("featpipe.sources, featpipe.store.feature_store, featpipe.store.datasets", "torch"),
         ("featpipe.extraction, featpipe.engine.runner, featpipe.splits", "torch"),
         ("featpipe.sources, featpipe.store.feature_store, featpipe.extraction", "sklearn"),
+        ("featpipe", "torch"),
+        ("featpipe", "sklearn"),
     ],
 )
 def test_importing_does_not_load_heavy_libraries(modules: str, library: str) -> None:

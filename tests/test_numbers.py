@@ -191,11 +191,6 @@ def test_company_in_a_batch_changes_no_bit(shared: Path, weights: Path) -> None:
     assert not np.array_equal(together[0], together[1])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Network._forward pads batches on CUDA only; PyTorch on a CPU takes another "
-    "convolution for a batch of one small picture",
-)
 def test_a_picture_alone_in_its_batch_has_the_same_bits(shared: Path, weights: Path) -> None:
     (alone,), (together, _, _) = features_alone_and_together(shared, weights, 64)
     assert np.array_equal(alone, together)

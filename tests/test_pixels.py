@@ -95,9 +95,6 @@ def test_colour_named_transparent_lies_on_white(mode: str) -> None:
     assert (rgb_of(data) == 255).all()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pixels._to_rgb returns 16-bit grey before it looks at transparency"
-)
 def test_colour_named_transparent_in_16_bit_grey_lies_on_white() -> None:
     grey = Image.fromarray(np.array([[0, 65535]], np.uint16))
     assert rgb_of(encode(grey, "PNG", transparency=0))[..., 0].tolist() == [[255, 255]]

@@ -283,7 +283,7 @@ def test_a_truncated_segment_is_damage(own_rows: FeatureRows, keep: float) -> No
     path.chmod(0o644)
     # keep = 1: one byte short.
     os.truncate(path, min(int(size * keep), size - 1))
-    with pytest.raises(DamageError, match="expected 3 rows in .*found a shorter file"):
+    with pytest.raises(DamageError, match=r"expected 3 rows in .*found a shorter file"):
         own_rows[0]
     assert np.array_equal(own_rows[3:], VALUES[3:6])
 

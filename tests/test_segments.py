@@ -333,7 +333,7 @@ def test_a_file_that_may_not_be_read_is_a_storage_error(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(segments.h5py, "File", refuse)
-    with pytest.raises(StorageError, match="expected to read .*Permission denied"):
+    with pytest.raises(StorageError, match=r"expected to read .*Permission denied"):
         read_segment(good, SPACE)
 
 

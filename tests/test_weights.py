@@ -222,10 +222,6 @@ def test_a_file_that_ends_early_serves_early_taps(toy: Tensors, tmp_path: Path) 
         weights.digest(4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="readers._read_keras numbers the layers it finds, so a missing one is closed up",
-)
 def test_keras_layers_missing_in_the_middle_are_not_closed_up(tmp_path: Path) -> None:
     # The third convolution of the block has the second's shape: no shape check can tell.
     deep = Backbone("deep", (1, 3, 1, 1, 1), (2, 3, 4, 4, 4))
@@ -367,10 +363,6 @@ def test_a_damaged_own_copy_is_reported_not_replaced(
     assert offline == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="resolve._named: an unreadable own copy is a WeightsError (exit 1), damage is exit 13",
-)
 def test_a_cut_own_copy_is_damage(toy: Tensors, tmp_path: Path, offline: list[str]) -> None:
     own = roads.own_copy(tmp_path, TOY, catalog.V1)
     own.parent.mkdir()
@@ -440,11 +432,6 @@ def test_a_cut_download_is_no_road(
         open_weights(catalog.V1, TOY, tmp_path / "cache").tensors(6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=http.client.HTTPException,
-    reason="roads._from_download does not catch http.client.HTTPException, which is no OSError",
-)
 @pytest.mark.parametrize("error", [http.client.BadStatusLine("x"), http.client.IncompleteRead(b"")])
 def test_a_broken_http_answer_is_no_road(
     error: Exception,

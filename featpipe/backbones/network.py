@@ -14,6 +14,9 @@ from featpipe.space import FeatureSpace, Preprocessing
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_LONE_PICTURE_SIZE = 128
+"""Pictures of at least this side, in pixels, are computed alike alone and in company."""
+
 
 class Network:
     """The frozen conv base on one device, for a set of feature spaces that share one pass.
@@ -86,11 +89,9 @@ class Network:
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
         n = len(pixels)
-        if self.device.type == "cuda" and n < self._batch_size:
-            # cuDNN may choose another algorithm for another batch size: keep it one.
-            pixels = np.concatenate(
-                [pixels, np.zeros_like(pixels[:1]).repeat(self._batch_size - n, 0)]
-            )
+        lacking = self._smallest_batch(pixels.shape[1]) - n
+        if lacking > 0:
+            pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(lacking, axis=0)])
         batch = torch.from_numpy(pixels).to(self.device)
         hidden = self._layers[0](self._normalise(batch)).to(self._dtype)
         kept: dict[int, torch.Tensor] = {}
@@ -102,6 +103,14 @@ class Network:
             self._output(kept[last], space)
             for last, space in zip(self._last_layer_of, self.spaces, strict=True)
         ]
+
+    def _smallest_batch(self, size: int) -> int:
+        """Batches are padded to this, so that company never changes a picture's bits."""
+        if self.device.type == "cpu":
+            # Torch takes another convolution for a single picture with few activations.
+            return 2 if size < _LONE_PICTURE_SIZE else 1
+        # cuDNN may choose another algorithm for another batch size: keep it one.
+        return self._batch_size
 
     def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> np.ndarray:
         if space.pooling == "avg":

@@ -36,10 +36,14 @@ def load_pixels(
     ------
     BadImageError
         With the stage at which it failed.
+    MemoryError
+        The picture needs more than the process may take.
     """
     image = decode_rgb(data, max_pixels=max_pixels)
     try:
         return np.asarray(fit(image, preprocessing.size, preprocessing.resize))
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadImageError("resize", _one_line(error)) from error
 
@@ -65,10 +69,8 @@ def decode_rgb(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Im
             stage = "decode"
             image.load()
             stage = "convert"
-            # Conversion first: some modes cannot be transposed.
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
-    except BadImageError:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (BadImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         accepted = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
@@ -106,6 +108,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Grey of up to 16 bits in modes I;16, I;16B and I, scaled to 8 bits, not clipped."""
     values = np.asarray(image).astype(np.int64)
+    # A PNG may name one grey level transparent; it lies on white like all transparency.
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = 65535
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise BadImageError("convert", "32-bit integer pixels beyond 0..65535; save as 16 bit")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

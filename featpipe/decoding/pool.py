@@ -35,6 +35,8 @@ _START_LIMIT = 3
 """Workers that may die in a row before they are ready: the fault is not an image's then."""
 
 _TICK_S = 0.25
+_PIPE_BYTES = 4096
+"""What surely fits into a pipe whose reader is busy."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,14 @@ class _Worker:
         return self.process.wait()
 
 
+def _stat(path: str | None) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns, status.st_ino) if status else None
+
+
 class DecodePool:
     """Worker processes that read, hash and decode images.
 
@@ -219,6 +229,10 @@ class DecodePool:
                     task = self._retry.popleft() if self._retry else next(source, None)
                     if task is None:
                         exhausted = True
+                    elif worker.pending and len(task.payload) > _PIPE_BYTES:
+                        # Writing it would wait for the task at work, past any time limit.
+                        self._retry.appendleft(task)
+                        break
                     else:
                         worker.give(task)
             if exhausted and not any(worker.pending for worker in self._workers):
@@ -265,7 +279,8 @@ class DecodePool:
             )
         if worker.is_ready and pending:
             at_fault = pending.pop(0)
-            yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason)
+            stat = _stat(at_fault.path)
+            yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason, stat=stat)
         self._retry.extend(pending)
         self._start()
 

@@ -33,9 +33,9 @@ def main() -> None:
     # and its death ends stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    # A decoder that prints must not break the frames.
-    sys.stdout = sys.stderr
+    stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # A decoder that prints, in Python or C, must not break the frames.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     first = frames.read(stdin)
     if first is None:
         return

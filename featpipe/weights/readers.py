@@ -23,11 +23,12 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".hdf5")
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors by torchvision's names, and what the file says of itself.
+    """Tensors, and what the file says of itself.
 
     Returns
     -------
     tensors : dict of str to ndarray
+        By torchvision's names, or by Keras' (``block1_conv1.weight``); axes O I H W.
     metadata : dict of str to str
         From a safetensors header; ``{"layout": "keras"}`` for a Keras file.
 
@@ -45,7 +46,9 @@ def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise WeightsError(f"expected weights ending in {', '.join(SUFFIXES)}, found {path}")
     if not path.is_file():
         raise WeightsError(f"expected a weights file, found nothing at {path}; check the path")
-    check_digest_in_name(path)
+    # Digits alone are more likely a date than a digest.
+    if not re.search(r"-\d{8}\.pth$", path.name):
+        check_digest_in_name(path)
     try:
         return reader(path)
     except WeightsError:
@@ -102,20 +105,15 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     import h5py
 
+    tensors: dict[str, np.ndarray] = {}
     with h5py.File(path, "r") as file:
-        root = file["model_weights"] if "model_weights" in file else file
-        layers = {name: root[name] for name in root if re.fullmatch(r"block\d_conv\d", name)}
-        tensors: dict[str, np.ndarray] = {}
-        last_block, layer = 1, 0
-        for name in sorted(layers):
-            block = int(name[5])
-            layer += block - last_block  # one pooling lies between two blocks
-            last_block = block
-            kernel, bias = _keras_pair(layers[name])
-            # H W I O → O I H W
-            tensors[f"features.{layer}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-            tensors[f"features.{layer}.bias"] = bias
-            layer += 2
+        root = file.get("model_weights", file)
+        for name in root:
+            if re.fullmatch(r"block\d_conv\d", name):
+                kernel, bias = _keras_pair(root[name])
+                # H W I O → O I H W
+                tensors[f"{name}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+                tensors[f"{name}.bias"] = bias
     return tensors, {"layout": "keras"}
 
 

@@ -120,8 +120,12 @@ def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, np.ndarray]:
     path = own_copy(cache, backbone, name)
     if not path.exists():
         fetch_named(name, backbone, cache)
-    tensors, metadata = read_weights_file(path)
-    tensors = checked_tensors(tensors, backbone, str(path))
+    advice = "delete it and run 'featpipe weights fetch'"
+    try:
+        tensors, metadata = read_weights_file(path)
+        tensors = checked_tensors(tensors, backbone, str(path))
+    except WeightsError as error:
+        raise DamageError(f"{error}; {advice}") from error
     count = len(tensors) // 2
     pinned = catalog.PREFIX_DIGESTS.get((backbone.name, name))
     expected = pinned[-1] if pinned else metadata.get("featpipe.sha256", "")
@@ -129,8 +133,7 @@ def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, np.ndarray]:
     if found != expected:
         raise DamageError(
             f"expected weights {name} of digest {expected[:12]}… in {path}, found "
-            f"{found[:12]}…: the file is damaged or altered; delete it and run "
-            "'featpipe weights fetch'"
+            f"{found[:12]}…: the file is damaged or altered; {advice}"
         )
     return tensors
 

@@ -5,6 +5,7 @@ Whatever the road, the tensors' digest decides; only then are they kept as safet
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import logging
 import os
@@ -13,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,12 @@ import numpy as np
 from featpipe.backbones.catalog import Backbone
 from featpipe.errors import DamageError, FeatpipeError, WeightsError
 from featpipe.weights import catalog
-from featpipe.weights.readers import read_lpips_archive, read_weights_file, write_safetensors
+from featpipe.weights.readers import (
+    check_digest_in_name,
+    read_lpips_archive,
+    read_weights_file,
+    write_safetensors,
+)
 from featpipe.weights.tensors import checked_tensors, tensors_digest
 
 log = logging.getLogger("featpipe")
@@ -107,6 +112,7 @@ def _from_hub_cache(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.is_file():
         raise _NoRoad(f"no {path}")
+    check_digest_in_name(path)
     return read_weights_file(path)[0]
 
 
@@ -119,9 +125,10 @@ def _from_download(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
             with urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT_S) as response:
                 with open(path, "wb") as file:
                     shutil.copyfileobj(response, file, 1 << 20)
-        except (OSError, ValueError, urllib.error.URLError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise _NoRoad(f"{url}: {getattr(error, 'reason', error)}") from error
         try:
+            check_digest_in_name(path)
             return read_weights_file(path)[0]
         except FeatpipeError as error:
             raise _NoRoad(f"{url}: {error}") from error

@@ -42,7 +42,8 @@ def checked_tensors(
 ) -> dict[str, np.ndarray]:
     """The backbone's tensors as float32, in network order, from a mapping that may hold more.
 
-    Names may lack the ``features.`` prefix. Later layers may be missing; gaps may not.
+    Names may lack the ``features.`` prefix, or be Keras' block names. Later layers may be
+    missing; gaps may not.
 
     Raises
     ------
@@ -50,10 +51,10 @@ def checked_tensors(
         A tensor is missing, or has another shape or kind than the backbone's.
     """
     found: dict[str, np.ndarray] = {}
+    keras = _keras_names(backbone)
     for name, shape in backbone.conv_shapes.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            tensor = tensors.get(name.removeprefix("features."))
+        spellings = (name, name.removeprefix("features."), keras[name])
+        tensor = next((tensors[s] for s in spellings if s in tensors), None)
         if tensor is None:
             break
         if tensor.shape != shape or tensor.dtype.kind != "f":
@@ -68,6 +69,16 @@ def checked_tensors(
             f"{', '.join(list(tensors)[:4]) or 'nothing'} in {origin}"
         )
     return found
+
+
+def _keras_names(backbone: Backbone) -> dict[str, str]:
+    # A convolution's tap is its ReLU, one layer behind it.
+    blocks = {tap.last_layer - 1: tap.name for tap in backbone.taps.values() if "_conv" in tap.name}
+    names = {}
+    for name in backbone.conv_shapes:
+        _, layer, part = name.split(".")
+        names[name] = f"{blocks[int(layer)]}.{part}"
+    return names
 
 
 def random_tensors(backbone: Backbone, seed: int, convolutions: int) -> dict[str, np.ndarray]:
