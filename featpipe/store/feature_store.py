@@ -93,8 +93,8 @@ class FeatureStore:
         return write_segment(self.segments_folder, data)
 
 
-def list_stores(cache: Path) -> list[FeatureStore]:
-    """Every feature store of a cache, by folder name.
+def list_stores(cache: Path, name: str = "*") -> list[FeatureStore]:
+    """Every feature store of a cache, or the one in a folder of that name.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def list_stores(cache: Path) -> list[FeatureStore]:
         A ``space.json`` is not a feature space, or lies in another space's folder.
     """
     stores = []
-    for path in sorted((cache / "spaces").glob("*/space.json")):
+    for path in sorted((cache / "spaces").glob(f"{name}/space.json")):
         space = FeatureSpace.from_json(path.read_text(encoding="utf-8", errors="replace"))
         if space.name != path.parent.name:
             raise DamageError(

@@ -1,0 +1,119 @@
+"""What a command says: results on stdout, everything else on stderr, and one exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+from featpipe.errors import FeatpipeError
+from featpipe.progress import Progress, no_progress
+
+SCHEMA = 1
+EXIT_QUARANTINED = 3
+
+
+class _Interrupted(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Speaker:
+    """One command's voice.
+
+    Parameters
+    ----------
+    as_json : bool
+        One JSON document instead of text.
+    quiet : bool
+        No progress, only warnings.
+    verbose : bool
+        More of what is done; tracebacks.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+        self.as_json = as_json
+        self.verbose = verbose
+        self._quiet = quiet
+        level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Formatter())
+        logger = logging.getLogger("featpipe")
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+
+    @property
+    def progress(self) -> Progress:
+        """A bar on a terminal, else a line every 30 s; nothing when quiet."""
+        if self._quiet:
+            return no_progress
+        from featpipe.cli.bars import choose_progress
+
+        return choose_progress()
+
+    def result(self, document: dict[str, Any], text: str) -> None:
+        """Print a command's result."""
+        print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
+
+    @staticmethod
+    def dumps(document: dict[str, Any]) -> str:
+        """ASCII JSON: any file name survives any terminal."""
+        return json.dumps(document, ensure_ascii=True, default=str)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+@contextlib.contextmanager
+def speaking(speaker: Speaker) -> Iterator[None]:
+    """Turn errors into one line and an exit code, signals into a tidy end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    except FeatpipeError as error:
+        _fail(speaker, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Interrupted) else signal.SIGINT
+        _fail(
+            speaker,
+            "interrupted; what was finished is kept, the same command goes on from there",
+            128 + number,
+        )
+    except BrokenPipeError:
+        # The reader of our stdout has gone, as in `featpipe predict … | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(speaker, f"expected the system to go along, but: {error}", 74)
+    except MemoryError:
+        _fail(speaker, "expected enough memory, found too little; see the limits in the docs", 1)
+
+
+def _fail(speaker: Speaker, message: str, code: int) -> NoReturn:
+    if speaker.verbose:
+        import traceback
+
+        traceback.print_exc()
+    print(f"Error: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, _end_at_once)
+    raise _Interrupted(number)
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)

@@ -1,0 +1,242 @@
+"""Recipes: a TOML file that chains extract, train-head and evaluate."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featpipe.engine.options import OPTION_NAMES, parse_options, unknown_name
+from featpipe.errors import NotFoundError, StorageError, UsageError
+from featpipe.evaluation import Evaluation, evaluate
+from featpipe.extraction import ExtractResult, extract
+from featpipe.heads import HEAD_KINDS, head_class
+from featpipe.progress import Progress, no_progress
+from featpipe.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
+from featpipe.training import TrainResult, head_params, train_head
+
+_DATASET_KEYS = {"name": str, "data": str, "root": str, "split": list, "max_bad": float}
+_TRAIN_KEYS = {"kind": str, "tap": str, "pool": str, "seed": int, "val": float, "device": str}
+_EVALUATE_KEYS = {"on": str, "split": str}
+_SECTIONS = ("dataset", "extract", "head", "evaluate")
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """One ``[[head]]`` table.
+
+    Attributes
+    ----------
+    kind : str
+    options : dict
+        Arguments of ``train_head``.
+    params : dict
+        Hyper-parameters.
+    """
+
+    kind: str
+    options: dict[str, Any]
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe.
+
+    Attributes
+    ----------
+    path : Path
+    dataset : dict
+        ``name``, ``data`` and what else ``[dataset]`` holds.
+    extract : dict
+        Options of the extraction, by name.
+    heads : list of HeadRecipe
+    evaluate : dict
+        ``on`` and ``split``.
+    """
+
+    path: Path
+    dataset: dict[str, Any]
+    extract: dict[str, Any]
+    heads: list[HeadRecipe]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> str:
+        """DATA; a relative path counts from the recipe's folder."""
+        data = str(self.dataset["data"])
+        if data.startswith("sklearn:") or Path(data).is_absolute():
+            return data
+        return str(self.path.parent / data)
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What a recipe gave: one extraction, and a head with its evaluation for each ``[[head]]``."""
+
+    recipe: str
+    extract: ExtractResult
+    heads: list[tuple[TrainResult, Evaluation]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as the command prints it."""
+        heads = [
+            {"train": train.as_json(), "evaluation": done.as_json()} for train, done in self.heads
+        ]
+        return {"recipe": self.recipe, "extract": self.extract.as_json(), "heads": heads}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe; nothing is run.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    UsageError
+        It is no TOML, or has an unknown key (the nearest known one is named) or a value of
+        the wrong kind.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFoundError(
+            f"expected a recipe at {path}, found none; the ones that come with featpipe are in "
+            "its 'pipelines' folder"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"expected UTF-8 text in {path}, found: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"expected TOML in {path}, found: {error}") from error
+    try:
+        return _validated(path, document)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _validated(path: Path, document: dict[str, Any]) -> Recipe:
+    _known("section", document, _SECTIONS)
+    dataset = _table(document, "dataset")
+    _typed("[dataset]", dataset, _DATASET_KEYS)
+    for key in ("name", "data"):
+        if key not in dataset:
+            raise UsageError(f"expected '{key}' in [dataset], found none")
+    options = _table(document, "extract")
+    _known("key of [extract]", options, OPTION_NAMES)
+    parse_options(options)
+    heads = document.get("head", [])
+    if not isinstance(heads, list) or not heads or not all(isinstance(h, dict) for h in heads):
+        raise UsageError("expected at least one [[head]] table")
+    scoring = _table(document, "evaluate")
+    _typed("[evaluate]", scoring, _EVALUATE_KEYS)
+    return Recipe(path, dataset, options, [_head(table) for table in heads], scoring)
+
+
+def _head(table: dict[str, Any]) -> HeadRecipe:
+    kind = table.get("kind")
+    if kind not in HEAD_KINDS:
+        raise UsageError(f"expected kind = one of {', '.join(HEAD_KINDS)} in [[head]], found {kind!r}")
+    params = head_class(kind).param_names()
+    _known("key of [[head]]", table, (*_TRAIN_KEYS, *params))
+    _typed("[[head]]", {k: v for k, v in table.items() if k in _TRAIN_KEYS}, _TRAIN_KEYS)
+    given = {k: v for k, v in table.items() if k in params}
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"expected a number for '{key}' in [[head]], found {value!r}")
+    head_class(kind)(**given)
+    options = {k: v for k, v in table.items() if k in _TRAIN_KEYS and k != "kind"}
+    return HeadRecipe(kind, options, given)
+
+
+def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"expected a table [{name}], found {table!r}")
+    return table
+
+
+def _known(what: str, table: Mapping[str, Any], known: Any) -> None:
+    for name in table:
+        if name not in known:
+            raise UsageError(unknown_name(what, name, known))
+
+
+def _typed(where: str, table: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    _known(f"key of {where}", table, kinds)
+    for name, value in table.items():
+        kind = kinds[name]
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or isinstance(value, bool):
+            raise UsageError(
+                f"expected a {_KIND_NAMES[kind]} for '{name}' in {where}, found {value!r}"
+            )
+        if kind is list and not all(isinstance(v, int | float) for v in value):
+            raise UsageError(f"expected a list of numbers for '{name}' in {where}, found {value!r}")
+
+
+_KIND_NAMES = {str: "text", int: "whole number", float: "number", list: "list of numbers"}
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    cache: Path,
+    data: str | None = None,
+    out: Path | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> RecipeResult:
+    """Extract, then train and evaluate every head.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    cache : Path
+    data : str, optional
+        Instead of the recipe's DATA; a relative path counts from the current folder.
+    out : Path, optional
+        Run folders are made in it, one per head, named by number and kind.
+    device : str, optional
+        Instead of the recipe's.
+    overwrite : bool
+        Replace heads that ``out`` already holds.
+    progress : Progress
+    """
+    options = recipe.extract if device is None else {**recipe.extract, "device": device}
+    request, engine_options = parse_options(options)
+    dataset = recipe.dataset
+    extracted = extract(
+        data if data is not None else recipe.data,
+        name=dataset["name"],
+        cache=cache,
+        request=request,
+        options=engine_options,
+        fractions=dataset.get("split", DEFAULT_FRACTIONS),
+        root=recipe.path.parent / dataset["root"] if "root" in dataset else None,
+        max_bad=float(dataset.get("max_bad", 1.0)),
+        progress=progress,
+    )
+    done = []
+    for number, head in enumerate(recipe.heads, 1):
+        given = dict(head.options)
+        trained = train_head(
+            dataset["name"],
+            cache=cache,
+            head=head.kind,
+            params=head_params(head.kind, head.params),
+            val_fraction=float(given.pop("val", DEFAULT_VAL_FRACTION)),
+            out=None if out is None else out / f"{number}-{head.kind}",
+            overwrite=overwrite,
+            progress=progress,
+            **{**given, **({} if device is None else {"device": device})},
+        )
+        scoring = {k: v for k, v in recipe.evaluate.items() if v is not None}
+        done.append((trained, evaluate(trained.head, cache=cache, **scoring)))
+    return RecipeResult(str(recipe.path), extracted, done)
