@@ -29,6 +29,8 @@ class Prediction:
     Attributes
     ----------
     path : str
+    classes : list of str
+        All the head knows.
     label : str or None
         Most probable class; None where the file is unreadable.
     probability : float or None
@@ -40,6 +42,7 @@ class Prediction:
     """
 
     path: str
+    classes: list[str]
     label: str | None = None
     probability: float | None = None
     probabilities: dict[str, float] | None = None
@@ -138,9 +141,9 @@ def _predict_chunk(
     good = [i for i in range(len(files)) if i not in errors]
     probabilities = trained.head.predict_proba(store.rows(ids[good]))
     classes = trained.head.classes_.tolist()
-    found = {i: Prediction(files[i], error=error) for i, error in errors.items()}
+    found = {i: Prediction(files[i], classes, error=error) for i, error in errors.items()}
     for i, row in zip(good, probabilities, strict=True):
         best = int(row.argmax())
         every = dict(zip(classes, row.tolist(), strict=True))
-        found[i] = Prediction(files[i], classes[best], float(row[best]), every)
+        found[i] = Prediction(files[i], classes, classes[best], float(row[best]), every)
     return [found[i] for i in range(len(files))]

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.space import FeatureSpace
 from featpipe.disk import write_atomically
 
 DATASET_VERSION = 1
@@ -112,6 +113,20 @@ class Dataset:
                 "name one of those, or 'all'"
             )
         return np.flatnonzero(self.usable & (self.split == SPLITS.index(split)))
+
+    def describe(self) -> dict[str, Any]:
+        """The data set in figures, ready for JSON."""
+        splits = {name: len(self.in_split(name)) for name in self.split_names}
+        return {
+            "dataset": self.name,
+            "source": self.source["spec"],
+            "pictures": len(self),
+            "quarantined": len(self) - int(self.usable.sum()),
+            "splits": splits,
+            "classes": self.classes,
+            "spaces": [FeatureSpace.from_json(text).name for text in self.spaces],
+            "sha256": self.digest(),
+        }
 
     def digest(self) -> str:
         """SHA-256 (hex) of what the list means: ids, labels, splits, class names."""

@@ -78,6 +78,23 @@ class Weights:
         return {name: self._all[0][name] for name in names}
 
 
+def fetch_weights(name: str, backbone: Backbone, cache: Path) -> tuple[Path, str]:
+    """Make sure that named weights are in the cache and whole: their path and digest.
+
+    Raises
+    ------
+    UsageError
+        The backbone has no weights of that name.
+    WeightsError, DamageError
+    """
+    names = catalog.known_names(backbone)
+    if name not in names:
+        raise UsageError(f"expected weights {', '.join(names)} of {backbone.name}, found {name!r}")
+    tensors = _named(name, backbone, cache)
+    path = own_copy(cache, backbone, name)
+    return path, tensors_digest(tensors, backbone, len(tensors) // 2)
+
+
 def open_weights(spec: str, backbone: Backbone, cache: Path) -> Weights:
     """Weights by name (``IMAGENET1K_V1``), file, or ``random:SEED``; nothing is read yet.
 

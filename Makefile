@@ -1,0 +1,38 @@
+# Needs Python 3.11 or newer, GNU make and a package index; everything else is installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGE := featpipe tests bench
+
+.PHONY: demo test test-all check format clean
+
+demo: $(VENV)/installed
+	$(BIN)/featpipe run pipelines/quickstart.toml
+
+test: check
+	$(BIN)/pytest
+
+test-all: check
+	$(BIN)/pytest -m "not gpu"
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check $(PACKAGE)
+	$(BIN)/ruff check $(PACKAGE)
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format $(PACKAGE)
+	$(BIN)/ruff check --fix $(PACKAGE)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("expected Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""``featpipe cache``: look at what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from featpipe.cli.common import AsJson, Cache, Quiet, Verbose, cache_root
+from featpipe.cli.output import Speaker, speaking
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at what is kept.")
+
+
+@app.command("list")
+def list_contents(cache: Cache = None, as_json: AsJson = False) -> None:
+    """List data sets and feature stores.
+
+    Example: featpipe cache list
+    """
+    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    with speaking(speaker):
+        from featpipe.store.survey import summarise
+
+        names, stores = summarise(cache_root(cache))
+        lines = [f"data set  {name}" for name in names]
+        lines += [
+            f"store     {s.name}: {s.rows} rows, {s.segments} segments, {s.bytes / 2**20:.1f} MiB"
+            for s in stores
+        ]
+        document = {"datasets": names, "stores": [dataclasses.asdict(s) for s in stores]}
+        speaker.result(document, "\n".join(lines) or "empty")
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="Data set.", show_default=False)],
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a data set: source, classes, splits, feature spaces, quarantine.
+
+    Example: featpipe cache info pets
+    """
+    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    with speaking(speaker):
+        from featpipe.cli import text
+        from featpipe.store.datasets import load_dataset
+
+        found = load_dataset(cache_root(cache), name).describe()
+        speaker.result(found, text.of_pairs(found))
+
+
+@app.command()
+def verify(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Names, layouts and sizes only; no digests.")
+    ] = False,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check every file of the cache; exit 13 where one is damaged.
+
+    Example: featpipe cache verify --quick
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.errors import DamageError
+        from featpipe.store.survey import verify as check
+
+        files, damages = check(cache_root(cache), quick=quick, progress=speaker.progress)
+        found = [{"path": str(d.path), "problem": d.problem, "rows": d.rows} for d in damages]
+        lines = [f"damaged: {d.path}: {d.problem}" + _rows(d.rows) for d in damages]
+        lines.append(f"{files} files checked, {len(damages)} damaged")
+        speaker.result({"files": files, "damages": found}, "\n".join(lines))
+        if damages:
+            raise typer.Exit(DamageError.exit_code)
+
+
+def _rows(rows: list[int]) -> str:
+    return f" (rows {', '.join(map(str, rows))})" if rows else ""

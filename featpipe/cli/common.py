@@ -1,0 +1,27 @@
+"""Options that several commands share: spelled once, explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Cache root.  [env: FEATPIPE_CACHE; default: ./cache]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail; tracebacks.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+HeadFolder = Annotated[Path, typer.Argument(help="Run folder of a head.", show_default=False)]
+Tap = Annotated[str | None, typer.Option(help="Which tap, where the data set has several.")]
+Pool = Annotated[str | None, typer.Option(help="Which pooling, where there are several.")]
+
+
+def cache_root(cache: Path | None) -> Path:
+    """The cache named by a flag, else by the environment, else the default."""
+    from featpipe.features import default_cache
+
+    return default_cache() if cache is None else cache

@@ -1,0 +1,193 @@
+"""Results as text for people, and text options as values."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from featpipe.backbones.catalog import Backbone
+from featpipe.errors import UsageError
+from featpipe.evaluation import Evaluation
+from featpipe.extraction import DryRun, ExtractResult
+from featpipe.prediction import Prediction
+from featpipe.recipes import RecipeResult
+from featpipe.training import TrainResult
+
+_SHOWN_BAD = 10
+_SHOWN_CLASSES = 10
+
+
+def parse_shares(text: str) -> list[float]:
+    """``0.7,0.15,0.15`` → three floats.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"expected --split like 0.7,0.15,0.15, found {text!r}") from None
+
+
+def parse_percent(text: str) -> float:
+    """``5%`` or ``5`` → 0.05.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"expected --max-bad of 0% to 100%, found {text!r}")
+    return value / 100
+
+
+def visible(text: str) -> str:
+    """A file name on one line: control characters spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def of_extraction(done: ExtractResult) -> str:
+    """What an extraction did."""
+    lines = [
+        f"{done.dataset}: {done.images} pictures: {done.computed} computed, {done.reused} reused, "
+        f"{done.duplicates} duplicates, {done.quarantined} quarantined"
+    ]
+    if done.computed:
+        stages = ", ".join(f"{k} {v:.1f} s" for k, v in done.stage_seconds.items())
+        lines.append(
+            f"  {done.seconds:.1f} s, {done.images_per_second:.1f} pictures/s; "
+            f"bottleneck: {done.bottleneck} ({stages})"
+        )
+    else:
+        lines.append("  nothing to compute: no picture was decoded, the backbone did not run")
+    for space in done.spaces:
+        shape = " x ".join(map(str, space.shape))
+        lines.append(f"  {space.name}: {space.tap}, pooling {space.pooling}, {shape}, {space.dtype}")
+    if done.splits:
+        lines.append("  " + ", ".join(f"{name} {n}" for name, n in done.splits.items()))
+    if done.classes:
+        lines.append("  " + _classes(done.classes))
+    return "\n".join(lines + _bad(done))
+
+
+def _classes(classes: Sequence[str]) -> str:
+    shown = ", ".join(map(visible, classes[:_SHOWN_CLASSES]))
+    more = f", … ({len(classes)} in all)" if len(classes) > _SHOWN_CLASSES else ""
+    return f"classes: {shown}{more}"
+
+
+def _bad(done: ExtractResult) -> list[str]:
+    lines = [f"  quarantined {visible(p)}: {stage}: {why}" for p, stage, why in done.bad]
+    if len(lines) > _SHOWN_BAD:
+        more = len(lines) - _SHOWN_BAD
+        lines = [*lines[:_SHOWN_BAD], f"  … and {more} more; --json lists them all"]
+    return lines
+
+
+def of_plan(plan: DryRun) -> str:
+    """What an extraction would do."""
+    return (
+        f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
+        f"{plan.to_read} to read, {plan.quarantined} quarantined before; nothing was done"
+    )
+
+
+def of_training(done: TrainResult) -> str:
+    """What a training gave."""
+    best = {k: v for k, v in done.best.items() if k in ("epoch", "C")}
+    at = ", ".join(f"{k} {v:g}" for k, v in best.items())
+    return (
+        f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
+        f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {at} kept), train "
+        f"{done.train['accuracy']:.2%}\n  {done.head}"
+    )
+
+
+def of_evaluation(done: Evaluation) -> str:
+    """How a head did."""
+    m = done.metrics
+    low, high = m["accuracy_ci95"]
+    auc = "" if m["roc_auc"] is None else f", ROC-AUC {m['roc_auc']:.4f}"
+    lines = [
+        f"accuracy {m['accuracy']:.2%} (95 %: {low:.2%} to {high:.2%}) on {m['n']} pictures of "
+        f"{done.dataset}/{done.split}",
+        f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
+    ]
+    if done.duplicates:
+        shown = ", ".join(map(visible, done.duplicates[:3]))
+        lines.append(f"  warning: {len(done.duplicates)} were also trained on: {shown}")
+    return "\n".join([*lines, f"  report: {done.report}"])
+
+
+def of_recipe(done: RecipeResult) -> str:
+    """What a recipe gave, with a table of its heads."""
+    lines = [of_extraction(done.extract), "", f"{'head':<10} {'val':>8} {'test':>8}  report"]
+    for trained, scored in done.heads:
+        lines.append(
+            f"{trained.kind:<10} {trained.val['accuracy']:>8.2%} "
+            f"{scored.metrics['accuracy']:>8.2%}  {scored.report}"
+        )
+    return "\n".join(lines)
+
+
+def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
+    """The taps of a backbone with their shapes."""
+    return [
+        {
+            "tap": tap.name,
+            "node": tap.node,
+            "shape": [tap.channels, size // tap.stride, size // tap.stride],
+        }
+        for tap in backbone.taps.values()
+    ]
+
+
+def of_taps(rows: list[dict[str, Any]]) -> str:
+    """A table of taps."""
+    lines = [f"{'tap':<14} {'node':<12} shape"]
+    for row in rows:
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(f"{row['tap']:<14} {row['node']:<12} {shape}")
+    return "\n".join(lines)
+
+
+def of_pairs(pairs: dict[str, Any]) -> str:
+    """Names and values, aligned."""
+    width = max(map(len, pairs), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in pairs.items())
+
+
+def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+    """Predictions as CSV with a header; returns how many had an error."""
+    writer = csv.writer(stream, lineterminator="\n")
+    errors, classes = 0, None
+    for prediction in found:
+        if classes is None:
+            classes = list(prediction.classes) if all_classes else []
+            writer.writerow(["path", "label", "probability", "error", *classes])
+        every = prediction.probabilities or {}
+        probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
+        extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
+        errors += prediction.error is not None
+        writer.writerow(
+            [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
+        )
+    stream.flush()
+    return errors
+
+
+def write_json_lines(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+    """Predictions as JSON lines; returns how many had an error."""
+    errors = 0
+    for prediction in found:
+        errors += prediction.error is not None
+        stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
+    stream.flush()
+    return errors
