@@ -16,7 +16,7 @@ import pytest
 from conftest import jpeg_bytes
 from PIL import Image
 
-from featpipe.decoding import frames
+from featpipe.decoding import frames, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
 from featpipe.decoding.pool import Decoded, DecodePool, Task
 from featpipe.errors import FeatpipeError
@@ -335,3 +335,12 @@ def test_frames_survive_any_cut() -> None:
         for start in range(0, len(stream), step):
             found += splitter.feed(stream[start : start + step])
         assert found == headers
+
+
+def test_known_ids_that_end_in_zero_bytes_are_recognised() -> None:
+    ids = np.frombuffer(b"".join(bytes([n]) * 30 + b"\0\0" for n in range(9)), np.uint8)
+    known = np.sort(ids.reshape(9, 32).view("S32").reshape(-1))
+    assert all(worker._is_known(known, row.tobytes()) for row in ids.reshape(9, 32))
+    assert not worker._is_known(known, bytes([3]) * 30 + b"\0\1")
+    assert not worker._is_known(known, b"\xff" * 32)
+    assert not worker._is_known(known[:0], b"\0" * 32)

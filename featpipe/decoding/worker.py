@@ -106,7 +106,8 @@ def _read(path: str, reply: dict[str, Any]) -> bytes:
 
 def _is_known(known: np.ndarray, image_id: bytes) -> bool:
     place = int(np.searchsorted(known, np.bytes_(image_id))) if len(known) else 0
-    return place < len(known) and bool(known[place] == np.bytes_(image_id))
+    # As bytes: NumPy drops trailing zeros of a single element, and ids may end in one.
+    return known[place : place + 1].tobytes() == image_id
 
 
 def _cap_memory(limit: int) -> None:
