@@ -55,9 +55,7 @@ class Evaluation:
         return {**rest, **metrics, "report": str(self.report)}
 
 
-def evaluate(
-    head: Path, *, cache: Path, on: str | None = None, split: str = "test"
-) -> Evaluation:
+def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "test") -> Evaluation:
     """Score a head on a split and write ``metrics.json`` and ``report.html`` beside it.
 
     Parameters
@@ -157,5 +155,3 @@ def _worst_mistakes(
         )
         for i in wrong
     ]
-
-

@@ -120,4 +120,3 @@ def _listed(spaces: list[FeatureSpace]) -> str:
         f"{s.tap}/{s.pooling} ({s.preprocessing.size}px {s.preprocessing.resize} {s.precision})"
         for s in spaces
     )
-

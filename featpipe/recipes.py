@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Recipe:
         data = str(self.dataset["data"])
         if data.startswith("sklearn:") or Path(data).is_absolute():
             return data
-        return str(self.path.parent / data)
+        return os.path.normpath(self.path.parent / data)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ def _validated(path: Path, document: dict[str, Any]) -> Recipe:
 def _head(table: dict[str, Any]) -> HeadRecipe:
     kind = table.get("kind")
     if kind not in HEAD_KINDS:
-        raise UsageError(f"expected kind = one of {', '.join(HEAD_KINDS)} in [[head]], found {kind!r}")
+        raise UsageError(
+            f"expected kind = one of {', '.join(HEAD_KINDS)} in [[head]], found {kind!r}"
+        )
     params = head_class(kind).param_names()
     _known("key of [[head]]", table, (*_TRAIN_KEYS, *params))
     _typed("[[head]]", {k: v for k, v in table.items() if k in _TRAIN_KEYS}, _TRAIN_KEYS)

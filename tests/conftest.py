@@ -8,15 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from featpipe.space import FeatureSpace, Preprocessing
+
+if TYPE_CHECKING:
+    from featpipe.store.datasets import Dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -61,6 +64,65 @@ def image_ids(*names: object) -> np.ndarray:
     """Image ids (n, 32) uint8 of pretended pictures; equal names, equal ids."""
     digests = b"".join(hashlib.sha256(str(name).encode()).digest() for name in names)
     return np.frombuffer(digests, np.uint8).reshape(len(names), 32)
+
+
+def stored_set(
+    cache: Path,
+    samples: Sequence[tuple[str, str | None, str | None]],
+    *,
+    name: str = "set",
+    spaces: Sequence[FeatureSpace] | None = None,
+    contents: dict[str, str] | None = None,
+    classes: Sequence[str] = (),
+) -> Dataset:
+    """A data set of (path, label, split) and its features, without a picture or a backbone.
+
+    A row is noise around a centre of its class, so that heads can learn it. Paths that
+    ``contents`` gives one content are duplicates of one another.
+    """
+    from featpipe.store.datasets import NO_LABEL, NO_SPLIT, SPLITS, Dataset, save_dataset
+    from featpipe.store.feature_store import FeatureStore
+
+    spaces = spaces or [small_space()]
+    paths = [path for path, _, _ in samples]
+    ids = image_ids(*[(contents or {}).get(path, path) for path in paths])
+    known = sorted({label for _, label, _ in samples if label is not None} | set(classes))
+    label = np.array([known.index(x) if x is not None else NO_LABEL for _, x, _ in samples])
+    unique, first = np.unique(ids, axis=0, return_index=True)
+    for space in spaces:
+        rows = np.empty((len(unique), *space.shape), space.dtype)
+        for k, i in enumerate(first):
+            noise = np.random.default_rng(list(unique[k])).normal(size=space.shape)
+            rows[k] = noise
+            rows[k].reshape(-1)[label[i] % rows[k].size] += 6.0
+        store = FeatureStore(cache, space)
+        store.prepare()
+        store.append(unique, rows, {})
+    dataset = Dataset(
+        name=name,
+        source={"kind": "folder", "spec": "pretended", "root": str(cache / "pretended")},
+        classes=known,
+        paths=paths,
+        label=label,
+        split=np.array([SPLITS.index(s) if s else NO_SPLIT for _, _, s in samples], np.int8),
+        image_sha256=ids,
+        status=np.zeros(len(samples), np.int8),
+        stat=np.full((len(samples), 3), -1),
+        spaces=[space.canonical_json for space in spaces],
+        info={"split": "given", "weights": {space.id: "random:0" for space in spaces}},
+    )
+    save_dataset(cache, dataset)
+    return dataset
+
+
+def in_splits(**counts: int) -> list[tuple[str, str, str]]:
+    """Samples for :func:`stored_set`: so many pictures of cat and of dog in each split."""
+    return [
+        (f"{split}/{label}/{i}.png", label, split)
+        for split, count in counts.items()
+        for label in ("cat", "dog")
+        for i in range(count)
+    ]
 
 
 @pytest.fixture

@@ -72,7 +72,9 @@ def extract(
     data: Annotated[
         str,
         typer.Argument(
-            help="Image folder, .csv/.tsv/.jsonl list, or sklearn:digits.", show_default=False
+            metavar="DATA",
+            help="Image folder, .csv/.tsv/.jsonl list, or sklearn:digits.",
+            show_default=False,
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the data set.", show_default=False)],
@@ -114,7 +116,9 @@ def extract(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Shares of train,val,test where DATA has none.  [default: 0.7,0.15,0.15]"),
+        typer.Option(
+            help="Shares of train,val,test where DATA has none.  [default: 0.7,0.15,0.15]"
+        ),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(help="For a list: the folder its paths may not leave.")
@@ -187,7 +191,7 @@ def extract(
 
 @app.command("train-head")
 def train_head(
-    name: Annotated[str, typer.Argument(help="Data set.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.", show_default=False)],
     head: Annotated[str, typer.Option(help="linear, mlp or logistic.")] = "linear",
     tap: Tap = None,
     pool: Pool = None,
@@ -199,7 +203,9 @@ def train_head(
         int | None, typer.Option(help="linear, mlp: epochs without progress before stopping.")
     ] = None,
     hidden: Annotated[int | None, typer.Option(help="mlp: hidden width.  [default: 256]")] = None,
-    dropout: Annotated[float | None, typer.Option(help="mlp: 0 to below 1.  [default: 0.5]")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="mlp: 0 to below 1.  [default: 0.5]")
+    ] = None,
     c: Annotated[
         float | None,
         typer.Option("--C", help="logistic: inverse regularisation.  [default: by validation]"),
@@ -292,7 +298,8 @@ def evaluate(
 def predict(
     head: HeadFolder,
     paths: Annotated[
-        list[str], typer.Argument(help="Pictures, or folders of them.", show_default=False)
+        list[str],
+        typer.Argument(metavar="PATH...", help="Pictures, or folders of them.", show_default=False),
     ],
     weights: Annotated[
         str | None, typer.Option(help="Where the backbone's weights are now, if elsewhere.")
@@ -337,7 +344,9 @@ def predict(
 
 @app.command("run")
 def run_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.", show_default=False)
+    ],
     data: Annotated[str | None, typer.Option(help="Instead of the recipe's data.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run folders.  [default: runs]")
@@ -346,7 +355,9 @@ def run_recipe(
         bool, typer.Option("--overwrite", help="Replace heads that --out holds.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="Instead of the recipe's.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Validate the recipe, run nothing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Validate the recipe, run nothing.")
+    ] = False,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -381,7 +392,9 @@ def run_recipe(
 
 @app.command()
 def backbones(
-    name: Annotated[str | None, typer.Argument(help="One of them, to see its taps.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, to see its taps.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Input side the shapes are given for.")] = 224,
     as_json: AsJson = False,
 ) -> None:

@@ -35,7 +35,7 @@ def list_contents(cache: Cache = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="Data set.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.", show_default=False)],
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:

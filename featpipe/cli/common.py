@@ -15,7 +15,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail; tracebacks.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-HeadFolder = Annotated[Path, typer.Argument(help="Run folder of a head.", show_default=False)]
+HeadFolder = Annotated[
+    Path, typer.Argument(metavar="HEAD", help="Run folder of a head.", show_default=False)
+]
 Tap = Annotated[str | None, typer.Option(help="Which tap, where the data set has several.")]
 Pool = Annotated[str | None, typer.Option(help="Which pooling, where there are several.")]
 

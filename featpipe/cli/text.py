@@ -69,7 +69,9 @@ def of_extraction(done: ExtractResult) -> str:
         lines.append("  nothing to compute: no picture was decoded, the backbone did not run")
     for space in done.spaces:
         shape = " x ".join(map(str, space.shape))
-        lines.append(f"  {space.name}: {space.tap}, pooling {space.pooling}, {shape}, {space.dtype}")
+        lines.append(
+            f"  {space.name}: {space.tap}, pooling {space.pooling}, {shape}, {space.dtype}"
+        )
     if done.splits:
         lines.append("  " + ", ".join(f"{name} {n}" for name, n in done.splits.items()))
     if done.classes:

@@ -70,7 +70,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
                 colour = "white" if shares[i][j] > 0.5 else "black"
                 axes.text(j, i, str(n), ha="center", va="center", color=colour)
 
-    side = min(4 + 0.25 * len(classes), 8)
+    side = 4.4 if len(classes) <= 4 else 5.6 if len(classes) <= _MANY_CLASSES else 8
     return _figure(draw, width=side, height=side)
 
 

@@ -152,7 +152,7 @@ def _origin(trained: TrainedHead) -> str:
         "preprocessing": f"{prep.size} px, {prep.resize}, {prep.interpolation}",
         "precision": f"computed in {space.precision}, stored as {space.dtype}",
         "feature space": space.id,
-        "versions": ", ".join(f"{k} {v}" for k, v in trained.info.items()),
+        "made with": ", ".join(f"{k} {v}" for k, v in trained.info.items()),
     }
     body = "".join(
         f"<tr><td>{_text(key)}</td><td style='text-align:left'><code>{_text(value)}</code></td></tr>"
