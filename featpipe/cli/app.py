@@ -299,7 +299,7 @@ def predict(
     head: HeadFolder,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Pictures, or folders of them.", show_default=False),
+        typer.Argument(metavar="PATH", help="Pictures, or folders of them.", show_default=False),
     ],
     weights: Annotated[
         str | None, typer.Option(help="Where the backbone's weights are now, if elsewhere.")
@@ -393,7 +393,7 @@ def run_recipe(
 @app.command()
 def backbones(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of them, to see its taps.")
+        str | None, typer.Argument(metavar="NAME", help="One of them, to see its taps.")
     ] = None,
     size: Annotated[int, typer.Option(help="Input side the shapes are given for.")] = 224,
     as_json: AsJson = False,

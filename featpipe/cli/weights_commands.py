@@ -37,7 +37,7 @@ def list_weights(cache: Cache = None, as_json: AsJson = False) -> None:
 @app.command()
 def fetch(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="[default: IMAGENET1K_V1]")
+        str | None, typer.Argument(metavar="NAME", help="[default: IMAGENET1K_V1]")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="[default: vgg16]")] = None,
     cache: Cache = None,
