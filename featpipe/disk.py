@@ -44,6 +44,9 @@ class Disk:
     def unlink(self, path: Path) -> None:
         path.unlink()
 
+    def mkdir(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+
     def fsync_folder(self, folder: Path) -> None:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -61,7 +64,8 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644, disk: Disk
     Raises
     ------
     StorageError
-        The system refused (full, read-only, no permission); ``target`` is as it was before.
+        The system refused (full, read-only, no permission). ``target`` is as it was before,
+        or already new where only the last step failed: making the new name durable.
     """
     temporary = target.parent / f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
@@ -83,7 +87,7 @@ def _make_folder(folder: Path, disk: Disk) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent, disk)
-    folder.mkdir(exist_ok=True)
+    disk.mkdir(folder)
     disk.fsync_folder(folder.parent)
 
 
@@ -108,6 +112,23 @@ def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
     else:
         advice = "check the disk and run the same command again; what was stored before is whole"
     return StorageError(f"expected to write {need} to {target}, but: {reason}; {advice}")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted; none where there is no such folder.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be listed; ``Path.glob`` would call it empty.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"expected to list {folder}, but: {error.strerror}") from error
 
 
 def remove_leftovers(folder: Path, *, disk: Disk = DISK) -> int:
@@ -139,7 +160,7 @@ def _writer_lives(path: Path, host: str, pid: int) -> bool:
             return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -23,6 +23,7 @@ from featpipe.decoding.pool import Task
 from featpipe.engine.request import FeaturePlan, FeatureRequest
 from featpipe.engine.runner import EngineOptions, Outcome, Timings, run
 from featpipe.errors import DataError, NotFoundError, UsageError
+from featpipe.ids import sortable
 from featpipe.progress import Progress, no_progress
 from featpipe.sources import Source, open_source
 from featpipe.space import FeatureSpace
@@ -176,8 +177,11 @@ def extract(
         stage_seconds={"list": round(listed - started, 3), **timings.as_dict()},
         bottleneck=timings.bottleneck if samples.computed else "none",
         classes=dataset.classes,
-        splits={s: int(len(dataset.in_split(s))) for s in dataset.split_names},
-        bad=[(source.records[i].path, *r) for i, r in sorted(samples.reasons.items())],
+        splits={s: len(dataset.in_split(s)) for s in dataset.split_names},
+        bad=[
+            (source.records[i].path, stage, reason)
+            for i, (stage, reason) in sorted(samples.reasons.items())
+        ],
     )
 
 
@@ -312,7 +316,7 @@ class _Samples:
     def counts(self) -> dict[str, int]:
         """Numbers for the result; each record counts once."""
         fine = self.state == OK
-        unique = len(np.unique(self.ids[fine], axis=0)) if fine.any() else 0
+        unique = len(np.unique(sortable(self.ids[fine])))
         return {
             "images": len(self.state),
             "computed": self.computed,
@@ -354,10 +358,12 @@ class _Samples:
 
     def _warn_of_conflicts(self, label: np.ndarray) -> None:
         fine = self.state == OK
-        pairs = np.unique(np.column_stack([self.ids[fine], label[fine]]), axis=0)
-        contents = np.unique(pairs[:, :32], axis=0) if len(pairs) else pairs
-        if len(pairs) > len(contents):
-            log.warning("%d pictures appear under more than one label", len(pairs) - len(contents))
+        _, first, number = np.unique(
+            sortable(self.ids[fine]), return_index=True, return_inverse=True
+        )
+        contradicted = np.unique(number[label[fine] != label[fine][first[number]]])
+        if len(contradicted):
+            log.warning("%d pictures appear under more than one label", len(contradicted))
 
 
 def _compute(

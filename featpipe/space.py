@@ -128,9 +128,10 @@ class FeatureSpace:
             prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
             shape = tuple(int(n) for n in fields.pop("shape"))
             return cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DamageError(
-                f"expected the JSON of a feature space, found something else ({error})"
+                f"expected the JSON of a feature space, found something else ({error}); "
+                "remove the file it came from and make it anew"
             ) from error
 
     def differences(self, other: FeatureSpace) -> list[str]:

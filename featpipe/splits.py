@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featpipe.errors import UsageError
+from featpipe.ids import sortable
 
 DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 """Train, validation, test."""
@@ -27,7 +28,8 @@ def split_by_content(
     The hash alone decides, so a picture keeps its part when others come or go, and equal
     pictures share one. Where that leaves a class without a picture in some part though it
     has enough different ones, the class's pictures nearest the part's range are moved there:
-    stratification for classes too small for chance.
+    stratification for classes too small for chance. A picture so moved may go back once its
+    class has grown enough to fill that part by itself.
 
     Parameters
     ----------
@@ -43,26 +45,31 @@ def split_by_content(
     ndarray of int8, shape (n,)
         Part number.
     """
-    if len(fractions) < 2 or any(f < 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
+    if len(fractions) < 2 or not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
         raise UsageError(
             f"expected shares that are not negative and sum to 1, found "
             f"{','.join(f'{f:g}' for f in fractions)}"
         )
     edges = np.concatenate([[0.0], np.cumsum(fractions)])
-    edges[-1] = 1.0
-    unique, first, inverse = np.unique(ids, axis=0, return_index=True, return_inverse=True)
-    place = np.array([_uniform(salt, row.tobytes()) for row in unique])
+    wanted = np.flatnonzero(np.asarray(fractions) > 0).tolist()
+    # Shares written in decimals may sum to a little less than 1: the rest is the last one's.
+    edges[wanted[-1] + 1 :] = 1.0
+    _, first, inverse = np.unique(sortable(ids), return_index=True, return_inverse=True)
+    place = np.array([_uniform(salt, row.tobytes()) for row in ids[first]])
     part = np.searchsorted(edges[1:-1], place, side="right").astype(np.int8)
     label_of = labels[first]
     for label in np.unique(label_of):
-        _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges)
-    return part[inverse.reshape(-1)]
+        _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges, wanted)
+    return part[inverse]
 
 
 def _fill_empty_parts(
-    members: np.ndarray, place: np.ndarray, part: np.ndarray, edges: np.ndarray
+    members: np.ndarray,
+    place: np.ndarray,
+    part: np.ndarray,
+    edges: np.ndarray,
+    wanted: list[int],
 ) -> None:
-    wanted = [k for k in range(len(edges) - 1) if edges[k + 1] > edges[k]]
     if len(members) < len(wanted):
         return
     for k in wanted:

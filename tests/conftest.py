@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Threads that spin while they wait make tiny steps a hundred times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def jpeg_bytes(seed: int, size: tuple[int, int] = (48, 40), **options: Any) -> bytes:
@@ -177,7 +182,9 @@ def featpipe(tmp_path: Path) -> Run:
     """Run the command line in ``tmp_path``: ``featpipe("extract", folder, "--name", "x")``."""
 
     def run(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **options.pop("env", {})}
+        # A user's cache is left alone, and stdout is buffered as it is for users.
+        plain = {"FEATPIPE_CACHE": "", "PYTHONUNBUFFERED": "", "NO_COLOR": "1", "COLUMNS": "200"}
+        env = {**os.environ, **plain, **options.pop("env", {})}
         return subprocess.run(
             [sys.executable, "-m", "featpipe", *map(str, args)],
             capture_output=True,
@@ -197,3 +204,58 @@ def json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["schema"] == 1
     return document
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to read from, not to change: ``photos/``, ``cache/`` with the data set
+    ``colours`` of it in the cheapest space, and a linear head of it in ``run/``."""
+    from featpipe import api
+
+    folder = tmp_path_factory.mktemp("workspace")
+    for number, label in enumerate(("red", "blue")):
+        (folder / "photos" / label).mkdir(parents=True)
+        for seed in range(20):
+            path = folder / "photos" / label / f"{seed:02d}.png"
+            class_picture(number * 2, seed).save(path)
+    pairs = zip(TINY_FLAGS[::2], TINY_FLAGS[1::2], strict=True)
+    options = {flag.removeprefix("--"): value for flag, value in pairs}
+    api.extract(folder / "photos", name="colours", cache=folder / "cache", **options)
+    api.train_head(
+        "colours", cache=folder / "cache", out=folder / "run", epochs=30, seed=0, device="cpu"
+    )
+    return folder
+
+
+@pytest.fixture
+def own_workspace(workspace: Path, tmp_path: Path) -> Path:
+    """A copy of ``workspace`` in ``tmp_path``, where ``featpipe`` runs: to be changed at will."""
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """As ``featpipe``, but in this process, which has its imports behind it: for what a command
+    says and gives back, not for how a process begins and ends."""
+    from typer.testing import CliRunner
+
+    from featpipe.cli.app import app
+
+    logger = logging.getLogger("featpipe")
+    before = [*logger.handlers], logger.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*args: Any, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Any:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setenv("FEATPIPE_CACHE", "")
+            done = CliRunner().invoke(app, [str(arg) for arg in args], env=env)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(args, done.exit_code, done.stdout, done.stderr)
+
+    yield run
+    logger.handlers[:], logger.level = before
+    for number, handler in signals.items():
+        signal.signal(number, handler)

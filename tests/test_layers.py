@@ -14,7 +14,7 @@ import featpipe
 PACKAGE = Path(featpipe.__file__).parent
 
 LAYERS = [
-    ["errors", "_version"],
+    ["errors", "ids", "_version"],
     ["space", "disk"],
     ["hardware", "progress"],
     [

@@ -91,19 +91,23 @@ INDICES: list[Any] = [
     (slice(None), None),
     ([3, 1], slice(None), 1),
     (MASK, 1),
-    *(
-        pytest.param(index, marks=pytest.mark.xfail(strict=True, reason=reason))
-        for index, reason in [
-            ((3, 1), "an integer takes its axis away before the rest of the index is applied"),
-            ((-1, slice(None), 2), "an integer takes its axis away, as above"),
-            ([], "an empty list becomes an array of floats"),
-            (..., "an ellipsis is taken for an array"),
-            ((..., 0), "an ellipsis is taken for an array"),
-            ((), "an empty tuple has no first item"),
-            (np.array([[0, 1], [7, 8]]), "indices of two axes are not flattened"),
-            (np.array(3), "an array without axes has no length"),
-        ]
-    ),
+    (3, 1),
+    (-1, slice(None), 2),
+    # NumPy takes an integer beside an array for an array, and puts their axis first.
+    (-1, slice(None), [0, 2]),
+    [],
+    ([], 1),
+    ...,
+    (..., 0),
+    (..., 5, 1, 2),
+    (),
+    None,
+    (None, 3),
+    (3, None, ..., 1),
+    np.array([[0, 1], [7, 8]]),
+    (np.array([[0, 1], [7, 8]]), slice(None), 2),
+    ([[0], [7]], [0, 1]),
+    np.array(3),
 ]
 
 
@@ -136,7 +140,11 @@ def test_any_index_gives_the_rows_it_gives_in_numpy(rows: FeatureRows, index: An
         assert np.array_equal(chosen[::-1], VALUES[index][::-1])
 
 
-@pytest.mark.xfail(strict=True, reason="index arrays of two axes are crossed, not paired")
+def test_one_number_is_a_number(rows: FeatureRows) -> None:
+    assert rows[3, 1, 2] == VALUES[3, 1, 2]
+    assert isinstance(rows[3, 1, 2], np.float16)
+
+
 def test_index_arrays_are_paired_as_numpy_pairs_them(rows: FeatureRows) -> None:
     # No error here, but other numbers.
     assert np.array_equal(rows[[0, 1], [1, 0]], VALUES[[0, 1], [1, 0]])

@@ -69,9 +69,6 @@ def test_a_segment_says_what_it_is(good: Path) -> None:
     assert json.loads(attributes["provenance"]) == PROVENANCE
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a flipped bit beside a variable-length string hangs HDF5 for good"
-)
 def test_no_attribute_lies_in_the_global_heap(good: Path) -> None:
     # HDF5 2.0 walks a damaged heap for ever, inside C, where no interrupt reaches it; strings
     # of a fixed length lie in the attribute itself.
@@ -337,9 +334,6 @@ def test_a_file_that_may_not_be_read_is_a_storage_error(
         read_segment(good, SPACE)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=DamageError, reason="every error of the system is taken for damage"
-)
 def test_too_many_open_files_is_no_damage(good: Path) -> None:
     # The advice for damage is to remove the file: wrong for EMFILE, EIO, ENOMEM, ESTALE.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

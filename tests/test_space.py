@@ -140,6 +140,7 @@ def test_a_space_without_format_is_refused() -> None:
         "[]",
         "null",
         CANONICAL[:-1],
+        "[" * 100_000,
         CANONICAL.replace('"tap":"block1_pool",', ""),
         CANONICAL.replace('"tap":', '"unheard_of":1,"tap":'),
         CANONICAL.replace('"size":8,', ""),

@@ -51,8 +51,9 @@ class Network:
         self._normalise = _Normalise(spaces[0].preprocessing).to(self.device)
         # Inputs and first weights rounded to bf16 cost more accuracy than all other layers
         # together, and the first convolution is under 1 % of the work: it stays fp32.
-        self._layers[0].to(self.device, torch.float32, memory_format=torch.channels_last)
-        self._layers[1:].to(self.device, self._dtype, memory_format=torch.channels_last)
+        self._layers[0].to(self.device, torch.float32)
+        self._layers[1:].to(self.device, self._dtype)
+        self._layers.to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.benchmark = False

@@ -168,17 +168,19 @@ def of_pairs(pairs: dict[str, Any]) -> str:
 
 def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
     """Predictions as CSV with a header; returns how many had an error."""
-    writer = csv.writer(stream, lineterminator="\n")
+    plain = csv.writer(stream, lineterminator="\n")
+    # The csv module leaves a lone carriage return bare, and readers take it for a line's end.
+    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
     errors, classes = 0, None
     for prediction in found:
         if classes is None:
             classes = list(prediction.classes) if all_classes else []
-            writer.writerow(["path", "label", "probability", "error", *classes])
+            plain.writerow(["path", "label", "probability", "error", *classes])
         every = prediction.probabilities or {}
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
         errors += prediction.error is not None
-        writer.writerow(
+        (quoted if "\r" in prediction.path else plain).writerow(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
     stream.flush()

@@ -10,7 +10,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from featpipe.errors import BadImageError
 from featpipe.space import Preprocessing
@@ -72,7 +72,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Im
             return _to_rgb(ImageOps.exif_transpose(image))
     except (BadImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         accepted = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
         raise BadImageError("open", f"not a {accepted} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

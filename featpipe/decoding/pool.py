@@ -27,6 +27,7 @@ from featpipe.decoding import frames
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.worker import SLOTS
 from featpipe.errors import FeatpipeError
+from featpipe.ids import sortable
 from featpipe.space import Preprocessing
 
 DEFAULT_TIME_LIMIT_S = 60.0
@@ -84,7 +85,7 @@ def _shared_memory(nbytes: int) -> BinaryIO:
     if hasattr(os, "memfd_create"):
         file = os.fdopen(os.memfd_create("featpipe"), "r+b")
     else:
-        file = cast(BinaryIO, tempfile.TemporaryFile())
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
     os.ftruncate(file.fileno(), max(nbytes, 1))
     return file
 
@@ -191,7 +192,7 @@ class DecodePool:
             "max_pixels": max_pixels,
             "memory_bytes": memory_bytes,
         }
-        ids = np.sort(np.ascontiguousarray(known).view("S32").reshape(-1))
+        ids = np.sort(sortable(known))
         self._known = _shared_memory(ids.nbytes)
         self._known.write(ids.tobytes())
         self._known.flush()

@@ -32,7 +32,8 @@ def open_list(path: Path, *, root: Path | None = None) -> Source:
     DataError
         A row is unreadable, leaves the root, or contradicts another.
     """
-    top = (root or path.parent).resolve()
+    # A full path may lead to the root through links, or by its real name.
+    tops = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -40,22 +41,23 @@ def open_list(path: Path, *, root: Path | None = None) -> Source:
     rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path)
     records: dict[str, Record] = {}
     for place, row in rows:
-        record = _record(row, place, top)
+        record = _record(row, place, tops)
         if records.setdefault(record.path, record) != record:
             raise DataError(
                 f"expected one label and split per picture, found two for {record.path!r} ({place})"
             )
     if not records:
         raise DataError(f"expected pictures in {path}, found an empty list")
-    return Source("list", str(path), top, list(records.values()))
+    return Source("list", str(path), Path(tops[0]), list(records.values()))
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        if "path" not in (reader.fieldnames or []):
-            found = ", ".join(map(repr, reader.fieldnames or [])) or "an empty file"
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        if "path" not in reader.fieldnames:
+            found = ", ".join(map(repr, reader.fieldnames)) or "an empty file"
             raise DataError(
                 f"expected a header line with 'path' (and 'label', 'split') in {path}, "
                 f"found {found}"
@@ -63,7 +65,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"expected {len(reader.fieldnames or [])} fields in {place}")
+                raise DataError(f"expected {len(reader.fieldnames)} fields in {place}")
             yield place, row
     except csv.Error as error:
         raise DataError(f"expected CSV in {path}, line {reader.line_num}: {error}") from error
@@ -83,18 +85,18 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def _record(row: dict[str, Any], place: str, root: Path) -> Record:
+def _record(row: dict[str, Any], place: str, tops: list[str]) -> Record:
     path = row["path"]
-    if not path or "\0" in path:
-        raise DataError(f"expected a path in {place}, found {path!r}")
-    inside = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
-    if inside == ".." or inside.startswith("../"):
+    if not path or "\0" in path or not _can_be_a_name(path):
+        raise DataError(f"expected a path in {place}, found {path!r}; correct it or remove the row")
+    inside = next((found for top in tops if (found := _inside(top, path)) is not None), None)
+    if inside is None:
         raise DataError(
-            f"expected paths inside {root}, found {path!r} ({place}); "
+            f"expected paths inside {tops[0]}, found {path!r} ({place}); "
             "name the folder they may be in with --root"
         )
     label, split = row.get("label"), row.get("split")
-    if label is not None and not isinstance(label, str | int):
+    if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise DataError(f"expected a text or a whole number as label, found {label!r} ({place})")
     if split in (None, ""):
         known = None
@@ -103,3 +105,18 @@ def _record(row: dict[str, Any], place: str, root: Path) -> Record:
     else:
         raise DataError(f"expected split train, val or test, found {split!r} ({place})")
     return Record(inside, None if label in (None, "") else str(label), known)
+
+
+def _can_be_a_name(path: str) -> bool:
+    # JSON can spell half a surrogate pair, which stands for no bytes of a file name.
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _inside(top: str, path: str) -> str | None:
+    """The path relative to a folder; None where it leads out of it."""
+    found = os.path.relpath(os.path.normpath(os.path.join(top, path)), top)
+    return None if found == ".." or found.startswith("../") else found

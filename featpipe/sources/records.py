@@ -28,7 +28,7 @@ class Record:
     Attributes
     ----------
     path : str
-        Relative to the source's root; absolute only in a list whose root is ``/``.
+        Relative to the source's root, with ``/`` between folders; a plain name for other records.
     label : str or None
     split : {"train", "val", "test"} or None
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from featpipe.disk import names_in, write_atomically
 from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError
 from featpipe.space import FeatureSpace
-from featpipe.disk import write_atomically
+from featpipe.store.attributes import read_number, read_text, write_text
 
 DATASET_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -36,6 +38,16 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "status": np.int8,
     "stat": np.int64,
 }
+_DECODING_ERRORS = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+)
+"""What h5py and a header of another form raise on bytes that are no data set file."""
 
 
 @dataclass
@@ -88,7 +100,8 @@ class Dataset:
     @property
     def usable(self) -> np.ndarray:
         """Which rows have features: (n,) bool."""
-        return self.status == OK
+        usable: np.ndarray = self.status == OK
+        return usable
 
     @property
     def split_names(self) -> list[str]:
@@ -157,7 +170,8 @@ def dataset_path(cache: Path, name: str) -> Path:
 
 def list_datasets(cache: Path) -> list[str]:
     """Names of the data sets of a cache, sorted."""
-    return sorted(path.stem for path in (cache / "datasets").glob("*.h5"))
+    names = names_in(cache / "datasets")
+    return sorted(name.removesuffix(".h5") for name in names if name.endswith(".h5"))
 
 
 def save_dataset(cache: Path, dataset: Dataset) -> Path:
@@ -175,7 +189,7 @@ def load_dataset(cache: Path, name: str) -> Dataset:
     NotFoundError
         There is no such data set.
     DamageError
-        The file is not a whole data set file of a known version.
+        The file is not a whole data set file of a known version, or it is another's.
     """
     path = dataset_path(cache, name)
     try:
@@ -189,12 +203,19 @@ def load_dataset(cache: Path, name: str) -> Dataset:
     except OSError as error:
         raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
     try:
-        return _decode(data)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        dataset = _decode(data)
+    except _DECODING_ERRORS as error:
+        found = str(error).split("\n")[0] or type(error).__name__
         raise DamageError(
-            f"expected a whole data set file in {path}, found: {str(error).splitlines()[0]}; "
+            f"expected a whole data set file in {path}, found: {found}; "
             "remove it and run the same 'featpipe extract' again: no features are lost"
         ) from error
+    if dataset.name != name:
+        raise DamageError(
+            f"expected the data set '{name}' in {path}, found '{dataset.name}'; "
+            "rename the file back to its own name"
+        )
+    return dataset
 
 
 def _encode(dataset: Dataset) -> bytes:
@@ -214,7 +235,7 @@ def _encode(dataset: Dataset) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
         file.attrs["format_version"] = DATASET_VERSION
-        file.attrs["sha256"] = _content_digest(arrays)
+        write_text(file, "sha256", _content_digest(arrays))
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
     return buffer.getvalue()
@@ -222,7 +243,7 @@ def _encode(dataset: Dataset) -> bytes:
 
 def _decode(data: bytes) -> Dataset:
     with h5py.File(io.BytesIO(data), "r") as file:
-        version = int(file.attrs["format_version"])
+        version = read_number(file, "format_version")
         if version != DATASET_VERSION:
             raise ValueError(f"format version {version}; this featpipe reads {DATASET_VERSION}")
         arrays = {}
@@ -230,16 +251,18 @@ def _decode(data: bytes) -> Dataset:
             if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                 raise ValueError(f"'{name}' is missing or a link")
             column = file[name]
+            if not isinstance(column, h5py.Dataset):
+                raise ValueError(f"'{name}' is not a data set")
             if column.is_virtual or column.external or column.chunks:
                 raise ValueError(f"'{name}' is not one plain block")
-            if column.size * column.dtype.itemsize > len(data):
+            if math.prod(column.shape) * column.dtype.itemsize > len(data):
                 raise ValueError(f"'{name}' declares more than the file holds")
             arrays[name] = column[()]
-        if _content_digest(arrays) != str(file.attrs["sha256"]):
+        if _content_digest(arrays) != read_text(file, "sha256"):
             raise ValueError("its content does not match its digest")
     header = json.loads(arrays.pop("header").tobytes())
     blob, ends = arrays.pop("path_bytes").tobytes(), arrays.pop("path_end").tolist()
-    paths = [os.fsdecode(blob[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    paths = [os.fsdecode(blob[a:b]) for a, b in zip([0, *ends][:-1], ends, strict=True)]
     reasons = {int(row): reason for row, reason in header.pop("reasons").items()}
     return Dataset(paths=paths, reasons=reasons, **header, **arrays)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.errors import DamageError, NotFoundError
+from featpipe.disk import names_in, remove_leftovers, write_atomically
+from featpipe.errors import DamageError, NotFoundError, StorageError
 from featpipe.space import FeatureSpace
-from featpipe.disk import remove_leftovers, write_atomically
 from featpipe.store.index import Index, load_index
 from featpipe.store.rows import FeatureRows
 from featpipe.store.segments import build_segment, write_segment
@@ -93,21 +93,33 @@ class FeatureStore:
         return write_segment(self.segments_folder, data)
 
 
-def list_stores(cache: Path, name: str = "*") -> list[FeatureStore]:
-    """Every feature store of a cache, or the one in a folder of that name.
+def list_stores(cache: Path) -> list[FeatureStore]:
+    """Every feature store of a cache; raises as :func:`open_store`."""
+    spaces = cache / "spaces"
+    folders = [spaces / name for name in names_in(spaces)]
+    return [open_store(folder) for folder in folders if (folder / "space.json").exists()]
+
+
+def open_store(folder: Path) -> FeatureStore:
+    """The feature store in a folder, by what its ``space.json`` says.
 
     Raises
     ------
     DamageError
-        A ``space.json`` is not a feature space, or lies in another space's folder.
+        The file is not a feature space, or lies in another space's folder.
+    StorageError
+        The file cannot be read.
     """
-    stores = []
-    for path in sorted((cache / "spaces").glob(f"{name}/space.json")):
+    path = folder / "space.json"
+    try:
         space = FeatureSpace.from_json(path.read_text(encoding="utf-8", errors="replace"))
-        if space.name != path.parent.name:
-            raise DamageError(
-                f"expected the feature space of {path.parent.name} in {path}, found that of "
-                f"{space.name}; move the folder back to its own name"
-            )
-        stores.append(FeatureStore(cache, space))
-    return stores
+    except OSError as error:
+        raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+    except DamageError as error:
+        raise DamageError(f"{path}: {error}") from error
+    if space.name != folder.name:
+        raise DamageError(
+            f"expected the feature space of {folder.name} in {path}, found that of "
+            f"{space.name}; move the folder back to its own name"
+        )
+    return FeatureStore(folder.parents[1], space)

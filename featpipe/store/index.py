@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from featpipe.disk import names_in, write_atomically
 from featpipe.errors import StorageError
+from featpipe.ids import DIGEST_BYTES, sortable
 from featpipe.space import FeatureSpace
-from featpipe.disk import write_atomically
-from featpipe.store.segments import DIGEST_BYTES, read_segment
+from featpipe.store.segments import read_segment
 
 INDEX_NAME = "index.npz"
-_ARRAYS = ("ids", "segment", "row", "crc32", "names", "offsets", "counts")
+_OF_ROWS = ("ids", "segment", "row", "crc32")
+_OF_SEGMENTS = ("names", "offsets", "counts")
 
 
 @dataclass
@@ -45,42 +46,53 @@ class Index:
         """Positions in this index of image ids (n, 32), -1 where absent: (n,) int64."""
         if not len(self.ids) or not len(ids):
             return np.full(len(ids), -1, np.int64)
-        mine, wanted = _sortable(self.ids), _sortable(ids)
+        mine, wanted = sortable(self.ids), sortable(ids)
         place = np.minimum(np.searchsorted(mine, wanted), len(mine) - 1)
         return np.where(mine[place] == wanted, place, -1)
 
 
 def load_index(folder: Path, space: FeatureSpace) -> Index:
     """Index of the segments now in ``folder``; only segments not yet indexed are opened."""
-    segments = folder / "segments"
-    try:
-        present = sorted(path.stem for path in segments.glob("*.h5"))
-    except OSError as error:
-        raise StorageError(f"expected to list {segments}, but: {error.strerror}") from error
+    while True:
+        present = _segment_names(folder)
+        try:
+            return _up_to_date(folder, present, space)
+        except StorageError:
+            # Compaction may take a segment away between the listing and its turn.
+            if set(present) <= set(_segment_names(folder)):
+                raise
+
+
+def _segment_names(folder: Path) -> list[str]:
+    names = names_in(folder / "segments")
+    return [name.removesuffix(".h5") for name in names if name.endswith(".h5")]
+
+
+def _up_to_date(folder: Path, present: list[str], space: FeatureSpace) -> Index:
     index = _read(folder / INDEX_NAME)
     known = [name.decode() for name in index.names]
     if known == present:
         return index
-    index = _updated(index, known, present, segments, space)
+    # A row that lies in two segments is indexed in one of them: when that one goes, only the
+    # other still knows it.
+    if not set(known) <= set(present):
+        index, known = Index(), []
+    index = _extended(index, known, present, folder / "segments", space)
     # Read-only caches are read without an index on disk.
     with contextlib.suppress(StorageError):
         _write(folder / INDEX_NAME, index)
     return index
 
 
-def _updated(
+def _extended(
     index: Index, known: list[str], present: list[str], folder: Path, space: FeatureSpace
 ) -> Index:
     number_of = {name: number for number, name in enumerate(present)}
-    renumber = np.array([number_of.get(name, -1) for name in known], np.int64)
-    kept = renumber[index.segment] >= 0 if len(known) else np.zeros(len(index.ids), bool)
-    ids, row, crc32 = [index.ids[kept]], [index.row[kept]], [index.crc32[kept]]
-    segment = [renumber[index.segment[kept]]] if len(known) else [index.segment]
+    renumber = np.array([number_of[name] for name in known], np.int64)
+    ids, row, crc32 = [index.ids], [index.row], [index.crc32]
+    segment = [renumber[index.segment]]
     offsets, counts = np.zeros(len(present), np.int64), np.zeros(len(present), np.int64)
-    for old, name in enumerate(known):
-        if name in number_of:
-            offsets[number_of[name]] = index.offsets[old]
-            counts[number_of[name]] = index.counts[old]
+    offsets[renumber], counts[renumber] = index.offsets, index.counts
     for name in sorted(set(present) - set(known)):
         found = read_segment(folder / f"{name}.h5", space)
         number, n = number_of[name], len(found.ids)
@@ -91,7 +103,7 @@ def _updated(
         crc32.append(found.crc32)
     every = np.concatenate(ids)
     # The same row stored twice is harmless: either place will do.
-    _, first = np.unique(_sortable(every), return_index=True)
+    _, first = np.unique(sortable(every), return_index=True)
     return Index(
         ids=every[first],
         segment=np.concatenate(segment)[first],
@@ -103,21 +115,28 @@ def _updated(
     )
 
 
-def _sortable(ids: np.ndarray) -> np.ndarray:
-    """Image ids (n, 32) uint8 as (n,) fixed-width bytes that NumPy can sort."""
-    return np.ascontiguousarray(ids).view(f"S{DIGEST_BYTES}").reshape(-1)
-
-
 def _read(path: Path) -> Index:
-    # The zip container carries a CRC of each array: a damaged index is simply made anew.
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Index(**{name: arrays[name] for name in _ARRAYS})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
+    # The zip container carries a CRC of each array, and damage to the container itself raises
+    # anything: zlib.error, NotImplementedError, struct.error, … The index is simply made anew.
+    except Exception:
         return Index()
+    return index if _fits_together(index) else Index()
+
+
+def _fits_together(index: Index) -> bool:
+    empty = Index()
+    for length, names in (len(index.ids), _OF_ROWS), (len(index.names), _OF_SEGMENTS):
+        for name in names:
+            found, model = getattr(index, name), getattr(empty, name)
+            if found.dtype != model.dtype or found.shape != (length, *model.shape[1:]):
+                return False
+    return bool(((index.segment >= 0) & (index.segment < len(index.names))).all())
 
 
 def _write(path: Path, index: Index) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(index, name) for name in _ARRAYS})
+    np.savez(buffer, **{name: getattr(index, name) for name in _OF_ROWS + _OF_SEGMENTS})
     write_atomically(path, buffer.getvalue())

@@ -16,9 +16,10 @@ from featpipe.errors import DamageError, StorageError
 class FeatureRows:
     """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
 
-    Indexing gives NumPy arrays: an integer one row, a slice or an integer or boolean array
-    several. Neighbouring rows of one segment are handed out as views, all others are
-    gathered into a new array. Each row's checksum is tested the first time it is touched.
+    Indexing is NumPy's and gives NumPy arrays. Neighbouring rows of one segment are handed out
+    as views, all others are gathered into a new array; only rows that are asked for are touched,
+    unless the index begins with an ellipsis or a new axis. Each row's checksum is tested the
+    first time it is touched.
 
     Parameters
     ----------
@@ -50,6 +51,7 @@ class FeatureRows:
         self._segment, self._row, self._crc32 = segment, row, crc32
         self.shape: tuple[int, ...] = (len(row), *row_shape)
         self.dtype = np.dtype(dtype)
+        self._numbers = np.arange(len(row))
         self._checked = np.zeros(len(row), dtype=bool)
         self._maps: dict[int, np.ndarray] = {}
 
@@ -70,18 +72,27 @@ class FeatureRows:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        if isinstance(index, tuple):
-            return self[index[0]][(slice(None), *index[1:])]
-        if isinstance(index, int | np.integer):
-            return self._take(np.array([range(len(self))[index]]))[0]
-        if isinstance(index, slice):
-            return self._take(np.arange(*index.indices(len(self))))
-        chosen = np.asarray(index)
-        if chosen.dtype == bool:
-            if chosen.shape != (len(self),):
-                raise IndexError(f"expected a mask of {len(self)} rows, found {chosen.shape}")
-            chosen = np.flatnonzero(chosen)
-        return self._take(np.arange(len(self))[chosen])
+        parts = index if isinstance(index, tuple) else (index,)
+        found: np.ndarray
+        if not parts or parts[0] is None or parts[0] is Ellipsis:
+            found = self[:][index]
+            return found
+        first, *rest = parts
+        chosen = self._choose(first)
+        rows = self._take(chosen.reshape(-1))
+        if not rest:
+            return rows.reshape(*chosen.shape, *self.shape[1:])
+        # Only the rows get new numbers: how the parts of an index act together is NumPy's affair.
+        place = np.arange(chosen.size).reshape(chosen.shape)
+        found = rows[(slice(None) if isinstance(first, slice) else place, *rest)]
+        return found
+
+    def _choose(self, index: Any) -> np.ndarray:
+        """Numbers of the rows an index of the first axis asks for, in its shape."""
+        mask = np.asarray(index)
+        if mask.dtype == bool and mask.shape != (len(self),):
+            raise IndexError(f"expected a mask of {len(self)} rows, found {mask.shape}")
+        return np.asarray(self._numbers[(index,)])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self[:], dtype=dtype, copy=True if copy else None)
@@ -94,7 +105,7 @@ class FeatureRows:
 
     def select(self, index: np.ndarray) -> FeatureRows:
         """The chosen rows, in that order, still mapped."""
-        chosen = np.arange(len(self))[index]
+        chosen = self._choose(index)
         rows = FeatureRows(
             self._paths,
             self._offsets,
@@ -118,7 +129,8 @@ class FeatureRows:
             block = self._map(first)
             if (np.diff(row) == 1).all():
                 return block[row[0] : row[-1] + 1]
-            return block[row]
+            gathered: np.ndarray = block[row]
+            return gathered
         out = np.empty((len(index), *self.shape[1:]), self.dtype)
         for number in np.unique(segment):
             here = segment == number

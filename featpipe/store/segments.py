@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featpipe.errors import DamageError, StorageError
-from featpipe.space import FORMAT_VERSION, FeatureSpace
 from featpipe.disk import DISK, Disk, write_atomically
-
-DIGEST_BYTES = 32
+from featpipe.errors import DamageError, StorageError
+from featpipe.ids import DIGEST_BYTES
+from featpipe.space import FORMAT_VERSION, FeatureSpace
+from featpipe.store.attributes import read_number, read_text, write_text
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def row_checksums(rows: np.ndarray) -> np.ndarray:
     """CRC-32 of each row's bytes: (n, …) any dtype → (n,) uint32."""
     rows = np.ascontiguousarray(rows)
     flat = rows.reshape(len(rows), -1).view(np.uint8)
-    return np.fromiter((zlib.crc32(row) for row in flat), dtype=np.uint32, count=len(rows))
+    return np.fromiter((zlib.crc32(row.data) for row in flat), dtype=np.uint32, count=len(rows))
 
 
 def build_segment(
@@ -71,9 +72,9 @@ def build_segment(
     # The oldest layout every HDF5 reader since 1.8 can open.
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["space"] = space.canonical_json
-        file.attrs["space_id"] = space.id
-        file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+        write_text(file, "space", space.canonical_json)
+        write_text(file, "space_id", space.id)
+        write_text(file, "provenance", json.dumps(provenance, sort_keys=True))
         file.create_dataset("image_sha256", data=ids, dtype=np.uint8)
         file.create_dataset("crc32", data=row_checksums(rows), dtype=np.uint32)
         file.create_dataset("features", data=rows)
@@ -101,24 +102,24 @@ def read_segment(path: Path, space: FeatureSpace) -> Segment:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return _checked(file, path, space)
-    except FileNotFoundError:
-        raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, OSError) and isinstance(error, PermissionError):
-            raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+        # HDF5's own complaints about a file carry no number; those of the system do.
+        if isinstance(error, OSError) and error.errno:
+            raise _unreadable(path, error) from error
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
 def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
-    if int(file.attrs["format_version"]) != FORMAT_VERSION:
-        found = file.attrs["format_version"]
-        raise _damaged(path, f"format version {found}; this featpipe reads {FORMAT_VERSION}")
-    if str(file.attrs["space_id"]) != space.id or str(file.attrs["space"]) != space.canonical_json:
+    version = read_number(file, "format_version")
+    if version != FORMAT_VERSION:
+        raise _damaged(path, f"format version {version}; this featpipe reads {FORMAT_VERSION}")
+    says = read_text(file, "space_id"), read_text(file, "space")
+    if says != (space.id, space.canonical_json):
         raise _damaged(path, f"it belongs to another feature space than {space.name}")
     size = path.stat().st_size
     features = _plain_dataset(file, "features", path, size)
     n = features.shape[0] if features.shape else 0
-    if features.shape != (n, *space.shape) or features.dtype != np.dtype(space.dtype):
+    if not n or features.shape != (n, *space.shape) or features.dtype != np.dtype(space.dtype):
         raise _damaged(path, f"features are {features.dtype} {features.shape}")
     ids = _plain_dataset(file, "image_sha256", path, size)
     crc32 = _plain_dataset(file, "crc32", path, size)
@@ -154,7 +155,23 @@ def _damaged(path: Path, why: str) -> DamageError:
     )
 
 
+def _unreadable(path: Path, error: OSError) -> StorageError:
+    reason = os.strerror(error.errno or 0)
+    return StorageError(
+        f"expected to read {path}, but: {reason}; run the same command again once that is mended"
+    )
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 (hex) of a file's bytes.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from featpipe.disk import names_in
 from featpipe.errors import FeatpipeError, NotFoundError
 from featpipe.progress import Progress, no_progress
 from featpipe.store.datasets import list_datasets, load_dataset
-from featpipe.store.feature_store import FeatureStore, list_stores
+from featpipe.store.feature_store import FeatureStore, list_stores, open_store
 from featpipe.store.segments import file_digest, read_segment, row_checksums
 
 
@@ -96,7 +97,7 @@ def verify(
         except FeatpipeError as error:
             damages.append(Damage(cache / "datasets" / f"{name}.h5", str(error), []))
     for store in _stores(cache, damages):
-        segments = sorted(store.segments_folder.iterdir())
+        segments = [store.segments_folder / name for name in names_in(store.segments_folder)]
         files += 1 + len(segments)
         with progress(f"verify {store.folder.name}", len(segments)) as bar:
             for path in segments:
@@ -106,13 +107,12 @@ def verify(
 
 
 def _stores(cache: Path, damages: list[Damage]) -> Iterator[FeatureStore]:
-    for folder in sorted((cache / "spaces").glob("*")):
+    for name in names_in(cache / "spaces"):
+        folder = cache / "spaces" / name
         try:
-            found = [s for s in list_stores(cache, folder.name) if s.segments_folder.is_dir()]
+            yield open_store(folder)
         except FeatpipeError as error:
             damages.append(Damage(folder / "space.json", str(error), []))
-            continue
-        yield from found
 
 
 def _segment_damages(path: Path, store: FeatureStore, *, quick: bool) -> Iterator[Damage]:
@@ -122,11 +122,12 @@ def _segment_damages(path: Path, store: FeatureStore, *, quick: bool) -> Iterato
         yield Damage(path, "not a segment of this store", [])
         return
     try:
+        whole = quick or file_digest(path) == path.stem
         segment = read_segment(path, store.space)
     except FeatpipeError as error:
         yield Damage(path, str(error), [])
         return
-    if quick or file_digest(path) == path.stem:
+    if whole:
         return
     shape = (len(segment.ids), *store.space.shape)
     rows = np.memmap(path, store.space.dtype, "r", segment.offset, shape)

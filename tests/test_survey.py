@@ -1,0 +1,181 @@
+"""Looking over a cache: a whole one is whole, and nothing that is not stays hidden."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import image_ids, small_space
+
+from featpipe.errors import DamageError, NotFoundError
+from featpipe.store.datasets import Dataset, save_dataset
+from featpipe.store.feature_store import FeatureStore
+from featpipe.store.segments import read_segment
+from featpipe.store.survey import Damage, StoreSummary, summarise, verify
+
+SPACE, OTHER = small_space(), small_space(view=1)
+N = 5
+
+
+@pytest.fixture
+def whole(cache: Path) -> Path:
+    """Two data sets and two stores: one with two segments of five rows, one with one."""
+    for name in ("pets", "cars"):
+        columns = {name: np.zeros(N, np.int64) for name in ("label", "split", "status")}
+        save_dataset(
+            cache,
+            Dataset(
+                name=name,
+                source={},
+                classes=["a"],
+                paths=list("vwxyz"),
+                image_sha256=image_ids(*range(N)),
+                stat=np.zeros((N, 3), np.int64),
+                **columns,
+            ),
+        )
+    for space, parts in ((SPACE, "ab"), (OTHER, "a")):
+        store = FeatureStore(cache, space)
+        store.prepare()
+        for part in parts:
+            rows = np.arange(N * 4, dtype=np.float16).reshape(N, 4)
+            store.append(image_ids(*(f"{part}{i}" for i in range(N))), rows, {"host": "node"})
+    return cache
+
+
+def segments(cache: Path) -> list[Path]:
+    return sorted(FeatureStore(cache, SPACE).segments_folder.iterdir())
+
+
+def damages(cache: Path, *, quick: bool = False) -> list[Damage]:
+    return verify(cache, quick=quick)[1]
+
+
+def flip(path: Path, place: int) -> bytes:
+    """Flip one bit; returns the bytes there were."""
+    before = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(before[:place] + bytes([before[place] ^ 1 << place % 8]) + before[place + 1 :])
+    return before
+
+
+def test_a_summary_counts_rows_segments_and_bytes(whole: Path) -> None:
+    names, stores = summarise(whole)
+    assert names == ["cars", "pets"]
+    size = sum(path.stat().st_size for path in segments(whole))
+    assert StoreSummary(SPACE.name, 2 * N, 2, size) in stores
+    assert [(s.rows, s.segments) for s in stores if s.name == OTHER.name] == [(N, 1)]
+    assert len(stores) == 2
+
+
+@pytest.mark.parametrize("look", [summarise, verify])
+def test_where_there_is_no_cache_the_way_to_one_is_named(
+    cache: Path, look: Callable[[Path], object]
+) -> None:
+    with pytest.raises(NotFoundError, match=r"expected a cache in .*'featpipe extract' makes one"):
+        look(cache)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_whole_cache_has_no_damage(whole: Path, quick: bool) -> None:
+    # What a writer is about is no damage either.
+    (FeatureStore(whole, SPACE).segments_folder / ".tmp-host-1-deadbeef").write_bytes(b"half")
+    files, found = verify(whole, quick=quick)
+    assert found == []
+    assert files == 2 + 2 + 3 + 1, "data sets, spaces, segments, and the one being written"
+
+
+def test_a_damaged_row_is_named(whole: Path) -> None:
+    path = segments(whole)[1]
+    row_bytes = 4 * SPACE.shape[0] // 2
+    for row in (0, 3):
+        flip(path, read_segment(path, SPACE).offset + row * row_bytes)
+    (found,) = damages(whole)
+    assert (found.path, found.rows) == (path, [0, 3])
+    assert "digest" in found.problem
+    assert damages(whole, quick=True) == [], "quick reads no features"
+
+
+# HDF5 pads a small file to a few kilobytes: steps that hit every part of it, over all bits.
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["segment", "data set"])
+def test_a_flipped_bit_anywhere_is_found(whole: Path, kind: str) -> None:
+    path = segments(whole)[0] if kind == "segment" else whole / "datasets" / "pets.h5"
+    for place in range(0, path.stat().st_size, 7):
+        before = flip(path, place)
+        found = damages(whole)
+        # A data set's digest is of what it means: padding may change.
+        if kind == "segment":
+            assert [damage.path for damage in found] == [path], place
+        else:
+            assert {damage.path for damage in found} <= {path}, place
+        path.write_bytes(before)
+    assert damages(whole) == []
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
+def test_a_file_cut_short_is_found(whole: Path, quick: bool, keep: float) -> None:
+    cut = [segments(whole)[0], whole / "datasets" / "pets.h5"]
+    for path in cut:
+        size = path.stat().st_size
+        path.chmod(0o644)
+        # keep = 1: one byte short.
+        os.truncate(path, min(int(size * keep), size - 1))
+    assert {damage.path for damage in damages(whole, quick=quick)} == set(cut)
+
+
+def test_foreign_files_are_found(whole: Path) -> None:
+    folder = FeatureStore(whole, SPACE).segments_folder
+    (folder / "notes.txt").write_text("mine")
+    (folder / "features.h5").write_bytes(segments(whole)[0].read_bytes())
+    (folder / f"{'0' * 64}.h5").mkdir()
+    (whole / "datasets" / "foreign.h5").write_bytes(b"no data set")
+    (whole / "spaces" / "README").write_text("mine")
+    found = {damage.path.relative_to(whole).parts[-1] for damage in damages(whole)}
+    assert found == {"notes.txt", "features.h5", f"{'0' * 64}.h5", "foreign.h5", "space.json"}
+
+
+def test_swapped_names_are_found(whole: Path) -> None:
+    pets, cars = (whole / "datasets" / f"{name}.h5" for name in ("pets", "cars"))
+    swapped = [tuple(segments(whole)), (pets, cars)]
+    for one, other in swapped:
+        one.rename(whole / "between")
+        other.rename(one)
+        (whole / "between").rename(other)
+    found = damages(whole)
+    assert {damage.path for damage in found} == {path for pair in swapped for path in pair}
+    assert not any(damage.rows for damage in found), "each row is whole"
+
+
+def test_a_segment_in_another_spaces_folder_is_found(whole: Path) -> None:
+    path = segments(whole)[0]
+    moved = path.rename(FeatureStore(whole, OTHER).segments_folder / f"x{path.name[1:]}")
+    (found,) = damages(whole, quick=True)
+    assert found.path == moved
+    assert "belongs to another feature space" in found.problem
+
+
+@pytest.mark.parametrize("content", [None, b"{}", OTHER.canonical_json.encode()])
+def test_a_store_that_does_not_say_what_it_holds_is_found(
+    whole: Path, content: bytes | None
+) -> None:
+    path = FeatureStore(whole, SPACE).folder / "space.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+        with pytest.raises(DamageError, match=SPACE.name):
+            summarise(whole)
+    (found,) = damages(whole)
+    assert found.path == path
+    assert str(path) in found.problem
+
+
+def test_damage_that_hides_the_layout_is_found_by_the_digest(whole: Path) -> None:
+    path = segments(whole)[0]
+    flip(path, 0)
+    (found,) = damages(whole)
+    assert (found.path, found.rows) == (path, [])
