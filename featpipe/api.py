@@ -13,6 +13,7 @@ from featpipe.evaluation import Evaluation
 from featpipe.extraction import ExtractResult
 from featpipe.features import default_cache
 from featpipe.prediction import Prediction
+from featpipe.shards import parse_shard
 from featpipe.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
 from featpipe.training import TrainResult
 
@@ -28,6 +29,7 @@ def extract(
     root: PathLike | None = None,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
+    shard: str | None = None,
     **options: Any,
 ) -> ExtractResult:
     """Compute what is missing of the features of DATA and freeze its list as data set ``name``.
@@ -46,6 +48,8 @@ def extract(
     max_bad : float
         Largest share of unreadable pictures, 0..1.
     retry_quarantined : bool
+    shard : str, optional
+        ``i/n``: only that part, for one of n jobs.
     **options
         ``backbone, weights, tap, pool, size, resize, precision, dtype, device, batch_size,
         workers, max_pixels``; see :class:`featpipe.engine.request.FeatureRequest` and
@@ -66,6 +70,7 @@ def extract(
         root=None if root is None else Path(root),
         max_bad=max_bad,
         retry_quarantined=retry_quarantined,
+        shard=None if shard is None else parse_shard(shard),
     )
 
 

@@ -103,12 +103,14 @@ def _write_whole(path: Path, data: bytes, mode: int, disk: Disk) -> None:
 
 
 def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
-    need = f"{size / 2**20:.1f} MiB"
+    need = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = f"make room for at least {need} and run the same command again; nothing is lost"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         advice = "make the folder writable, or name another one with --cache or --out"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        advice = "a file lies where a folder is needed; name another folder"
     else:
         advice = "check the disk and run the same command again; what was stored before is whole"
     return StorageError(f"expected to write {need} to {target}, but: {reason}; {advice}")
@@ -129,6 +131,30 @@ def names_in(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise StorageError(f"expected to list {folder}, but: {error.strerror}") from error
+
+
+def move_aside(source: Path, target: Path, *, disk: Disk = DISK) -> Path:
+    """Move a file, keeping what may lie at ``target``; returns where it went.
+
+    Raises
+    ------
+    StorageError
+    """
+    place, number = target, 1
+    while place.exists():
+        number += 1
+        place = target.with_name(f"{target.name}.{number}")
+    try:
+        _make_folder(place.parent, disk)
+        disk.rename(source, place)
+        disk.fsync_folder(place.parent)
+        disk.fsync_folder(source.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError(
+            f"expected to move {source} to {place}, but: {reason}; make both folders writable"
+        ) from error
+    return place
 
 
 def remove_leftovers(folder: Path, *, disk: Disk = DISK) -> int:

@@ -125,7 +125,7 @@ def _labels(dataset: Dataset, chosen: np.ndarray, classes: list[str], split: str
 def _duplicates(
     dataset: Dataset, chosen: np.ndarray, trained: TrainedHead, split: str
 ) -> list[str]:
-    if split in ("train", "val", "all"):
+    if split != "test" and dataset.name == trained.dataset["name"]:
         return []
     seen = {row.tobytes() for row in trained.train_ids}
     return [dataset.paths[i] for i in chosen if dataset.image_sha256[i].tobytes() in seen]

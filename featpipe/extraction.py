@@ -25,14 +25,16 @@ from featpipe.engine.runner import EngineOptions, Outcome, Timings, run
 from featpipe.errors import DataError, NotFoundError, UsageError
 from featpipe.ids import sortable
 from featpipe.progress import Progress, no_progress
+from featpipe.shards import Shard, merge_shards, split_unsplit
 from featpipe.sources import Source, open_source
 from featpipe.space import FeatureSpace
-from featpipe.splits import DEFAULT_FRACTIONS, split_by_content
+from featpipe.splits import DEFAULT_FRACTIONS, check_shares
 from featpipe.store.datasets import (
     NO_LABEL,
     NO_SPLIT,
     OK,
     QUARANTINED,
+    SHARD_MARK,
     SPLITS,
     Dataset,
     dataset_path,
@@ -110,6 +112,7 @@ def extract(
     root: Path | None = None,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
+    shard: Shard | None = None,
     progress: Progress = no_progress,
 ) -> ExtractResult:
     """Compute what is missing of a source's features and freeze its list as a data set.
@@ -133,6 +136,9 @@ def extract(
         Largest share of unreadable pictures, 0..1, before the job counts as failed.
     retry_quarantined : bool
         Try unreadable pictures again although their files have not changed.
+    shard : Shard, optional
+        Take only this part of the records, for one of several jobs. The job that finds all
+        parts done writes the whole data set.
     progress : Progress
 
     Raises
@@ -141,10 +147,14 @@ def extract(
         See the classes in :mod:`featpipe.errors`. Rows computed before are kept.
     """
     started = time.perf_counter()
-    dataset_path(cache, name)
-    if len(fractions) != len(SPLITS):
-        raise UsageError(f"expected three shares (train,val,test), found {len(fractions)}")
+    check_name(cache, name)
+    check_shares(fractions)
+    check_max_bad(max_bad)
     source = open_source(data, root=root)
+    own_name = name
+    if shard is not None:
+        source = dataclasses.replace(source, records=source.records[shard.slice])
+        own_name = shard.dataset_name(name)
     plan = (request or FeatureRequest()).resolve(cache)
     options = options or EngineOptions()
     stores = [FeatureStore(cache, space) for space in plan.spaces]
@@ -154,7 +164,7 @@ def extract(
         log.info("%d files passed over: their names say they are no pictures", source.ignored)
 
     samples = _Samples(source, _decoder(options))
-    before = _load_before(cache, name)
+    before = _load_before(cache, own_name)
     samples.recall(before, stores, retry_quarantined=retry_quarantined)
     timings = Timings()
     todo = np.flatnonzero(samples.state == _TODO)
@@ -162,14 +172,17 @@ def extract(
         timings = _compute(source, samples, todo, plan, stores, options, max_bad, progress)
     samples.check_max_bad(max_bad)
 
-    dataset = samples.freeze(name, fractions)
+    dataset = samples.freeze(own_name, fractions)
     dataset.spaces = _spaces_held(dataset, plan.spaces, before, cache)
     named = before.info.get("weights", {}) if before else {}
     dataset.info["weights"] = {**named, **{s.id: plan.weights.spec for s in plan.spaces}}
     save_dataset(cache, dataset)
+    merged = None if shard is None else merge_shards(cache, name, shard.count)
+    if merged is not None:
+        log.info("%s: all %d shards are done, merged", name, len(merged))
     seconds = time.perf_counter() - started
     return ExtractResult(
-        dataset=name,
+        dataset=own_name if shard is not None and merged is None else name,
         spaces=plan.spaces,
         **samples.counts(),
         seconds=round(seconds, 3),
@@ -183,6 +196,29 @@ def extract(
             for i, (stage, reason) in sorted(samples.reasons.items())
         ],
     )
+
+
+def check_name(cache: Path, name: str) -> None:
+    """Refuse what cannot name a data set, or would look like a part of one.
+
+    Raises
+    ------
+    UsageError
+    """
+    dataset_path(cache, name)
+    if SHARD_MARK in name:
+        raise UsageError(f"expected a data set name without '{SHARD_MARK}', found {name!r}")
+
+
+def check_max_bad(share: float) -> None:
+    """Refuse what is no share of a whole.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"expected a largest share of bad pictures of 0 to 1, found {share:g}")
 
 
 @dataclass(frozen=True)
@@ -216,7 +252,7 @@ def plan_extraction(
     ``to_read`` pictures are new or changed; those whose content turns out to be known are
     read but not decoded.
     """
-    dataset_path(cache, name)
+    check_name(cache, name)
     source = open_source(data, root=root)
     plan = (request or FeatureRequest()).resolve(cache)
     samples = _Samples(source, _decoder(options or EngineOptions()))
@@ -333,13 +369,10 @@ class _Samples:
         label = np.array([number.get(r.label or "", NO_LABEL) for r in records], np.int64)
         has_splits = any(record.split for record in records)
         split = np.full(len(records), NO_SPLIT, np.int8)
-        usable = self.state == OK
         if has_splits:
             split[:] = [SPLITS.index(r.split) if r.split else NO_SPLIT for r in records]
-        elif classes and usable.any():
-            split[usable] = split_by_content(self.ids[usable], label[usable], fractions)
         self._warn_of_conflicts(label)
-        return Dataset(
+        dataset = Dataset(
             name=name,
             source=self.source.describe(),
             classes=classes,
@@ -355,6 +388,8 @@ class _Samples:
                 "split": "given" if has_splits else list(fractions),
             },
         )
+        split_unsplit(dataset)
+        return dataset
 
     def _warn_of_conflicts(self, label: np.ndarray) -> None:
         fine = self.state == OK

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from featpipe.errors import UsageError
-from featpipe.space import PRECISIONS
 
 _NATIVE_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 """CPU flags (x86 and Arm) of processors that multiply bf16 in hardware."""
@@ -59,18 +58,8 @@ def _has_wsl_gpu() -> bool:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """``auto`` → ``bf16`` or ``fp16`` where the hardware computes in it, else ``fp32``.
-
-    Raises
-    ------
-    UsageError
-        There is no such precision.
-    """
-    if precision == "auto":
-        return _best_precision(device)
-    if precision not in PRECISIONS:
-        raise UsageError(f"expected precision auto, {', '.join(PRECISIONS)}, found {precision!r}")
-    return precision
+    """``auto`` → ``bf16`` or ``fp16`` where the hardware computes in it, else ``fp32``."""
+    return _best_precision(device) if precision == "auto" else precision
 
 
 @functools.cache

@@ -12,11 +12,17 @@ from typing import Any
 from featpipe.engine.options import OPTION_NAMES, parse_options, unknown_name
 from featpipe.errors import NotFoundError, StorageError, UsageError
 from featpipe.evaluation import Evaluation, evaluate
-from featpipe.extraction import ExtractResult, extract
+from featpipe.extraction import ExtractResult, check_max_bad, check_name, extract
 from featpipe.heads import HEAD_KINDS, head_class
 from featpipe.progress import Progress, no_progress
-from featpipe.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
-from featpipe.training import TrainResult, head_params, train_head
+from featpipe.splits import (
+    DEFAULT_FRACTIONS,
+    DEFAULT_VAL_FRACTION,
+    check_shares,
+    check_val_fraction,
+)
+from featpipe.store.datasets import SPLITS
+from featpipe.training import TrainResult, check_seed, head_params, train_head
 
 _DATASET_KEYS = {"name": str, "data": str, "root": str, "split": list, "max_bad": float}
 _TRAIN_KEYS = {"kind": str, "tap": str, "pool": str, "seed": int, "val": float, "device": str}
@@ -113,7 +119,7 @@ def load_recipe(path: Path) -> Recipe:
         raise UsageError(f"expected UTF-8 text in {path}, found: {error}") from error
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"expected TOML in {path}, found: {error}") from error
     try:
         return _validated(path, document)
@@ -128,6 +134,9 @@ def _validated(path: Path, document: dict[str, Any]) -> Recipe:
     for key in ("name", "data"):
         if key not in dataset:
             raise UsageError(f"expected '{key}' in [dataset], found none")
+    check_name(Path(), dataset["name"])
+    check_shares(dataset.get("split", DEFAULT_FRACTIONS))
+    check_max_bad(dataset.get("max_bad", 1.0))
     options = _table(document, "extract")
     _known("key of [extract]", options, OPTION_NAMES)
     parse_options(options)
@@ -136,6 +145,8 @@ def _validated(path: Path, document: dict[str, Any]) -> Recipe:
         raise UsageError("expected at least one [[head]] table")
     scoring = _table(document, "evaluate")
     _typed("[evaluate]", scoring, _EVALUATE_KEYS)
+    if scoring.get("split", "test") not in (*SPLITS, "all"):
+        raise UsageError(f"expected split = train, val, test or all, found {scoring['split']!r}")
     return Recipe(path, dataset, options, [_head(table) for table in heads], scoring)
 
 
@@ -148,6 +159,8 @@ def _head(table: dict[str, Any]) -> HeadRecipe:
     params = head_class(kind).param_names()
     _known("key of [[head]]", table, (*_TRAIN_KEYS, *params))
     _typed("[[head]]", {k: v for k, v in table.items() if k in _TRAIN_KEYS}, _TRAIN_KEYS)
+    check_seed(table.get("seed", 0))
+    check_val_fraction(table.get("val", DEFAULT_VAL_FRACTION))
     given = {k: v for k, v in table.items() if k in params}
     for key, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -45,11 +45,7 @@ def split_by_content(
     ndarray of int8, shape (n,)
         Part number.
     """
-    if len(fractions) < 2 or not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
-        raise UsageError(
-            f"expected shares that are not negative and sum to 1, found "
-            f"{','.join(f'{f:g}' for f in fractions)}"
-        )
+    _check_sum(fractions)
     edges = np.concatenate([[0.0], np.cumsum(fractions)])
     wanted = np.flatnonzero(np.asarray(fractions) > 0).tolist()
     # Shares written in decimals may sum to a little less than 1: the rest is the last one's.
@@ -61,6 +57,37 @@ def split_by_content(
     for label in np.unique(label_of):
         _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges, wanted)
     return part[inverse]
+
+
+def check_shares(fractions: Sequence[float]) -> None:
+    """Refuse what cannot be the shares of train, val and test.
+
+    Raises
+    ------
+    UsageError
+    """
+    if len(fractions) != len(DEFAULT_FRACTIONS):
+        raise UsageError(f"expected three shares (train,val,test), found {len(fractions)}")
+    _check_sum(fractions)
+
+
+def _check_sum(fractions: Sequence[float]) -> None:
+    if len(fractions) < 2 or not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
+        raise UsageError(
+            f"expected shares that are not negative and sum to 1, found "
+            f"{','.join(f'{f:g}' for f in fractions)}"
+        )
+
+
+def check_val_fraction(fraction: float) -> None:
+    """Refuse what cannot be the share of train to validate on.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"expected --val above 0 and below 1, found {fraction:g}")
 
 
 def _fill_empty_parts(

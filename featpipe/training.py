@@ -18,8 +18,9 @@ from featpipe.features import choose_space
 from featpipe.hardware import resolve_device
 from featpipe.heads import head_class, new_head
 from featpipe.heads.files import TrainedHead, holds_head, save_head
+from featpipe.ids import sortable
 from featpipe.progress import Progress, no_progress
-from featpipe.splits import DEFAULT_VAL_FRACTION, split_by_content
+from featpipe.splits import DEFAULT_VAL_FRACTION, check_val_fraction, split_by_content
 from featpipe.store.datasets import NO_LABEL, Dataset, load_dataset
 from featpipe.store.feature_store import FeatureStore
 
@@ -102,8 +103,8 @@ def train_head(
     NotFoundError, UsageError, DataError, DamageError, StorageError
     """
     started = time.perf_counter()
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"expected --seed of 0 to 4294967295, found {seed}")
+    check_seed(seed)
+    check_val_fraction(val_fraction)
     model = new_head(head, params or {})
     if out is not None and holds_head(out) and not overwrite:
         raise UsageError(
@@ -148,13 +149,24 @@ def train_head(
         history=history,
         metrics=scores,
         info={"seed": seed, "seconds": seconds, **_versions()},
-        train_ids=np.unique(dataset.image_sha256[used], axis=0),
+        train_ids=_unique(dataset.image_sha256[used]),
     )
     folder = out if out is not None else _next_run_folder(f"{name}-{head}")
     save_head(folder, trained)
     return TrainResult(
         folder, head, classes, space.id, scores["train"], scores["val"], best, seconds
     )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what cannot seed a generator.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"expected --seed of 0 to 4294967295, found {seed}")
 
 
 def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -179,8 +191,6 @@ def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np
         val = dataset.in_split("val")
         val = val[labelled[val]]
     else:
-        if not 0 < val_fraction < 1:
-            raise UsageError(f"expected --val above 0 and below 1, found {val_fraction:g}")
         shares = (1 - val_fraction, val_fraction)
         part = split_by_content(
             dataset.image_sha256[train], dataset.label[train], shares, salt="val"
@@ -227,6 +237,10 @@ def _describe(
         "val_sha256": _ids_digest(dataset.image_sha256[val]),
         "val": "given" if given else f"{val_fraction:g} of train, by content",
     }
+
+
+def _unique(ids: np.ndarray) -> np.ndarray:
+    return ids[np.unique(sortable(ids), return_index=True)[1]]
 
 
 def _ids_digest(ids: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featpipe.decoding.pool import Task
 from featpipe.engine.options import parse_options
 from featpipe.engine.runner import Outcome, run
-from featpipe.errors import DataError
+from featpipe.errors import DataError, UsageError
 from featpipe.features import default_cache
 from featpipe.store.feature_store import FeatureStore
 
@@ -86,6 +86,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         request, engine_options = parse_options(options)
         root = default_cache() if self.cache is None else Path(self.cache)
         plan = request.resolve(root)
+        if len(plan.spaces) != 1:
+            raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
         store = FeatureStore(root, plan.spaces[0])
         ids = np.zeros((len(paths), 32), np.uint8)
 
@@ -97,6 +99,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
                 )
             ids[outcome.key] = np.frombuffer(outcome.image_id, np.uint8)
 
+        if not paths:
+            raise DataError("expected at least one picture, found none")
         tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
         run(tasks, plan, [store], on_outcome, engine_options)
         return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)

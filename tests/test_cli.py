@@ -412,6 +412,7 @@ def test_predict_gives_csv_with_every_probability_where_asked(
 
 STRANGE = [
     b"new\nline.png",
+    b"return\rhere.png",
     b'quote".png',
     b"comma,semi;colon.png",
     b"not-utf8-\xff\xfe.png",
@@ -443,23 +444,6 @@ def test_strange_file_names_survive_csv(strange: Path) -> None:
     assert [row[1] for row in rows] == ["red"] * len(STRANGE)
 
 
-@pytest.mark.xfail(
-    strict=sys.version_info < (3, 13),
-    reason="csv quotes a lone carriage return only from Python 3.13 on: cli/text.py write_csv",
-)
-def test_a_carriage_return_in_a_file_name_survives_csv(own_workspace: Path) -> None:
-    name = "return\rhere.png"
-    shutil.copy(own_workspace / "photos" / "red" / "03.png", own_workspace / name)
-    done = raw("predict", "run", name, cwd=own_workspace)
-    rows = list(csv.reader(io.StringIO(done.stdout.decode(), newline="")))
-    assert [row[0] for row in rows] == ["path", name]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="the header waits for a first row: cli/text.py write_csv",
-    raises=AssertionError,
-)
 def test_csv_of_no_pictures_has_its_header_all_the_same(inside: Run, own_workspace: Path) -> None:
     (own_workspace / "empty").mkdir()
     assert inside("predict", "run", "empty").stdout == "path,label,probability,error\n"
@@ -526,9 +510,6 @@ def without_reader(*args: str, cwd: Path) -> tuple[int, bytes]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Speaker.result does not flush: Python fails at its end, with exit code 120"
-)
 @pytest.mark.parametrize("args", [["cache", "list"], ["backbones", "vgg16"], ["weights", "list"]])
 def test_a_reader_that_has_left_ends_a_command_without_a_word(
     workspace: Path, args: list[str]
@@ -537,9 +518,6 @@ def test_a_reader_that_has_left_ends_a_command_without_a_word(
     assert (code, said) == (1, b"")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sys.stdout is None then: cli/app.py run", raises=AssertionError
-)
 def test_a_closed_stdout_is_no_reason_for_a_traceback(workspace: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m featpipe cache list >&-"],

@@ -142,7 +142,10 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
         ),
         ("--workers 0", "expected --workers of at least 1, found 0"),
         ("--max-pixels 0", "expected --max-pixels of at least 1, found 0"),
-        (f"{TINY} --split 0.5,0.5", "expected three shares (train,val,test), found 2"),
+        (
+            f"{TINY} --split 0.5,0.5",
+            "expected three shares (train,val,test), found 2",
+        ),
         (f"{TINY} --split a,b,c", "expected --split like 0.7,0.15,0.15, found 'a,b,c'"),
         (f"{TINY} --max-bad 101%", "expected --max-bad of 0% to 100%, found '101%'"),
         (f"{TINY} --max-bad few", "expected --max-bad of 0% to 100%, found 'few'"),
@@ -276,9 +279,6 @@ def test_no_command_at_all_shows_the_help_and_exits_2(featpipe: Run) -> None:
         "nan,0.5,0.5",
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="extraction.extract looks at the shares only once all is computed"
-)
 def test_impossible_shares_are_refused_before_anything_is_computed(
     shares: str, workspace: Path, tmp_path: Path, inside: Run
 ) -> None:
@@ -289,7 +289,6 @@ def test_impossible_shares_are_refused_before_anything_is_computed(
     assert not (tmp_path / "cache").exists(), "it was found only after all the work"
 
 
-@pytest.mark.xfail(strict=True, reason="the option is looked at only where there is no val split")
 @pytest.mark.parametrize("share", ["2", "nan", "0"])
 def test_an_impossible_val_is_refused_whatever_the_data_set(
     share: str, own_workspace: Path, inside: Run
@@ -298,7 +297,6 @@ def test_an_impossible_val_is_refused_whatever_the_data_set(
     assert done.returncode == 2
 
 
-@pytest.mark.xfail(strict=True, reason="cli/app.py backbones passes --size on unchecked")
 @pytest.mark.parametrize("size", ["0", "-5"])
 def test_backbones_refuses_a_size_that_no_picture_has(
     size: str, workspace: Path, inside: Run
@@ -306,16 +304,12 @@ def test_backbones_refuses_a_size_that_no_picture_has(
     assert inside(*["backbones", "vgg16", f"--size={size}"], cwd=workspace).returncode == 2
 
 
-@pytest.mark.xfail(strict=True, reason="torch raises ValueError: heads check no weight_decay")
 @pytest.mark.parametrize("value", ["-1", "nan"])
 def test_an_impossible_weight_decay_is_refused(value: str, workspace: Path, inside: Run) -> None:
     flags = ["--weight-decay", value]
     assert inside(*["train-head", "colours", *flags], cwd=workspace).returncode == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="numpy.isfinite(10**20) raises TypeError: heads/base.py positive"
-)
 def test_epochs_beyond_all_measure_are_refused(workspace: Path, inside: Run) -> None:
     flags = ["--epochs", "100000000000000000000"]
     assert inside(*["train-head", "colours", *flags], cwd=workspace).returncode == 2
@@ -628,9 +622,6 @@ def onto_a_full_disk(*args: str, cwd: Path) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.xfail(
-    strict=True, reason="stdout is flushed only at Python's end: exit code 120 and its complaint"
-)
 @pytest.mark.parametrize("args", ["cache list", "predict run photos/red/00.png", "backbones vgg16"])
 def test_results_that_do_not_fit_exit_74(args: str, workspace: Path) -> None:
     code, said = onto_a_full_disk(*args.split(), cwd=workspace)
@@ -669,7 +660,6 @@ def test_a_path_of_several_lines_still_gives_an_error_of_one(inside: Run, worksp
 
 
 @pytest.mark.parametrize("words", ["cache list", "cache info colours", "doctor", "backbones"])
-@pytest.mark.xfail(strict=True, reason="these commands take neither -q nor -v")
 def test_every_command_takes_quiet_and_verbose(words: str, workspace: Path, inside: Run) -> None:
     for flag in ("-q", "-v"):
         assert inside(*[*words.split(), flag], cwd=workspace).returncode == 0

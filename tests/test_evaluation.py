@@ -153,7 +153,6 @@ def test_duplicates_are_known_after_the_data_set_is_gone(
     assert evaluate(folder, cache=cache, on="other").duplicates == ["test/cat/1.png"]
 
 
-@pytest.mark.xfail(strict=True, reason="duplicates are looked for in splits named test alone")
 @pytest.mark.parametrize("split", ["all", "train"])
 def test_duplicates_in_any_split_of_another_set_are_named(
     split: str, cache: Path, head: Callable[..., Path]
@@ -290,7 +289,6 @@ def test_pictures_that_are_gone_can_still_be_scored(
     assert evaluate(run, cache=cache).metrics["accuracy"] == 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="a class name that is no UTF-8 breaks the report")
 def test_class_names_that_are_no_text_are_evaluated(cache: Path, head: Callable[..., Path]) -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     samples = [

@@ -14,7 +14,7 @@ import featpipe
 PACKAGE = Path(featpipe.__file__).parent
 
 LAYERS = [
-    ["errors", "ids", "_version"],
+    ["errors", "ids", "names", "_version"],
     ["space", "disk"],
     ["hardware", "progress"],
     [
@@ -28,7 +28,7 @@ LAYERS = [
         "metrics",
         "report",
     ],
-    ["engine", "features"],
+    ["engine", "features", "shards"],
     # The four stages, and two more ways to the store for people with their own training code.
     ["extraction", "training", "evaluation", "prediction", "torch_dataset", "transformer"],
     ["api"],
@@ -45,6 +45,8 @@ EDGES_BETWEEN_PARTS = {
     ("weights", "backbones"),
     # A report shows a head's curves and settings.
     ("report", "heads"),
+    # Thumbnails are decoded as the features' pictures were.
+    ("report", "decoding"),
 }
 """All imports inside one layer; stages have none."""
 

@@ -212,7 +212,10 @@ def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> Non
             changed(head=[{"kind": "linear", "epochs": True}]),
             "expected a number for 'epochs' in [[head]], found True",
         ),
-        (changed(head=[{"kind": "linear", "epochs": 0}]), "expected --epochs above 0, found 0"),
+        (
+            changed(head=[{"kind": "linear", "epochs": 0}]),
+            "expected --epochs above 0, found 0",
+        ),
         (
             changed(head=[{"kind": "mlp", "dropout": 1.0}]),
             "expected --dropout of 0 to below 1, found 1.0",
@@ -268,28 +271,18 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     assert "expected TOML" in refusal(tmp_path, "a = " + "[" * 100_000)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tomllib raises plain ValueError past 4,300 digits: recipes.load_recipe"
-)
 def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     refusal(tmp_path, "size = " + "9" * 5000)
 
 
-@pytest.mark.xfail(strict=True, reason="list(5) raises TypeError: engine/options.py parse_options")
 def test_a_number_for_tap_is_refused(tmp_path: Path) -> None:
     refusal(tmp_path, changed(extract={"tap": 5}))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="numpy.isfinite(10**20) raises TypeError: heads/base.py positive"
-)
 def test_a_hyper_parameter_beyond_all_measure_is_refused(tmp_path: Path) -> None:
     refusal(tmp_path, changed(head=[{"kind": "linear", "epochs": 10**20}]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hidden = 2.5 passes and torch raises TypeError after the extraction"
-)
 @pytest.mark.parametrize("key", ["hidden", "epochs", "batch_size", "patience"])
 def test_a_fraction_is_refused_where_only_whole_numbers_make_sense(
     tmp_path: Path, key: str
@@ -297,9 +290,6 @@ def test_a_fraction_is_refused_where_only_whole_numbers_make_sense(
     refusal(tmp_path, changed(head=[{"kind": "mlp", key: 2.5}]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="load_recipe looks at names and kinds only: the run ends after hours of it"
-)
 @pytest.mark.parametrize(
     "document",
     [
@@ -335,7 +325,7 @@ def test_a_missing_recipe_is_not_found(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="^expected a recipe at "):
+    with pytest.raises(NotFoundError, match=r"^expected a recipe at "):
         load_recipe(tmp_path)
 
 
@@ -444,7 +434,7 @@ def test_check_exits_2_with_one_line_where_the_recipe_is_wrong(
 
 
 def test_a_recipe_runs_end_to_end_again_and_anew(
-    featpipe: Run, tmp_path: Path, photo_folder: Path
+    featpipe: Run, inside: Run, tmp_path: Path, photo_folder: Path
 ) -> None:
     # The recipe's folder is not the current one: its data is found all the same.
     (tmp_path / "elsewhere").mkdir()
@@ -466,14 +456,14 @@ def test_a_recipe_runs_end_to_end_again_and_anew(
         files = {path.name for path in (tmp_path / "elsewhere/out" / name).iterdir()}
         assert {"head.json", "head.safetensors", "metrics.json", "report.html"} <= files
 
-    again = featpipe(*command, **where)
+    again = inside(*command, **where)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.splitlines()[-1] == (
         "Error: expected a run folder without a head, found one in out/1-linear; "
         "name another --out, or replace it with --overwrite"
     )
 
-    anew = featpipe(*command[:-1], "--overwrite", **where)
+    anew = inside(*command[:-1], "--overwrite", **where)
     assert anew.returncode == 0, anew.stderr
     lines = anew.stdout.splitlines()
     assert lines[0].startswith("colours: 40 pictures: 0 computed, 40 reused")
@@ -483,13 +473,13 @@ def test_a_recipe_runs_end_to_end_again_and_anew(
 
 
 def test_data_on_the_command_line_replaces_the_recipes_and_counts_from_here(
-    featpipe: Run, tmp_path: Path, photo_folder: Path
+    inside: Run, tmp_path: Path, photo_folder: Path
 ) -> None:
     (photo_folder / "red" / "broken.png").write_bytes(b"not a picture")
     dataset = {"name": "colours", "data": "nowhere"}
     (tmp_path / "recipes").mkdir()
     write(tmp_path / "recipes", changed(dataset=dataset, head=[{"kind": "logistic", "C": 1}]))
-    done = featpipe("run", "recipes/recipe.toml", "--data", "photos", "--json")
+    done = inside("run", "recipes/recipe.toml", "--data", "photos", "--json")
     # Something is quarantined: the document is printed all the same.
     assert done.returncode == 3, done.stderr
     found = json_of(done)

@@ -204,7 +204,6 @@ def test_bad_options_are_refused(
         features(**option).transform(paths[:1])
 
 
-@pytest.mark.xfail(strict=True, reason="two taps end in a ValueError of zip, far inside")
 @pytest.mark.parametrize(
     "option", [{"tap": ["block1_pool", "block2_pool"]}, {"pool": ["avg", "max"]}]
 )

@@ -43,10 +43,11 @@ app = typer.Typer(
 
 def run() -> None:
     """Run the command line and exit."""
-    # Names that are no UTF-8 must come out as the bytes they are.
+    # Names that are no UTF-8 must come out as the bytes they are, whatever the locale.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    app()
+        if stream is not None:
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    app(prog_name="featpipe")
 
 
 def _version(wanted: bool) -> None:
@@ -90,11 +91,13 @@ def extract(
     ] = None,
     tap: Annotated[
         list[str] | None,
-        typer.Option(help="Where features are taken; may be repeated.  [default: block5_pool]"),
+        typer.Option(
+            metavar="TAP", help="Where features are taken; may be repeated.  [default: block5_pool]"
+        ),
     ] = None,
     pool: Annotated[
         list[str] | None,
-        typer.Option(help="none, avg or max; may be repeated.  [default: none]"),
+        typer.Option(metavar="POOL", help="none, avg or max; may be repeated.  [default: none]"),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Input side, pixels.  [default: 224]")] = None,
     resize: Annotated[
@@ -130,6 +133,9 @@ def extract(
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Try unreadable pictures again.")
     ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part i of n, as i/n; the last job merges.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read; touch nothing.")
     ] = False,
@@ -151,6 +157,7 @@ def extract(
         from featpipe.engine.options import parse_options
         from featpipe.extraction import extract as extract_features
         from featpipe.extraction import plan_extraction
+        from featpipe.shards import parse_shard
         from featpipe.splits import DEFAULT_FRACTIONS
 
         request, options = parse_options(
@@ -181,6 +188,7 @@ def extract(
             fractions=DEFAULT_FRACTIONS if split is None else text.parse_shares(split),
             max_bad=0.0 if strict else text.parse_percent(max_bad),
             retry_quarantined=retry_quarantined,
+            shard=None if shard is None else parse_shard(shard),
             progress=speaker.progress,
             **common,
         )
@@ -395,14 +403,18 @@ def backbones(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One of them, to see its taps.")
     ] = None,
-    size: Annotated[int, typer.Option(help="Input side the shapes are given for.")] = 224,
+    size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Input side the shapes are given for.")
+    ] = 224,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """List the backbones, or one backbone's taps with their shapes.
 
     Example: featpipe backbones vgg16 --size 180
     """
-    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.backbones.catalog import BACKBONES, get_backbone
         from featpipe.cli import text
@@ -415,12 +427,14 @@ def backbones(
 
 
 @app.command()
-def doctor(cache: Cache = None, as_json: AsJson = False) -> None:
+def doctor(
+    cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """Say what this machine offers and whether featpipe is ready to run on it.
 
     Example: featpipe doctor
     """
-    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.cli import text
         from featpipe.cli.checkup import check_up

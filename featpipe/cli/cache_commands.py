@@ -10,16 +10,22 @@ import typer
 from featpipe.cli.common import AsJson, Cache, Quiet, Verbose, cache_root
 from featpipe.cli.output import Speaker, speaking
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at what is kept.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at what is kept.\n\nExample: featpipe cache list",
+)
 
 
 @app.command("list")
-def list_contents(cache: Cache = None, as_json: AsJson = False) -> None:
+def list_contents(
+    cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """List data sets and feature stores.
 
     Example: featpipe cache list
     """
-    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.store.survey import summarise
 
@@ -38,12 +44,14 @@ def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.", show_default=False)],
     cache: Cache = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Describe a data set: source, classes, splits, feature spaces, quarantine.
 
     Example: featpipe cache info pets
     """
-    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.cli import text
         from featpipe.store.datasets import load_dataset
@@ -78,6 +86,37 @@ def verify(
         speaker.result({"files": files, "damages": found}, "\n".join(lines))
         if damages:
             raise typer.Exit(DamageError.exit_code)
+
+
+@app.command()
+def repair(
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Set damaged files aside and keep their whole rows; nothing is deleted.
+
+    What is lost is computed by the next extract.
+
+    Example: featpipe cache repair
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.store.repair import repair as mend
+
+        done = mend(cache_root(cache), progress=speaker.progress)
+        found = [
+            {
+                "path": str(r.path),
+                "aside": str(r.aside),
+                "problem": r.problem,
+                "rows_kept": r.rows_kept,
+            }
+            for r in done
+        ]
+        lines = [f"{r.path}: {r.rows_kept} rows kept, set aside as {r.aside}" for r in done]
+        speaker.result({"repaired": found}, "\n".join(lines) or "nothing is damaged")
 
 
 def _rows(rows: list[int]) -> str:

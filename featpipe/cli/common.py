@@ -7,9 +7,22 @@ from typing import Annotated
 
 import typer
 
+
+def _folder(text: str) -> Path:
+    # An unset shell variable gives an empty flag, which pathlib would take for this folder.
+    if not text:
+        raise typer.BadParameter("expected a folder, found an empty text")
+    return Path(text)
+
+
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", help="Cache root.  [env: FEATPIPE_CACHE; default: ./cache]"),
+    typer.Option(
+        "--cache",
+        parser=_folder,
+        metavar="DIR",
+        help="Cache root.  [env: FEATPIPE_CACHE; default: ./cache]",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]

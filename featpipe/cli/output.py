@@ -77,14 +77,19 @@ class _Formatter(logging.Formatter):
 @contextlib.contextmanager
 def speaking(speaker: Speaker) -> Iterator[None]:
     """Turn errors into one line and an exit code, signals into a tidy end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(caught, _interrupt)
     try:
-        yield
+        try:
+            yield
+        finally:
+            # Here a full disk or a reader that has left can still be told.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except FeatpipeError as error:
         _fail(speaker, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, _Interrupted) else signal.SIGINT
+        number: int = error.number if isinstance(error, _Interrupted) else signal.SIGINT
         _fail(
             speaker,
             "interrupted; what was finished is kept, the same command goes on from there",
@@ -92,10 +97,15 @@ def speaking(speaker: Speaker) -> Iterator[None]:
         )
     except BrokenPipeError:
         # The reader of our stdout has gone, as in `featpipe predict … | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         sys.exit(1)
     except OSError as error:
-        _fail(speaker, f"expected the system to go along, but: {error}", 74)
+        _silence_stdout()
+        _fail(
+            speaker,
+            f"expected reading and writing to work, but: {error}; mend that and run it again",
+            74,
+        )
     except MemoryError:
         _fail(speaker, "expected enough memory, found too little; see the limits in the docs", 1)
 
@@ -105,8 +115,15 @@ def _fail(speaker: Speaker, message: str, code: int) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    print(f"Error: {' '.join(message.splitlines())}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"Error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _silence_stdout() -> None:
+    """Keep Python from trying again at its end what could not be written."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ from featpipe.backbones.catalog import Backbone
 from featpipe.errors import UsageError
 from featpipe.evaluation import Evaluation
 from featpipe.extraction import DryRun, ExtractResult
+from featpipe.names import visible
 from featpipe.prediction import Prediction
 from featpipe.recipes import RecipeResult
 from featpipe.training import TrainResult
@@ -46,11 +47,6 @@ def parse_percent(text: str) -> float:
     if not 0 <= value <= 100:
         raise UsageError(f"expected --max-bad of 0% to 100%, found {text!r}")
     return value / 100
-
-
-def visible(text: str) -> str:
-    """A file name on one line: control characters spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def of_extraction(done: ExtractResult) -> str:
@@ -163,7 +159,15 @@ def of_taps(rows: list[dict[str, Any]]) -> str:
 def of_pairs(pairs: dict[str, Any]) -> str:
     """Names and values, aligned."""
     width = max(map(len, pairs), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in pairs.items())
+    return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in pairs.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(visible(str(inner)) for inner in value)
+    return str(value)
 
 
 def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
@@ -171,11 +175,14 @@ def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool)
     plain = csv.writer(stream, lineterminator="\n")
     # The csv module leaves a lone carriage return bare, and readers take it for a line's end.
     quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    errors, classes = 0, None
+    errors, found_any = 0, False
+    classes: list[str] = []
+    header = ["path", "label", "probability", "error"]
     for prediction in found:
-        if classes is None:
-            classes = list(prediction.classes) if all_classes else []
-            plain.writerow(["path", "label", "probability", "error", *classes])
+        if not found_any:
+            found_any = True
+            classes = prediction.classes if all_classes else []
+            plain.writerow([*header, *classes])
         every = prediction.probabilities or {}
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
@@ -183,7 +190,8 @@ def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool)
         (quoted if "\r" in prediction.path else plain).writerow(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
-    stream.flush()
+    if not found_any:
+        plain.writerow(header)
     return errors
 
 
@@ -193,5 +201,4 @@ def write_json_lines(found: Iterable[Prediction], stream: TextIO, *, all_classes
     for prediction in found:
         errors += prediction.error is not None
         stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
-    stream.flush()
     return errors

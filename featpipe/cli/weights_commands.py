@@ -9,16 +9,22 @@ import typer
 from featpipe.cli.common import AsJson, Cache, Quiet, Verbose, cache_root
 from featpipe.cli.output import Speaker, speaking
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The backbone's weights.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The backbone's weights.\n\nExample: featpipe weights list",
+)
 
 
 @app.command("list")
-def list_weights(cache: Cache = None, as_json: AsJson = False) -> None:
+def list_weights(
+    cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """List the named weights of every backbone and which of them are here.
 
     Example: featpipe weights list
     """
-    speaker = Speaker(as_json=as_json, quiet=False, verbose=False)
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.backbones.catalog import BACKBONES
         from featpipe.weights.catalog import known_names

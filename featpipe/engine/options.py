@@ -38,8 +38,9 @@ def parse_options(given: Mapping[str, Any]) -> tuple[FeatureRequest, EngineOptio
             if value != "auto":
                 engine[name] = _whole_number(name, value)
         elif name in _SEVERAL:
-            several = [value] if isinstance(value, str) else list(value)
-            if not all(isinstance(item, str) for item in several):
+            several = [value] if isinstance(value, str) else value
+            is_list = isinstance(several, list | tuple)
+            if not is_list or not all(isinstance(item, str) for item in several):
                 raise UsageError(f"expected one name or a list of names for '{name}'")
             request[_SEVERAL[name]] = tuple(several)
         elif name == "size":

@@ -10,7 +10,7 @@ from pathlib import Path
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, DEFAULT_TAP, get_backbone
 from featpipe.errors import SpaceMismatchError, UsageError
 from featpipe.hardware import resolve_device, resolve_precision
-from featpipe.space import DTYPES, POOLINGS, RESIZES, FeatureSpace, Preprocessing
+from featpipe.space import DTYPES, POOLINGS, PRECISIONS, RESIZES, FeatureSpace, Preprocessing
 from featpipe.weights import DEFAULT_WEIGHTS, Weights, open_weights
 
 MAX_SIZE = 4096
@@ -36,6 +36,11 @@ class FeatureRequest:
     dtype : {"float16", "float32"}
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises
+    ------
+    UsageError
+        A field has a value that cannot be meant.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -48,14 +53,7 @@ class FeatureRequest:
     dtype: str = "float16"
     device: str = "auto"
 
-    def resolve(self, cache: Path) -> FeaturePlan:
-        """Check every field and fill in what ``auto`` and the weights decide.
-
-        Raises
-        ------
-        UsageError
-            A field has a value that cannot be meant.
-        """
+    def __post_init__(self) -> None:
         _choose("--resize", self.resize, RESIZES)
         _choose("--dtype", self.dtype, DTYPES)
         for pool in self.pools:
@@ -64,6 +62,19 @@ class FeatureRequest:
             raise UsageError(f"expected --size of 1 to {MAX_SIZE} pixels, found {self.size}")
         if not self.taps or not self.pools:
             raise UsageError("expected at least one --tap and one --pool")
+        _choose("precision", self.precision, ("auto", *PRECISIONS))
+        backbone = get_backbone(self.backbone)
+        for tap in self.taps:
+            backbone.output_shape(tap, "none", self.size)
+
+    def resolve(self, cache: Path) -> FeaturePlan:
+        """Fill in what ``auto`` and the weights decide.
+
+        Raises
+        ------
+        UsageError
+            The device is not here, or the weights are none.
+        """
         backbone = get_backbone(self.backbone)
         taps = [backbone.tap(name) for name in dict.fromkeys(self.taps)]
         shapes = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
-from featpipe.decoding.pool import DecodePool, Decoded, Task
+from featpipe.decoding.pool import Decoded, DecodePool, Task
 from featpipe.engine.request import FeaturePlan
 from featpipe.engine.writer import SegmentWriter
 from featpipe.errors import UsageError

@@ -131,27 +131,52 @@ class Head(ABC):
             self.set_layers(rest)
             self.classes_ = np.array(list(classes), dtype=str)
             fits = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
         if fits != (1, len(self.classes_)) or self.scale_.shape != (1,):
-            raise DamageError(f"expected a head for {len(self.classes_)} classes, found {fits[1]}")
+            raise DamageError(f"expected a head for {len(self.classes_)} classes, found {fits[-1]}")
 
     def _learn_scale(self, X: Any) -> None:
         self.mean_, self.scale_ = mean_and_scale(X)
 
 
-def positive(head: Head, *names: str) -> None:
-    """Refuse hyper-parameters that are not above zero.
+MAX_WHOLE = 2**31 - 1
+
+
+def whole(head: Head, *names: str) -> None:
+    """Refuse hyper-parameters that are not whole numbers above zero.
 
     Raises
     ------
     UsageError
     """
     for name in names:
+        number(head, name, 0, above=True)
         value = getattr(head, name)
-        if not value > 0 or not np.isfinite(value):
-            option = name.replace("_", "-")
-            raise UsageError(f"expected --{option} above 0, found {value}")
+        if not isinstance(value, int | np.integer) or value > MAX_WHOLE:
+            raise UsageError(
+                f"expected --{_option(name)} to be a whole number up to {MAX_WHOLE}, "
+                f"found {value!r}"
+            )
+
+
+def number(head: Head, name: str, low: float, high: float = np.inf, *, above: bool = False) -> None:
+    """Refuse a hyper-parameter that is not a number from ``low`` (or above it) to below ``high``.
+
+    Raises
+    ------
+    UsageError
+    """
+    value = getattr(head, name)
+    fits = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not fits or not (low <= value < high) or (above and value == low):
+        bounds = f"{'above' if above else 'of'} {low:g}"
+        bounds += f" to below {high:g}" if np.isfinite(high) else "" if above else " or more"
+        raise UsageError(f"expected --{_option(name)} {bounds}, found {value!r}")
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

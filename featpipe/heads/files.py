@@ -17,6 +17,7 @@ from featpipe.disk import write_atomically
 from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
+from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FeatureSpace
 
 HEAD_VERSION = 1
@@ -140,6 +141,8 @@ def _decode(text: bytes, data: bytes) -> TrainedHead:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     train_ids = tensors.pop("train_image_sha256")
+    if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:
+        raise ValueError(f"its list of training pictures is {train_ids.dtype} {train_ids.shape}")
     head.set_tensors(tensors, document["classes"])
     if len(head.mean_) != int(np.prod(space.shape)):
         raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")

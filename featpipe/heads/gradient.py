@@ -6,14 +6,19 @@ AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from featpipe.errors import DataError
 from featpipe.heads.base import Head, History, Tick
+
+_MEASURE_ROWS = 1024
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Schedule:
 
 
 def train(
-    module: nn.Module,
+    make: Callable[[], Module],
     head: Head,
     X: Any,
     y: np.ndarray,
@@ -39,17 +44,18 @@ def train(
     seed: int,
     device: str,
     tick: Tick,
-) -> History:
-    """Train ``module`` on standardised rows; leave it in its best epoch's state.
+) -> tuple[Module, History]:
+    """Make a module and train it on standardised rows; it ends in its best epoch's state.
+
+    Nobody else's random numbers are touched.
 
     Rows stay in their stored dtype and are standardised batch by batch, on the device.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
-        return _loop(module.to(device), head, X, y, X_val, y_val, schedule, device, tick)
+        module = make().to(device)
+        history = _loop(module, head, X, y, X_val, y_val, schedule, device, tick)
+    return module, history
 
 
 def _loop(
@@ -79,6 +85,11 @@ def _loop(
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
         }
+        if not np.isfinite([train_loss, val_loss]).all():
+            raise DataError(
+                f"expected a finite loss, found {train_loss:g} in training and {val_loss:g} in "
+                f"validation at epoch {epoch}: training diverged; lower --learning-rate"
+            )
         history.rows.append(row)
         tick(row)
         if val_loss < best_loss:
@@ -98,7 +109,7 @@ def _train_epoch(
     order = torch.randperm(len(rows.y))
     loss_sum = torch.zeros((), device=rows.device)
     hits = torch.zeros((), device=rows.device)
-    for batch in order.split(schedule.batch_size):
+    for batch in torch.split(order, schedule.batch_size):
         X, y = rows.batch(batch)
         logits = module(X)
         loss = nn.functional.cross_entropy(logits, y)
@@ -114,7 +125,7 @@ def _train_epoch(
 def _measure(module: nn.Module, rows: _Rows) -> tuple[float, float]:
     module.eval()
     loss_sum, hits = 0.0, 0.0
-    for batch in torch.arange(len(rows.y)).split(1024):
+    for batch in torch.split(torch.arange(len(rows.y)), _MEASURE_ROWS):
         X, y = rows.batch(batch)
         logits = module(X)
         loss_sum += float(nn.functional.cross_entropy(logits, y, reduction="sum"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick, positive
+from featpipe.heads.base import Head, History, Tick, number, whole
 
 
 @dataclass
@@ -34,7 +34,9 @@ class LinearHead(Head):
     patience: int = 10
 
     def __post_init__(self) -> None:
-        positive(self, "learning_rate", "batch_size", "epochs", "patience")
+        whole(self, "batch_size", "epochs", "patience")
+        number(self, "learning_rate", 0, above=True)
+        number(self, "weight_decay", 0)
 
     def fit(
         self,
@@ -53,10 +55,13 @@ class LinearHead(Head):
         from featpipe.heads.gradient import Schedule, train
 
         self._learn_scale(X)
-        module = nn.Linear(len(self.mean_), len(self.classes_))
+
+        def make() -> nn.Linear:
+            return nn.Linear(len(self.mean_), len(self.classes_))
+
         schedule = Schedule(**self.params)
-        history = train(
-            module, self, X, y, X_val, y_val, schedule, seed=seed, device=device, tick=tick
+        module, history = train(
+            make, self, X, y, X_val, y_val, schedule, seed=seed, device=device, tick=tick
         )
         self.weight_ = module.weight.detach().cpu().numpy()
         self.bias_ = module.bias.detach().cpu().numpy()

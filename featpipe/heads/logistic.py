@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick, positive
+from featpipe.heads.base import Head, History, Tick, number, whole
+
+log = logging.getLogger("featpipe")
 
 C_GRID = tuple(float(c) for c in np.logspace(-6, 0, 13))
 """Values tried, by validation loss, where no C is given."""
@@ -37,7 +41,9 @@ class LogisticHead(Head):
     max_iter: int = 1000
 
     def __post_init__(self) -> None:
-        positive(self, *(("max_iter",) if self.C is None else ("C", "max_iter")))
+        whole(self, "max_iter")
+        if self.C is not None:
+            number(self, "C", 0, above=True)
 
     def fit(
         self,
@@ -51,6 +57,7 @@ class LogisticHead(Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`; the path over C starts each fit from the one before."""
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         self._learn_scale(X)
@@ -63,15 +70,21 @@ class LogisticHead(Head):
             warm_start=True,
             random_state=seed,
         )
-        history, best_loss = History("C"), np.inf
-        for number, C in enumerate((self.C,) if self.C is not None else C_GRID):
-            model.set_params(C=C).fit(Z, y)
+        history, best_loss, best = History("C"), np.inf, {}
+        for step, C in enumerate((self.C,) if self.C is not None else C_GRID):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.set_params(C=C).fit(Z, y)
+            if model.n_iter_.max() >= self.max_iter:
+                log.warning(
+                    "C = %g stopped after --max-iter %d, short of its best", C, self.max_iter
+                )
             self.weight_, self.bias_ = _per_class(back(model.coef_), model.intercept_)
             row = {"C": C, **self._scores("train", X, y), **self._scores("val", X_val, y_val)}
             history.rows.append(row)
             tick(row)
             if row["val_loss"] < best_loss:
-                best_loss, history.best = row["val_loss"], number
+                best_loss, history.best = row["val_loss"], step
                 best = self.layers()
         self.set_layers(best)
         return history

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.errors import UsageError
-from featpipe.heads.base import Head, History, Tick, positive
+from featpipe.heads.base import Head, History, Tick, number, whole
 
 
 @dataclass
@@ -35,9 +34,10 @@ class MLPHead(Head):
     patience: int = 10
 
     def __post_init__(self) -> None:
-        positive(self, "hidden", "learning_rate", "batch_size", "epochs", "patience")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"expected --dropout of 0 to below 1, found {self.dropout}")
+        whole(self, "hidden", "batch_size", "epochs", "patience")
+        number(self, "learning_rate", 0, above=True)
+        number(self, "weight_decay", 0)
+        number(self, "dropout", 0, 1)
 
     def fit(
         self,
@@ -56,16 +56,19 @@ class MLPHead(Head):
         from featpipe.heads.gradient import Schedule, train
 
         self._learn_scale(X)
-        first = nn.Linear(len(self.mean_), self.hidden)
-        last = nn.Linear(self.hidden, len(self.classes_))
-        module = nn.Sequential(first, nn.ReLU(), nn.Dropout(self.dropout), last)
+
+        def make() -> nn.Sequential:
+            first = nn.Linear(len(self.mean_), self.hidden)
+            last = nn.Linear(self.hidden, len(self.classes_))
+            return nn.Sequential(first, nn.ReLU(), nn.Dropout(self.dropout), last)
+
         rest = {k: v for k, v in self.params.items() if k not in ("hidden", "dropout")}
-        history = train(
-            module, self, X, y, X_val, y_val, Schedule(**rest), seed=seed, device=device, tick=tick
+        module, history = train(
+            make, self, X, y, X_val, y_val, Schedule(**rest), seed=seed, device=device, tick=tick
         )
         self.layers_ = {
             f"{name}.{part}": getattr(layer, part).detach().cpu().numpy()
-            for name, layer in (("hidden", first), ("output", last))
+            for name, layer in (("hidden", module[0]), ("output", module[3]))
             for part in ("weight", "bias")
         }
         return history

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 
 from featpipe.heads.base import History
+from featpipe.names import visible
 
 _MANY_CLASSES = 20
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
@@ -20,7 +22,10 @@ def _figure(draw: Callable[[Any], None], *, width: float, height: float) -> str:
     from matplotlib.figure import Figure
 
     # Glyphs as shapes need no font on the reader's side; a fixed salt repeats exactly.
-    with matplotlib.rc_context({"svg.hashsalt": "featpipe", "svg.fonttype": "path"}):
+    settings: Any = {"svg.hashsalt": "featpipe", "svg.fonttype": "path"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # Scripts its font lacks are drawn as boxes; the page's own text has them.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
@@ -42,7 +47,7 @@ def curves(history: History) -> str:
             axes.axvline(x[history.best], color=_GREY, linestyle="--", label="kept")
             axes.set_xlabel(history.axis)
             axes.set_ylabel(what)
-            if history.axis == "C":
+            if history.axis == "C" and len(x) > 1:
                 axes.set_xscale("log")
             axes.grid(alpha=0.3)
             axes.legend()
@@ -62,7 +67,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         if len(classes) > _MANY_CLASSES:
             return
         # Class names are anyone's text: matplotlib must not read formulas into them.
-        names = [name[:20].replace("$", r"\$") for name in classes]
+        names = [visible(name)[:20].replace("$", r"\$") for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         for i, row in enumerate(matrix):

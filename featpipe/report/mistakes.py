@@ -7,10 +7,11 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from featpipe.decoding.pixels import decode_rgb
 
 THUMBNAIL_PIXELS = 160
-_MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,7 @@ class Mistake:
             data = self.read(self.path)
             if hashlib.sha256(data).digest() != self.image_id:
                 return None
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > _MAX_PIXELS:
-                return None
-            image.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = decode_rgb(data)
             if max(image.size) < THUMBNAIL_PIXELS:
                 factor = THUMBNAIL_PIXELS // max(image.size)
                 size = (image.width * factor, image.height * factor)

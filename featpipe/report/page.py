@@ -9,6 +9,7 @@ from typing import Any
 
 from featpipe.disk import write_atomically
 from featpipe.heads.files import TrainedHead
+from featpipe.names import visible
 from featpipe.report import figures
 from featpipe.report.mistakes import Mistake
 
@@ -18,7 +19,7 @@ margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:0}h2{font-size:1.15rem;margin-top:2.2rem;
 border-bottom:1px solid #e2e8f0}p.sub{color:#4a5568;margin-top:.2rem}
 table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;
-border-bottom:1px solid #e2e8f0}td:first-child,th:first-child{text-align:left}
+border-bottom:1px solid #e2e8f0}td:first-child,th:first-child,td.left{text-align:left}
 .tiles{display:flex;flex-wrap:wrap;gap:1rem;margin:1rem 0}.tile{border:1px solid #e2e8f0;
 border-radius:.5rem;padding:.6rem 1rem}.tile b{display:block;font-size:1.5rem}
 .tile span{color:#4a5568}.row{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
@@ -155,7 +156,7 @@ def _origin(trained: TrainedHead) -> str:
         "made with": ", ".join(f"{k} {v}" for k, v in trained.info.items()),
     }
     body = "".join(
-        f"<tr><td>{_text(key)}</td><td style='text-align:left'><code>{_text(value)}</code></td></tr>"
+        f"<tr><td>{_text(key)}</td><td class='left'><code>{_text(value)}</code></td></tr>"
         for key, value in rows.items()
     )
     return f"<table>{body}</table>"
@@ -163,6 +164,4 @@ def _origin(trained: TrainedHead) -> str:
 
 def _text(value: object) -> str:
     """Anyone's text, escaped; bytes that are no UTF-8 and control characters shown as such."""
-    text = str(value)
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return html.escape(visible)
+    return html.escape(visible(str(value)))

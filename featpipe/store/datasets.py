@@ -30,6 +30,9 @@ NO_SPLIT = -1
 NO_LABEL = -1
 OK, QUARANTINED = 0, 1
 
+SHARD_MARK = ".shard-"
+"""Stands between a data set's name and a part's number in the names of parts."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _COLUMNS: dict[str, type[np.generic]] = {
     "label": np.int64,
@@ -168,10 +171,11 @@ def dataset_path(cache: Path, name: str) -> Path:
     return cache / "datasets" / f"{name}.h5"
 
 
-def list_datasets(cache: Path) -> list[str]:
-    """Names of the data sets of a cache, sorted."""
-    names = names_in(cache / "datasets")
-    return sorted(name.removesuffix(".h5") for name in names if name.endswith(".h5"))
+def list_datasets(cache: Path, *, with_shards: bool = False) -> list[str]:
+    """Names of the data sets of a cache, sorted; parts of sharded ones only if wanted."""
+    files = names_in(cache / "datasets")
+    names = sorted(name.removesuffix(".h5") for name in files if name.endswith(".h5"))
+    return [name for name in names if with_shards or SHARD_MARK not in name]
 
 
 def save_dataset(cache: Path, dataset: Dataset) -> Path:

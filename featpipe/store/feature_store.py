@@ -113,6 +113,11 @@ def open_store(folder: Path) -> FeatureStore:
     path = folder / "space.json"
     try:
         space = FeatureSpace.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamageError(
+            f"expected {path} to say what is stored there, found none; run the same "
+            "'featpipe extract' again to write it, or move the folder away"
+        ) from None
     except OSError as error:
         raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
     except DamageError as error:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from featpipe.disk import names_in
-from featpipe.errors import FeatpipeError, NotFoundError
+from featpipe.errors import DamageError, NotFoundError
 from featpipe.progress import Progress, no_progress
+from featpipe.space import FeatureSpace
 from featpipe.store.datasets import list_datasets, load_dataset
 from featpipe.store.feature_store import FeatureStore, list_stores, open_store
 from featpipe.store.segments import file_digest, read_segment, row_checksums
@@ -36,11 +37,14 @@ class Damage:
     problem : str
     rows : list of int
         Damaged rows of a segment, where they are known.
+    space : FeatureSpace or None
+        Of the store a segment lies in.
     """
 
     path: Path
     problem: str
     rows: list[int]
+    space: FeatureSpace | None = None
 
 
 def require_cache(cache: Path) -> None:
@@ -86,15 +90,20 @@ def verify(
     files : int
         Number of files looked at.
     damages : list of Damage
+
+    Raises
+    ------
+    StorageError
+        A file cannot be read at all: that says nothing about its content.
     """
     require_cache(cache)
     damages: list[Damage] = []
     files = 0
-    for name in list_datasets(cache):
+    for name in list_datasets(cache, with_shards=True):
         files += 1
         try:
             load_dataset(cache, name)
-        except FeatpipeError as error:
+        except DamageError as error:
             damages.append(Damage(cache / "datasets" / f"{name}.h5", str(error), []))
     for store in _stores(cache, damages):
         segments = [store.segments_folder / name for name in names_in(store.segments_folder)]
@@ -111,25 +120,25 @@ def _stores(cache: Path, damages: list[Damage]) -> Iterator[FeatureStore]:
         folder = cache / "spaces" / name
         try:
             yield open_store(folder)
-        except FeatpipeError as error:
+        except (DamageError, NotFoundError) as error:
             damages.append(Damage(folder / "space.json", str(error), []))
 
 
 def _segment_damages(path: Path, store: FeatureStore, *, quick: bool) -> Iterator[Damage]:
     if path.name.startswith(".tmp-"):
         return
-    if path.suffix != ".h5" or len(path.stem) != 64:
-        yield Damage(path, "not a segment of this store", [])
+    if path.suffix != ".h5" or len(path.stem) != 64 or not path.is_file():
+        yield Damage(path, "not a segment of this store", [], store.space)
         return
     try:
         whole = quick or file_digest(path) == path.stem
         segment = read_segment(path, store.space)
-    except FeatpipeError as error:
-        yield Damage(path, str(error), [])
+    except DamageError as error:
+        yield Damage(path, str(error), [], store.space)
         return
     if whole:
         return
     shape = (len(segment.ids), *store.space.shape)
     rows = np.memmap(path, store.space.dtype, "r", segment.offset, shape)
     wrong = np.flatnonzero(row_checksums(rows) != segment.crc32).tolist()
-    yield Damage(path, "its bytes do not have the digest in its name", wrong)
+    yield Damage(path, "its bytes do not have the digest in its name", wrong, store.space)

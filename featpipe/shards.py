@@ -1,0 +1,130 @@
+"""Sharded extraction: each job lists every n-th record; whoever finds all shards merges them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featpipe.errors import DataError, NotFoundError, UsageError
+from featpipe.splits import split_by_content
+from featpipe.store.datasets import NO_LABEL, SHARD_MARK, Dataset, load_dataset, save_dataset
+
+MAX_SHARDS = 10_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number`` (from 1) of ``count``.
+
+    Raises
+    ------
+    UsageError
+        There is no such part.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count <= MAX_SHARDS:
+            raise UsageError(
+                f"expected --shard i/n with i from 1 to n (at most {MAX_SHARDS}), found {self}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def dataset_name(self, name: str) -> str:
+        """Name of the part's own data set file."""
+        return f"{name}{SHARD_MARK}{self.number}-of-{self.count}"
+
+    @property
+    def slice(self) -> slice:
+        """Which records of the whole list are this part's."""
+        return slice(self.number - 1, None, self.count)
+
+
+def parse_shard(text: str) -> Shard:
+    """``2/8`` → the second of eight.
+
+    Raises
+    ------
+    UsageError
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match:
+        raise UsageError(f"expected --shard i/n, like 2/8, found {text!r}")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def merge_shards(cache: Path, name: str, count: int) -> Dataset | None:
+    """Write data set ``name`` from its shards once all are there; None while some are missing.
+
+    Several jobs may merge at once: each writes the same.
+
+    Raises
+    ------
+    DataError
+        The shards were made from different lists.
+    """
+    try:
+        shards = [
+            load_dataset(cache, Shard(number, count).dataset_name(name))
+            for number in range(1, count + 1)
+        ]
+    except NotFoundError:
+        return None
+    total = sum(map(len, shards))
+    expected = [len(range(total)[Shard(number, count).slice]) for number in range(1, count + 1)]
+    sources = {str(sorted(shard.source.items())) for shard in shards}
+    if expected != [len(shard) for shard in shards] or len(sources) > 1:
+        raise DataError(
+            f"expected the {count} shards of '{name}' to come from one list, found parts of "
+            f"{', '.join(str(len(shard)) for shard in shards[:8])} pictures; run every shard again"
+        )
+    merged = _merged(name, shards, total)
+    save_dataset(cache, merged)
+    return merged
+
+
+def _merged(name: str, shards: list[Dataset], total: int) -> Dataset:
+    count = len(shards)
+    classes = sorted({label for shard in shards for label in shard.classes})
+    whole = Dataset(
+        name=name,
+        source=shards[0].source,
+        classes=classes,
+        paths=[""] * total,
+        label=np.full(total, NO_LABEL, np.int64),
+        split=np.empty(total, np.int8),
+        image_sha256=np.empty((total, 32), np.uint8),
+        status=np.empty(total, np.int8),
+        stat=np.empty((total, 3), np.int64),
+        spaces=[s for s in shards[0].spaces if all(s in shard.spaces for shard in shards)],
+        info=shards[0].info,
+    )
+    for offset, shard in enumerate(shards):
+        place = slice(offset, None, count)
+        whole.paths[place] = shard.paths
+        whole.split[place] = shard.split
+        whole.image_sha256[place] = shard.image_sha256
+        whole.status[place] = shard.status
+        whole.stat[place] = shard.stat
+        number = np.array([*map(classes.index, shard.classes), NO_LABEL], np.int64)
+        whole.label[place] = number[shard.label]
+        whole.reasons |= {offset + row * count: why for row, why in shard.reasons.items()}
+    whole.reasons = dict(sorted(whole.reasons.items()))
+    split_unsplit(whole)
+    return whole
+
+
+def split_unsplit(dataset: Dataset) -> None:
+    """Split a labelled data set by content where its source gave no splits."""
+    shares, usable = dataset.info["split"], dataset.usable
+    if shares != "given" and dataset.classes and usable.any():
+        dataset.split[usable] = split_by_content(
+            dataset.image_sha256[usable], dataset.label[usable], shares
+        )

@@ -1,0 +1,99 @@
+"""Repair sets damaged files aside, keeps whole rows, and the next run computes the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import image_ids, small_space
+
+import featpipe
+from featpipe.store.feature_store import FeatureStore
+from featpipe.store.repair import repair
+from featpipe.store.segments import read_segment
+from featpipe.store.survey import verify
+
+
+def stored(cache: Path, n: int = 6) -> tuple[FeatureStore, Path, np.ndarray, np.ndarray]:
+    space = small_space()
+    store = FeatureStore(cache, space)
+    store.prepare()
+    ids = image_ids(*range(n))
+    rows = np.random.default_rng(0).normal(size=(n, *space.shape)).astype(space.dtype)
+    return store, store.append(ids, rows, {}), ids, rows
+
+
+def flip(path: Path, place: int) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_whole_cache_is_left_alone(cache: Path) -> None:
+    _, path, _, _ = stored(cache)
+    assert repair(cache) == []
+    assert path.exists()
+
+
+def test_rows_that_hold_are_kept_and_the_file_is_set_aside(cache: Path) -> None:
+    store, path, ids, rows = stored(cache)
+    row = 2
+    flip(path, read_segment(path, store.space).offset + row * rows[0].nbytes)
+    damaged = path.read_bytes()
+    (done,) = repair(cache)
+    assert (done.path, done.rows_kept) == (path, len(ids) - 1)
+    assert done.aside.read_bytes() == damaged
+    assert not path.exists()
+    assert verify(cache)[1] == []
+    store.refresh()
+    whole = np.arange(len(ids)) != row
+    assert np.array_equal(store.contains(ids), whole)
+    assert np.array_equal(store.rows(ids[whole])[:], rows[whole])
+
+
+@pytest.mark.parametrize("keep", [0, 100, 2000])
+def test_what_cannot_be_read_is_set_aside_whole(cache: Path, keep: int) -> None:
+    _, path, _, _ = stored(cache)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:keep])
+    (done,) = repair(cache)
+    assert (done.rows_kept, path.exists(), done.aside.stat().st_size) == (0, False, keep)
+    assert verify(cache)[1] == []
+
+
+def test_a_misnamed_segment_gets_its_name_back(cache: Path) -> None:
+    store, path, ids, rows = stored(cache)
+    path.rename(path.with_name(f"{'0' * 64}.h5"))
+    (done,) = repair(cache)
+    assert done.rows_kept == len(ids)
+    store.refresh()
+    assert np.array_equal(store.rows(ids)[:], rows)
+
+
+def test_setting_aside_twice_keeps_both(cache: Path) -> None:
+    places = []
+    for _ in range(2):
+        _, path, _, _ = stored(cache)
+        flip(path, 0)
+        places += [done.aside for done in repair(cache)]
+    assert len(set(places)) == 2
+    assert all(place.exists() for place in places)
+
+
+def test_the_next_extraction_computes_only_what_was_lost(
+    photo_folder: Path, cache: Path, tiny: dict[str, Any]
+) -> None:
+    options = {**tiny, "tap": tiny["taps"]}
+    del options["taps"]
+    featpipe.extract(photo_folder, name="set", cache=cache, **options)
+    X, _ = featpipe.open_features("set", "all", cache=cache)
+    before = np.asarray(X)
+    (path,) = (cache / "spaces").glob("*/segments/*.h5")
+    flip(path, path.stat().st_size - 1)
+    repair(cache)
+    assert featpipe.extract(photo_folder, name="set", cache=cache, **options).computed == 1
+    X, _ = featpipe.open_features("set", "all", cache=cache)
+    assert np.array_equal(np.asarray(X), before)
