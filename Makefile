@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGE := featpipe tests bench
+PACKAGE := featpipe tests
 
 .PHONY: demo test test-all check format clean
 
