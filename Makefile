@@ -8,6 +8,7 @@ PACKAGE := featpipe tests
 
 demo: $(VENV)/installed
 	$(BIN)/featpipe run pipelines/quickstart.toml
+	@echo 'Next, with your own pictures: $(BIN)/featpipe extract FOLDER --name NAME'
 
 test: check
 	$(BIN)/pytest
@@ -26,6 +27,7 @@ format: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("expected Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@echo 'Installing torch and the rest into $(VENV): some 6 GB, a few minutes …'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@

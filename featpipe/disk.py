@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -131,6 +132,32 @@ def names_in(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise StorageError(f"expected to list {folder}, but: {error.strerror}") from error
+
+
+def file_fingerprint(status: os.stat_result) -> tuple[int, int, int]:
+    """Size, modification time and change time (ns): equal while a file has not changed.
+
+    The change time is in it because no program can set it back: copying another file of the
+    same size and time over this one leaves everything else as it was.
+    """
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device is refused instead of waited for.
+
+    Raises
+    ------
+    OSError
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def move_aside(source: Path, target: Path, *, disk: Disk = DISK) -> Path:

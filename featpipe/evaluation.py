@@ -34,7 +34,10 @@ class Evaluation:
     metrics : dict
         See :func:`featpipe.metrics.score`.
     duplicates : list of str
-        Paths of evaluated pictures whose very bytes the head was trained on.
+        Paths of evaluated pictures whose very bytes the head was trained on, where that is
+        not the split's own meaning.
+    trained_on : int
+        How many of the evaluated pictures the head was trained or validated on.
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
@@ -45,6 +48,7 @@ class Evaluation:
     split: str
     metrics: dict[str, Any]
     duplicates: list[str]
+    trained_on: int
     report: Path
     seconds: float
 
@@ -86,7 +90,8 @@ def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "te
     rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
     probabilities = trained.head.predict_proba(rows)
     metrics = score(y, probabilities, classes)
-    duplicates = _duplicates(dataset, chosen, trained, split)
+    seen = _trained_on(dataset, chosen, trained)
+    own = split != "test" and dataset.name == trained.dataset["name"]
     mistakes = _worst_mistakes(dataset, chosen, y, probabilities, classes)
     folder = head.parent if head.is_file() else head
     stem = "" if on is None and split == "test" else f"-{name}-{split}"
@@ -95,7 +100,8 @@ def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "te
         dataset=name,
         split=split,
         metrics=metrics,
-        duplicates=duplicates,
+        duplicates=[] if own else seen,
+        trained_on=len(seen),
         report=folder / f"report{stem}.html",
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -122,11 +128,8 @@ def _labels(dataset: Dataset, chosen: np.ndarray, classes: list[str], split: str
     return np.array([number[name] for name in names], np.int64)
 
 
-def _duplicates(
-    dataset: Dataset, chosen: np.ndarray, trained: TrainedHead, split: str
-) -> list[str]:
-    if split != "test" and dataset.name == trained.dataset["name"]:
-        return []
+def _trained_on(dataset: Dataset, chosen: np.ndarray, trained: TrainedHead) -> list[str]:
+    """Paths of the chosen pictures whose very bytes the head was trained or validated on."""
     seen = {row.tobytes() for row in trained.train_ids}
     return [dataset.paths[i] for i in chosen if dataset.image_sha256[i].tobytes() in seen]
 

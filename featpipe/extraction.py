@@ -20,12 +20,13 @@ import numpy as np
 import PIL
 
 from featpipe.decoding.pool import Task
+from featpipe.disk import file_fingerprint
 from featpipe.engine.request import FeaturePlan, FeatureRequest
 from featpipe.engine.runner import EngineOptions, Outcome, Timings, run
 from featpipe.errors import DataError, NotFoundError, UsageError
 from featpipe.ids import sortable
 from featpipe.progress import Progress, no_progress
-from featpipe.shards import Shard, merge_shards, split_unsplit
+from featpipe.shards import Shard, list_digest, merge_shards, split_unsplit
 from featpipe.sources import Source, open_source
 from featpipe.space import FeatureSpace
 from featpipe.splits import DEFAULT_FRACTIONS, check_shares
@@ -152,6 +153,7 @@ def extract(
     check_max_bad(max_bad)
     source = open_source(data, root=root)
     own_name = name
+    whole_list = "" if shard is None else list_digest(source.records)
     if shard is not None:
         source = dataclasses.replace(source, records=source.records[shard.slice])
         own_name = shard.dataset_name(name)
@@ -165,21 +167,36 @@ def extract(
 
     samples = _Samples(source, _decoder(options))
     before = _load_before(cache, own_name)
+    # A folder that was moved, or named in another way, is still the same source.
+    if before is not None and not before.source.items() & _names_of(source).items():
+        log.warning(
+            "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
+            *(own_name, before.source.get("spec"), len(before)),
+        )
     samples.recall(before, stores, retry_quarantined=retry_quarantined)
     timings = Timings()
     todo = np.flatnonzero(samples.state == _TODO)
     if len(todo):
         timings = _compute(source, samples, todo, plan, stores, options, max_bad, progress)
     samples.check_max_bad(max_bad)
+    samples.check_list_paths()
 
     dataset = samples.freeze(own_name, fractions)
+    if dataset.classes and shard is None and "test" not in dataset.split_names:
+        log.warning("data set '%s' has no test split: evaluate its heads --on another one", name)
     dataset.spaces = _spaces_held(dataset, plan.spaces, before, cache)
     named = before.info.get("weights", {}) if before else {}
     dataset.info["weights"] = {**named, **{s.id: plan.weights.spec for s in plan.spaces}}
+    if shard is not None:
+        dataset.info["list"] = whole_list
     save_dataset(cache, dataset)
-    merged = None if shard is None else merge_shards(cache, name, shard.count)
-    if merged is not None:
-        log.info("%s: all %d shards are done, merged", name, len(merged))
+    merged = None if shard is None else merge_shards(cache, name, shard.count, whole_list)
+    if shard is not None and merged is not None:
+        bad = len(merged) - int(merged.usable.sum())
+        log.info(
+            "%s: all %d shards are done, merged: %d pictures, %d of them quarantined",
+            *(name, shard.count, len(merged), bad),
+        )
     seconds = time.perf_counter() - started
     return ExtractResult(
         dataset=own_name if shard is not None and merged is None else name,
@@ -190,7 +207,7 @@ def extract(
         stage_seconds={"list": round(listed - started, 3), **timings.as_dict()},
         bottleneck=timings.bottleneck if samples.computed else "none",
         classes=dataset.classes,
-        splits={s: len(dataset.in_split(s)) for s in dataset.split_names},
+        splits=_split_sizes(dataset if shard is None else merged),
         bad=[
             (source.records[i].path, stage, reason)
             for i, (stage, reason) in sorted(samples.reasons.items())
@@ -285,7 +302,7 @@ class _Samples:
         """Take over what the last run saw of files that have not changed since."""
         if self.source.root is None:
             self._hash_records()
-        elif before is not None and before.source["root"] == str(self.source.root):
+        elif before is not None and before.source.get("root") == str(self.source.root):
             self._recall_files(before, retry_quarantined=retry_quarantined)
         # An unchanged file still has work to do where a store lacks its row.
         fine = np.flatnonzero(self.state == OK)
@@ -329,7 +346,7 @@ class _Samples:
         if outcome.image_id is not None:
             self.ids[i] = np.frombuffer(outcome.image_id, np.uint8)
         if outcome.stat is not None:
-            settled = time.time_ns() - outcome.stat[1] > _SETTLE_NS
+            settled = time.time_ns() - max(outcome.stat[1:]) > _SETTLE_NS
             self.stat[i] = outcome.stat if settled else _UNTRUSTED
         if outcome.kind == "bad":
             self.state[i] = QUARANTINED
@@ -343,10 +360,25 @@ class _Samples:
         n = len(self.state)
         if len(self.reasons) > max_bad * n:
             row, (stage, reason) = next(iter(self.reasons.items()))
+            path = self.source.records[row].path
             raise DataError(
-                f"expected at most {max_bad:.4g} of {n} pictures to be unreadable, found "
-                f"{len(self.reasons)}, among them {self.source.records[row].path!r} ({stage}: "
-                f"{reason}); mend or remove them, or allow more with --max-bad"
+                f"expected at most {max_bad * 100:.4g} % of {n} pictures to be unreadable, found "
+                f"{len(self.reasons)} so far, among them {path!r} ({stage}: {reason}); mend or remove them, or allow more with --max-bad"
+            )
+
+    def check_list_paths(self) -> None:
+        """Fail where not one path of a list leads to a file: then it is the list that is wrong."""
+        stages = {stage for stage, _ in self.reasons.values()}
+        if (
+            self.source.kind == "list"
+            and len(self.reasons) == len(self.state)
+            and stages == {"read"}
+        ):
+            path, reason = self.source.records[0].path, self.reasons[0][1]
+            raise DataError(
+                f"expected the paths of {self.source.spec} to lead to pictures below "
+                f"{self.source.root}, found none that does ({path!r}: {reason}); name the folder "
+                "they count from with --root"
             )
 
     def counts(self) -> dict[str, int]:
@@ -392,7 +424,10 @@ class _Samples:
         return dataset
 
     def _warn_of_conflicts(self, label: np.ndarray) -> None:
-        fine = self.state == OK
+        unlabelled = int((label == NO_LABEL).sum())
+        if 0 < unlabelled < len(label):
+            log.warning("%d of %d pictures have no label", unlabelled, len(label))
+        fine = (self.state == OK) & (label != NO_LABEL)
         _, first, number = np.unique(
             sortable(self.ids[fine]), return_index=True, return_inverse=True
         )
@@ -432,12 +467,22 @@ def _compute(
         return run(tasks(), plan, stores, on_outcome, options)
 
 
+def _names_of(source: Source) -> dict[str, str]:
+    described = source.describe()
+    return {"spec": described["spec"], "root": described["root"] or described["spec"]}
+
+
+def _split_sizes(dataset: Dataset | None) -> dict[str, int]:
+    """Usable pictures per split; a part of a sharded data set has no splits of its own yet."""
+    return {s: len(dataset.in_split(s)) for s in dataset.split_names} if dataset else {}
+
+
 def _stat(root: str, path: str) -> list[int] | None:
     try:
         status = os.stat(os.path.join(root, path))
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return list(file_fingerprint(status))
 
 
 def _decoder(options: EngineOptions) -> str:

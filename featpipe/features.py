@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.errors import NotFoundError, SpaceMismatchError, UsageError
+from featpipe.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.space import FeatureSpace
 from featpipe.store.datasets import Dataset, load_dataset
 from featpipe.store.feature_store import FeatureStore
@@ -93,7 +93,13 @@ def choose_space(
             f"expected --tap and --pool that name one of the feature spaces of "
             f"'{dataset.name}', found {len(fitting)}: {_listed(fitting)}"
         )
-    return fitting[0], str(dataset.info["weights"][fitting[0].id])
+    named = dataset.info.get("weights")
+    if not isinstance(named, dict) or not isinstance(named.get(fitting[0].id), str):
+        raise DamageError(
+            f"expected data set '{dataset.name}' to name the weights of {fitting[0].name}, found "
+            "none; run the same 'featpipe extract' again"
+        )
+    return fitting[0], named[fitting[0].id]
 
 
 def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
@@ -108,6 +114,10 @@ def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
     if any(space.id == wanted.id for space in held):
         return
     differences = min((wanted.differences(space) for space in held), key=len, default=[])
+    if any(difference.startswith("tap:") for difference in differences):
+        # What follows from another tap would only distract from it.
+        consequences = ("weights:", "shape:")
+        differences = [d for d in differences if not d.startswith(consequences)]
     found = "; ".join(differences) or "no features at all"
     raise SpaceMismatchError(
         f"expected features of space {wanted.name} in data set '{dataset.name}', found others "

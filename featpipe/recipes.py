@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featpipe.disk import read_regular
 from featpipe.engine.options import OPTION_NAMES, parse_options, unknown_name
 from featpipe.errors import NotFoundError, StorageError, UsageError
 from featpipe.evaluation import Evaluation, evaluate
@@ -107,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
         the wrong kind.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError(
             f"expected a recipe at {path}, found none; the ones that come with featpipe are in "
@@ -147,7 +148,28 @@ def _validated(path: Path, document: dict[str, Any]) -> Recipe:
     _typed("[evaluate]", scoring, _EVALUATE_KEYS)
     if scoring.get("split", "test") not in (*SPLITS, "all"):
         raise UsageError(f"expected split = train, val, test or all, found {scoring['split']!r}")
+    for table in heads:
+        for key in ("tap", "pool"):
+            if isinstance(options.get(key), list) and len(options[key]) > 1 and key not in table:
+                raise UsageError(
+                    f"expected '{key}' in every [[head]], as [extract] has several, found none "
+                    f"in that of kind {table.get('kind')!r}"
+                )
     return Recipe(path, dataset, options, [_head(table) for table in heads], scoring)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Check that the recipe's own DATA is there.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    if not recipe.data.startswith("sklearn:") and not Path(recipe.data).exists():
+        raise NotFoundError(
+            f"expected the pictures of recipe {recipe.path} in {recipe.data}, found nothing "
+            "there; name yours with --data"
+        )
 
 
 def _head(table: dict[str, Any]) -> HeadRecipe:
@@ -225,6 +247,8 @@ def run_recipe(
         Replace heads that ``out`` already holds.
     progress : Progress
     """
+    if data is None:
+        check_data(recipe)
     options = recipe.extract if device is None else {**recipe.extract, "device": device}
     request, engine_options = parse_options(options)
     dataset = recipe.dataset

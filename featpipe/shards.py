@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featpipe.errors import DataError, NotFoundError, UsageError
+from featpipe.errors import NotFoundError, UsageError
+from featpipe.sources.records import Record
 from featpipe.splits import split_by_content
 from featpipe.store.datasets import NO_LABEL, SHARD_MARK, Dataset, load_dataset, save_dataset
 
@@ -60,32 +64,30 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
-def merge_shards(cache: Path, name: str, count: int) -> Dataset | None:
+def list_digest(records: Sequence[Record]) -> str:
+    """SHA-256 (hex) of a whole list: paths, labels and splits, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps([record.path, record.label, record.split]).encode("ascii"))
+    return digest.hexdigest()
+
+
+def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset | None:
     """Write data set ``name`` from its shards once all are there; None while some are missing.
 
-    Several jobs may merge at once: each writes the same.
-
-    Raises
-    ------
-    DataError
-        The shards were made from different lists.
+    A shard that was made from another list than ``whole_list`` (see :func:`list_digest`) is as
+    good as missing. Several jobs may merge at once: each writes the same.
     """
-    try:
-        shards = [
-            load_dataset(cache, Shard(number, count).dataset_name(name))
-            for number in range(1, count + 1)
-        ]
-    except NotFoundError:
-        return None
-    total = sum(map(len, shards))
-    expected = [len(range(total)[Shard(number, count).slice]) for number in range(1, count + 1)]
-    sources = {str(sorted(shard.source.items())) for shard in shards}
-    if expected != [len(shard) for shard in shards] or len(sources) > 1:
-        raise DataError(
-            f"expected the {count} shards of '{name}' to come from one list, found parts of "
-            f"{', '.join(str(len(shard)) for shard in shards[:8])} pictures; run every shard again"
-        )
-    merged = _merged(name, shards, total)
+    shards = []
+    for number in range(1, count + 1):
+        try:
+            shard = load_dataset(cache, Shard(number, count).dataset_name(name))
+        except NotFoundError:
+            return None
+        if shard.info.get("list") != whole_list:
+            return None
+        shards.append(shard)
+    merged = _merged(name, shards, sum(map(len, shards)))
     save_dataset(cache, merged)
     return merged
 

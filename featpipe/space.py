@@ -128,7 +128,14 @@ class FeatureSpace:
             prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
             shape = tuple(int(n) for n in fields.pop("shape"))
             return cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise DamageError(
                 f"expected the JSON of a feature space, found something else ({error}); "
                 "remove the file it came from and make it anew"

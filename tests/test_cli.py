@@ -226,7 +226,8 @@ def test_a_dry_run_writes_nothing(inside: Run, workspace: Path, tmp_path: Path) 
     done = inside(*command)
     assert (done.returncode, done.stdout) == (
         0,
-        "colours: 40 pictures: 0 unchanged and cached, 40 to read, 0 quarantined before; "
+        "colours: 40 pictures: 0 unchanged and cached, 40 to read (what turns out to be known is "
+        "not decoded), 0 quarantined before; "
         "nothing was done\n",
     )
     assert list(tmp_path.iterdir()) == []
@@ -240,12 +241,10 @@ def test_a_dry_run_tells_what_is_cached_already(inside: Run, own_workspace: Path
     class_picture(0, 99).save(own_workspace / "photos" / "red" / "99.png")
     before = {p: p.stat().st_mtime_ns for p in (own_workspace / "cache").rglob("*")}
     found = json_of(inside(*command, "--dry-run", "--json"))
-    assert [found[key] for key in ("images", "unchanged", "to_read", "quarantined")] == [
-        41,
-        40,
-        1,
-        0,
-    ]
+    # How many are known depends on whether two seconds have passed since they were made.
+    assert (found["images"], found["quarantined"]) == (41, 0)
+    assert found["unchanged"] + found["to_read"] == 41
+    assert found["to_read"] >= 1
     assert {p: p.stat().st_mtime_ns for p in (own_workspace / "cache").rglob("*")} == before
 
 
@@ -274,7 +273,7 @@ def test_strict_says_which_picture_and_why(inside: Run, own_workspace: Path) -> 
     done = inside("extract", own_workspace / "photos", "--name", "other", "--strict", *TINY_FLAGS)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
-        "Error: expected at most 0 of 41 pictures to be unreadable, found 1, among them "
+        "Error: expected at most 0 % of 41 pictures to be unreadable, found 1 so far, among them "
         "'red/bad.png' (open: not a JPEG, PNG, WEBP, BMP, GIF, TIFF or AVIF image); mend or "
         "remove them, or allow more with --max-bad"
     )
@@ -531,9 +530,9 @@ def test_a_closed_stdout_is_no_reason_for_a_traceback(workspace: Path) -> None:
 
 def test_quiet_says_nothing_but_the_result(featpipe: Run, own_workspace: Path) -> None:
     class_picture(0, 99).save(own_workspace / "photos" / "red" / "99.png")
-    done = featpipe("extract", "photos", "--name", "colours", "-q", *TINY_FLAGS)
+    done = featpipe("extract", "photos", "--name", "more", "-q", *TINY_FLAGS)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("colours: 41 pictures: 1 computed")
+    assert done.stdout.startswith("more: 41 pictures: 1 computed")
 
 
 def test_verbose_says_why_a_picture_is_quarantined(inside: Run, own_workspace: Path) -> None:

@@ -100,7 +100,7 @@ def test_every_task_gives_exactly_one_result(tmp_path: Path) -> None:
         data = (tmp_path / f"{key}.jpg").read_bytes()
         assert result.image_id == hashlib.sha256(data).digest()
         status = os.stat(tmp_path / f"{key}.jpg")
-        assert result.stat == (status.st_size, status.st_mtime_ns, status.st_ino)
+        assert result.stat == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if key % 5:
             assert result.kind == "pixels"
             assert np.array_equal(result.pixels, load_pixels(data, PREPROCESSING))

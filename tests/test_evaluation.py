@@ -26,7 +26,7 @@ from featpipe.training import train_head
 
 KEYS = (
     "head dataset split n accuracy accuracy_ci95 log_loss ece roc_auc per_class confusion "
-    "calibration duplicates report seconds"
+    "calibration duplicates trained_on report seconds"
 ).split()
 
 

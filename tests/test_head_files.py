@@ -17,7 +17,7 @@ from conftest import image_ids, small_space
 from safetensors.numpy import load, save
 
 from featpipe.errors import DamageError, NotFoundError, StorageError
-from featpipe.heads import HEAD_KINDS, new_head
+from featpipe.heads import HEAD_KINDS, files, new_head
 from featpipe.heads.files import (
     JSON_NAME,
     TENSORS_NAME,
@@ -61,10 +61,13 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change ``head.json`` as somebody with an editor would."""
+    """Change ``head.json`` and make its digest agree, so that only its meaning is wrong."""
     document = json.loads((folder / JSON_NAME).read_text())
     changed = change(document)
-    (folder / JSON_NAME).write_text(json.dumps(document if changed is None else changed))
+    document = document if changed is None else changed
+    if isinstance(document, dict):
+        document["sha256"] = files._document_digest(document)
+    (folder / JSON_NAME).write_text(json.dumps(document))
 
 
 def rewrite_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
@@ -274,3 +277,44 @@ def test_train_ids_of_another_shape_are_damage(saved: Path) -> None:
     rewrite_tensors(saved, lambda t: t.update(train_image_sha256=np.zeros((3, 7), np.uint8)))
     with pytest.raises(DamageError):
         load_head(saved)
+
+
+def test_every_flipped_bit_of_the_description_is_found(saved: Path) -> None:
+    text = (saved / JSON_NAME).read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(text), 150, replace=False):
+        bit = 1 << int(rng.integers(7))
+        changed = bytearray(text)
+        changed[place] ^= bit
+        (saved / JSON_NAME).write_bytes(bytes(changed))
+        try:
+            same = json.loads(changed) == json.loads(text)
+        except ValueError:
+            same = False
+        # A blank between two words may turn into another blank: that means the same.
+        if not same:
+            with pytest.raises(DamageError):
+                load_head(saved)
+
+
+def test_a_replacement_that_ends_between_its_files_leaves_the_old_head(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_head(saved)
+    real = files.write_atomically
+
+    def ends_before_json(path: Path, data: bytes) -> None:
+        if path.name == JSON_NAME:
+            raise KeyboardInterrupt
+        real(path, data)
+
+    monkeypatch.setattr(files, "write_atomically", ends_before_json)
+    other = trained_head("mlp")
+    with pytest.raises(KeyboardInterrupt):
+        save_head(saved, other)
+    X = np.random.default_rng(5).normal(size=(10, 4)).astype(np.float16)
+    assert np.array_equal(load_head(saved).head.predict_proba(X), before.head.predict_proba(X))
+    monkeypatch.undo()
+    save_head(saved, other)
+    assert load_head(saved).head.kind == "mlp"
+    assert sorted(path.name for path in saved.iterdir()) == [JSON_NAME, TENSORS_NAME]

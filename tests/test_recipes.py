@@ -410,14 +410,14 @@ def test_any_bytes_give_nothing_but_a_usage_error(tmp_path: Path, content: bytes
 
 
 def test_check_says_valid_and_runs_nothing(featpipe: Run, tmp_path: Path) -> None:
-    write(tmp_path, GOOD)
+    write(tmp_path, changed(dataset={"name": "x", "data": "sklearn:digits"}))
     done = featpipe("run", "recipe.toml", "--check")
     assert (done.returncode, done.stdout, done.stderr) == (0, "recipe.toml: valid\n", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.toml"]
 
 
 def test_check_as_json(featpipe: Run, tmp_path: Path) -> None:
-    write(tmp_path, GOOD)
+    write(tmp_path, changed(dataset={"name": "x", "data": "sklearn:digits"}))
     done = featpipe("run", "recipe.toml", "--check", "--json")
     assert json_of(done) == {"schema": 1, "recipe": "recipe.toml", "valid": True}
 
@@ -492,8 +492,8 @@ def test_a_recipe_whose_data_is_missing_exits_10(featpipe: Run, tmp_path: Path) 
     done = featpipe("run", "recipe.toml")
     assert (done.returncode, done.stdout) == (10, "")
     assert done.stderr == (
-        "Error: expected an image folder, a list (.csv, .tsv, .jsonl) or 'sklearn:digits', found "
-        "nothing at nowhere; check the path\n"
+        "Error: expected the pictures of recipe recipe.toml in nowhere, found nothing there; name "
+        "yours with --data\n"
     )
 
 

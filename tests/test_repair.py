@@ -97,3 +97,22 @@ def test_the_next_extraction_computes_only_what_was_lost(
     assert featpipe.extract(photo_folder, name="set", cache=cache, **options).computed == 1
     X, _ = featpipe.open_features("set", "all", cache=cache)
     assert np.array_equal(np.asarray(X), before)
+
+
+def test_what_a_store_holds_is_learned_again_from_its_segments(cache: Path) -> None:
+    store, _, ids, rows = stored(cache)
+    for content in (b"{}", None):
+        description = store.folder / "space.json"
+        description.unlink() if content is None else description.write_bytes(content)
+        assert len(repair(cache)) == 1
+        assert verify(cache)[1] == []
+        assert np.array_equal(FeatureStore(cache, store.space).rows(ids)[:], rows)
+
+
+def test_a_folder_that_is_no_store_is_set_aside(cache: Path) -> None:
+    stored(cache)
+    (cache / "spaces" / "strays").mkdir()
+    (cache / "spaces" / "file").write_text("x")
+    assert len(repair(cache)) == 2
+    assert verify(cache)[1] == []
+    assert (cache / "aside" / "spaces" / "strays").is_dir()

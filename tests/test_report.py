@@ -82,6 +82,7 @@ def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
         "dataset": "pets",
         "split": "test",
         "duplicates": [],
+        "trained_on": 0,
         **changes,
     }
 
@@ -218,6 +219,7 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
         dataset=hostile,
         split=hostile,
         duplicates=[hostile],
+        trained_on=1,
     )
     assert_self_contained(text)
     # The parser gives the very text back, but for characters that cannot be seen.
@@ -232,7 +234,9 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
 
 def test_bytes_that_are_no_text_are_shown_as_such(page: Page) -> None:
     path = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    text = page(["a", "b"], mistakes=[mistake(path, jpeg_bytes(0))], duplicates=[path])
+    text = page(
+        ["a", "b"], mistakes=[mistake(path, jpeg_bytes(0))], duplicates=[path], trained_on=1
+    )
     assert text.count(r"caf\udce9.jpg") == 2
 
 
@@ -325,10 +329,12 @@ def test_no_mistakes_are_said_to_be_none(page: Page) -> None:
 
 def test_duplicates_are_warned_of(page: Page) -> None:
     assert "also trained on" not in page(["cat", "dog"])
-    few = page(["cat", "dog"], duplicates=["a.png", "b.png"])
+    few = page(["cat", "dog"], trained_on=2, duplicates=["a.png", "b.png"])
     assert "2 of these pictures were also trained on" in few
     assert "<code>a.png</code>, <code>b.png</code></p>" in few
-    many = page(["cat", "dog"], duplicates=[f"{i}.png" for i in range(25)])
+    many = page(["cat", "dog"], trained_on=25, duplicates=[f"{i}.png" for i in range(25)])
+    own = page(["cat", "dog"], trained_on=7)
+    assert "7 of these pictures were also trained on" in own
     assert "<code>19.png</code> and 5 more</p>" in many and "20.png" not in many
 
 

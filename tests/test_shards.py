@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import featpipe
-from featpipe.errors import DataError, NotFoundError, UsageError
+from featpipe.errors import NotFoundError, UsageError
 from featpipe.shards import Shard, parse_shard
 from featpipe.store.datasets import list_datasets, load_dataset
 
@@ -62,8 +62,12 @@ def test_shards_of_different_lists_are_not_merged(photo_folder: Path, cache: Pat
     go(photo_folder, cache, shard="1/2")
     for path in sorted((photo_folder / "blue").iterdir())[:5]:
         path.unlink()
-    with pytest.raises(DataError, match="come from one list"):
-        go(photo_folder, cache, shard="2/2")
+    part = go(photo_folder, cache, shard="2/2")
+    assert part.dataset == "set.shard-2-of-2"
+    assert list_datasets(cache) == []
+    # The other part, made anew, completes it.
+    assert go(photo_folder, cache, shard="1/2").dataset == "set"
+    assert len(load_dataset(cache, "set")) == 35
 
 
 def test_classes_that_only_one_shard_has_keep_their_labels(tmp_path: Path, cache: Path) -> None:

@@ -423,3 +423,30 @@ def test_digits_are_listed_and_read_without_files() -> None:
     # 0..16 over the whole range of a byte.
     assert np.array_equal(pixels, np.rint(load_digits().images[1796] / 16 * 255))
     assert pixels.max() == 255
+
+
+def test_columns_are_known_whatever_their_case(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("Path,Label,Split\na.png,cat,test\n")
+    (tmp_path / "list.jsonl").write_text('{"Path": "a.png", "LABEL": "cat", "Split": "test"}\n')
+    for name in ("list.csv", "list.jsonl"):
+        (record,) = open_source(tmp_path / name).records
+        assert (record.path, record.label, record.split) == ("a.png", "cat", "test")
+
+
+def test_a_column_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label,Label\na.png,cat,dog\n")
+    with pytest.raises(DataError, match="each column once"):
+        open_source(tmp_path / "list.csv")
+
+
+def test_a_link_to_itself_is_one_bad_picture_and_no_end(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a" / "self")
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    assert [r.path for r in open_source(tmp_path).records] == ["a/self", "a/x.png"]
+
+
+def test_pipes_are_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.csv")
+    with pytest.raises(StorageError, match="not a regular file"):
+        open_source(tmp_path / "list.csv")

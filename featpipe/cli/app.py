@@ -144,7 +144,7 @@ def extract(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compute what is missing of DATA's features, once, and freeze its list as a data set.
+    """Compute features of DATA once; freeze its list as a data set.
 
     Run it again and nothing is computed; add pictures and only those are. Layouts: class
     folders, train/val/test folders with class folders, or pictures alone.
@@ -289,7 +289,7 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score a head on a split; write metrics.json and report.html into its folder.
+    """Score a head; write metrics.json and report.html beside it.
 
     Example: featpipe evaluate runs/pets-mlp-1
     """
@@ -323,7 +323,7 @@ def predict(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Classify pictures with exactly the preprocessing the head was trained with.
+    """Classify pictures, preprocessed exactly as in training.
 
     An unreadable file is a line with an error, not a stop; the exit code is then 3.
 
@@ -346,7 +346,8 @@ def predict(
             progress=speaker.progress,
         )
         write = text.write_json_lines if as_json else text.write_csv
-        if write(found, sys.stdout, all_classes=probabilities):
+        if unreadable := write(found, sys.stdout, all_classes=probabilities):
+            speaker.warn(f"{unreadable} files could not be read; their lines say why")
             raise typer.Exit(EXIT_QUARANTINED)
 
 
@@ -382,6 +383,8 @@ def run_recipe(
 
         loaded = recipes.load_recipe(recipe)
         if check:
+            if data is None:
+                recipes.check_data(loaded)
             speaker.result({"recipe": str(recipe), "valid": True}, f"{recipe}: valid")
             return
         done = recipes.run_recipe(
@@ -430,7 +433,7 @@ def backbones(
 def doctor(
     cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> None:
-    """Say what this machine offers and whether featpipe is ready to run on it.
+    """Say what this machine offers and what is ready.
 
     Example: featpipe doctor
     """

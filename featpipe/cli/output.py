@@ -63,6 +63,11 @@ class Speaker:
         print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
 
     @staticmethod
+    def warn(text: str) -> None:
+        """A line on stderr, as the library's own warnings."""
+        logging.getLogger("featpipe").warning("%s", text)
+
+    @staticmethod
     def dumps(document: dict[str, Any]) -> str:
         """ASCII JSON: any file name survives any terminal."""
         return json.dumps(document, ensure_ascii=True, default=str)

@@ -93,7 +93,8 @@ def of_plan(plan: DryRun) -> str:
     """What an extraction would do."""
     return (
         f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
-        f"{plan.to_read} to read, {plan.quarantined} quarantined before; nothing was done"
+        f"{plan.to_read} to read (what turns out to be known is not decoded), {plan.quarantined} "
+        "quarantined before; nothing was done"
     )
 
 
@@ -118,9 +119,12 @@ def of_evaluation(done: Evaluation) -> str:
         f"{done.dataset}/{done.split}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
-    if done.duplicates:
+    if done.trained_on:
         shown = ", ".join(map(visible, done.duplicates[:3]))
-        lines.append(f"  warning: {len(done.duplicates)} were also trained on: {shown}")
+        lines.append(
+            f"  warning: {done.trained_on} of them were also trained on or validated with"
+            f"{': ' if shown else ''}{shown}"
+        )
     return "\n".join([*lines, f"  report: {done.report}"])
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from featpipe.decoding import frames
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.worker import SLOTS
+from featpipe.disk import file_fingerprint
 from featpipe.errors import FeatpipeError
 from featpipe.ids import sortable
 from featpipe.space import Preprocessing
@@ -63,7 +64,7 @@ class Decoded:
     stage, reason : str
         Only for ``bad``.
     stat : tuple of int or None
-        Size, modification time (ns) and inode just before reading.
+        See :func:`featpipe.disk.file_fingerprint`; taken just before reading.
     read_s, decode_s : float
         Worker time, seconds.
     """
@@ -94,13 +95,18 @@ class _Worker:
     def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
         with _shared_memory(SLOTS * math.prod(slot_shape)) as shared:
             self.slots = np.memmap(shared, np.uint8, "r+", shape=(SLOTS, *slot_shape))
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "featpipe.decoding.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=(shared.fileno(), setup["known_fd"]),
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
+            # The child inherits the mask: Ctrl-C must not end it while it still imports.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "featpipe.decoding.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=(shared.fileno(), setup["known_fd"]),
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self.pending: deque[tuple[Task, int]] = deque()
             self.free = list(range(SLOTS))
             self.splitter = frames.Splitter()
@@ -156,7 +162,7 @@ def _stat(path: str | None) -> tuple[int, ...] | None:
         status = os.stat(path) if path is not None else None
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ino) if status else None
+    return file_fingerprint(status) if status else None
 
 
 class DecodePool:

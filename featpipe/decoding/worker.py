@@ -20,6 +20,7 @@ import numpy as np
 
 from featpipe.decoding import frames
 from featpipe.decoding.pixels import load_pixels
+from featpipe.disk import file_fingerprint
 from featpipe.errors import BadImageError
 from featpipe.space import Preprocessing
 
@@ -97,7 +98,7 @@ def _read(path: str, reply: dict[str, Any]) -> bytes:
         status = os.stat(path)
         if not os.path.isfile(path):
             raise BadImageError("read", "not a regular file")
-        reply["stat"] = [status.st_size, status.st_mtime_ns, status.st_ino]
+        reply["stat"] = file_fingerprint(status)
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:

@@ -41,7 +41,7 @@ class Outcome:
         ``known``: a row was there already, from before or from earlier in this run.
     image_id : bytes or None
     stat : tuple of int or None
-        Size, modification time (ns) and inode just before reading.
+        See :func:`featpipe.disk.file_fingerprint`; taken just before reading.
     stage, reason : str
         Only for ``bad``.
     """

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.disk import write_atomically
+from featpipe.disk import read_regular, write_atomically
 from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
@@ -22,6 +23,8 @@ from featpipe.space import FeatureSpace
 
 HEAD_VERSION = 1
 JSON_NAME, TENSORS_NAME = "head.json", "head.safetensors"
+SPARE_NAME = "head.safetensors.old"
+"""The tensors of the head that is being replaced, until ``head.json`` is."""
 
 
 @dataclass
@@ -86,10 +89,35 @@ def save_head(folder: Path, trained: TrainedHead) -> Path:
         "info": trained.info,
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
     }
-    write_atomically(folder / TENSORS_NAME, data)
+    document["sha256"] = _document_digest(document)
     text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
+    spare = _spare_tensors(folder)
+    write_atomically(folder / TENSORS_NAME, data)
     write_atomically(folder / JSON_NAME, text.encode("ascii"))
+    if spare is not None:
+        spare.unlink(missing_ok=True)
     return folder
+
+
+def _spare_tensors(folder: Path) -> Path | None:
+    """Keep an old head's tensors under another name until the new head is complete."""
+    if not holds_head(folder) or not (folder / TENSORS_NAME).exists():
+        return None
+    spare = folder / SPARE_NAME
+    try:
+        spare.unlink(missing_ok=True)
+        os.link(folder / TENSORS_NAME, spare)
+    except OSError as error:
+        raise StorageError(
+            f"expected to keep {folder / TENSORS_NAME} as {spare} while it is replaced, but: "
+            f"{error.strerror}; name another --out"
+        ) from error
+    return spare
+
+
+def _document_digest(document: dict[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def load_head(path: Path) -> TrainedHead:
@@ -104,8 +132,9 @@ def load_head(path: Path) -> TrainedHead:
     """
     folder = path.parent if path.name in (JSON_NAME, TENSORS_NAME) else path
     try:
-        text = (folder / JSON_NAME).read_bytes()
-        data = (folder / TENSORS_NAME).read_bytes()
+        text = read_regular(folder / JSON_NAME)
+        data = read_regular(folder / TENSORS_NAME)
+        spare = read_regular(folder / SPARE_NAME) if (folder / SPARE_NAME).exists() else b""
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
             f"expected a head ({JSON_NAME} and {TENSORS_NAME}) in {folder}, found none; "
@@ -114,7 +143,7 @@ def load_head(path: Path) -> TrainedHead:
     except OSError as error:
         raise StorageError(f"expected to read {folder}, but: {error.strerror}") from error
     try:
-        return _decode(text, data)
+        return _decode(text, data, spare)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
             raise
@@ -123,13 +152,18 @@ def load_head(path: Path) -> TrainedHead:
         raise _damaged(folder, str(error)) from error
 
 
-def _decode(text: bytes, data: bytes) -> TrainedHead:
+def _decode(text: bytes, data: bytes, spare: bytes) -> TrainedHead:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     document = json.loads(text)
     if document["format"] != HEAD_VERSION:
         raise ValueError(f"format {document['format']!r}; this featpipe reads {HEAD_VERSION}")
+    if _document_digest(document) != document["sha256"]:
+        raise ValueError(f"{JSON_NAME} does not have the digest it names")
+    if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
+        # Whoever replaced the head ended between its two files: the old one still stands.
+        data = spare
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} is not the one {JSON_NAME} was written with")
     space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
@@ -147,6 +181,7 @@ def _decode(text: bytes, data: bytes) -> TrainedHead:
     if len(head.mean_) != int(np.prod(space.shape)):
         raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
     history = document["history"]
+    _check_document(document)
     return TrainedHead(
         head=head,
         space=space,
@@ -157,6 +192,21 @@ def _decode(text: bytes, data: bytes) -> TrainedHead:
         info=document["info"],
         train_ids=train_ids,
     )
+
+
+def _check_document(document: dict[str, Any]) -> None:
+    """Refuse what later steps could not work with."""
+    history, dataset = document["history"], document["dataset"]
+    axis, names = history["axis"], ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    numbers = [row[name] for row in history["rows"] for name in (axis, *names)]
+    if not numbers or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("its history is not one of numbers")
+    if axis not in ("epoch", "C") or history["best"] not in range(len(history["rows"])):
+        raise ValueError("its history keeps no row of it")
+    if not all(isinstance(dataset[name], str) for name in ("name", "sha256", "val")):
+        raise ValueError("its data set is not named")
+    if not isinstance(document["info"], dict) or not isinstance(document["metrics"], dict):
+        raise ValueError("its notes are no table")
 
 
 def _damaged(folder: Path, why: str) -> DamageError:

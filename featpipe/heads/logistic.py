@@ -57,7 +57,6 @@ class LogisticHead(Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`; the path over C starts each fit from the one before."""
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         self._learn_scale(X)
@@ -73,7 +72,8 @@ class LogisticHead(Head):
         history, best_loss, best = History("C"), np.inf, {}
         for step, C in enumerate((self.C,) if self.C is not None else C_GRID):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+                # Of its line search too; whether it arrived is looked at below.
+                warnings.simplefilter("ignore")
                 model.set_params(C=C).fit(Z, y)
             if model.n_iter_.max() >= self.max_iter:
                 log.warning(

@@ -70,7 +70,7 @@ def _body(
             f"“{_text(evaluation['split'])}”, {len(classes)} classes, features "
             f"<code>{_text(trained.space.name)}</code></p>",
             _tiles(evaluation),
-            _duplicates(evaluation["duplicates"]),
+            _trained_on(evaluation["trained_on"], evaluation["duplicates"]),
             "<h2>Training</h2>",
             figures.curves(trained.history),
             "<h2>Confusion and calibration</h2><div class='row'>",
@@ -100,14 +100,15 @@ def _tiles(evaluation: dict[str, Any]) -> str:
     return f'<div class="tiles">{inner}</div>'
 
 
-def _duplicates(paths: list[str]) -> str:
-    if not paths:
+def _trained_on(count: int, duplicates: list[str]) -> str:
+    if not count:
         return ""
-    shown = ", ".join(f"<code>{_text(path)}</code>" for path in paths[:_SHOWN_DUPLICATES])
-    more = f" and {len(paths) - _SHOWN_DUPLICATES} more" if len(paths) > _SHOWN_DUPLICATES else ""
+    shown = ", ".join(f"<code>{_text(path)}</code>" for path in duplicates[:_SHOWN_DUPLICATES])
+    hidden = len(duplicates) - _SHOWN_DUPLICATES
+    more = f" and {hidden} more" if hidden > 0 else ""
     return (
-        f'<p class="warn">{len(paths)} of these pictures were also trained on, byte for byte; '
-        f"the scores are that much too good: {shown}{more}</p>"
+        f'<p class="warn">{count} of these pictures were also trained on or validated with, byte '
+        f"for byte; the scores are that much too good{': ' if shown else '.'}{shown}{more}</p>"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from featpipe.disk import read_regular
 from featpipe.errors import NotFoundError, UsageError
 from featpipe.sources.digits import DIGITS, open_digits, read_digit
 from featpipe.sources.folder import list_pictures, open_folder
@@ -58,7 +59,7 @@ def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> So
 
 def image_reader(source: dict[str, Any]) -> Callable[[str], bytes]:
     """A function from a data set's path to the bytes of that picture, without listing again."""
-    if source["kind"] == "digits":
+    if source.get("kind") == "digits":
         return read_digit
-    root = Path(source["root"])
-    return lambda path: (root / path).read_bytes()
+    root = Path(str(source.get("root", "")))
+    return lambda path: read_regular(root / path)

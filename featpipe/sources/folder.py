@@ -10,9 +10,10 @@ from featpipe.errors import DataError, StorageError
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 NOT_PICTURES = frozenset(
-    ".bat .bz2 .c .cfg .conf .csv .db .doc .docx .gz .h5 .hdf5 .htm .html .ini .ipynb .js .json "
-    ".jsonl .log .mat .md .npy .npz .parquet .pdf .pkl .ps1 .py .rst .rtf .sh .sql .sqlite .tar "
-    ".tgz .toml .tsv .txt .xls .xlsx .xml .xz .yaml .yml .zip .zst".split()
+    ".bat .bz2 .c .cfg .conf .csv .db .doc .docx .gz .h5 .hdf5 .htm .html .ini .ipynb .js "
+    ".json .jsonl .log .mat .md .npy .npz .onnx .parquet .pdf .pkl .ps1 .pt .pth .py .rst "
+    ".rtf .safetensors .sh .sql .sqlite .tar .tgz .toml .tsv .txt .xls .xlsx .xml .xz .yaml "
+    ".yml .zip .zst".split()
 )
 """Endings that are passed over. Everything else is taken for a picture, so that one that
 cannot be read is reported instead of missed."""
@@ -33,7 +34,7 @@ def open_folder(folder: Path) -> Source:
         A folder cannot be listed.
     """
     root = folder.resolve()
-    top = sorted(entry.name for entry in _entries(root) if entry.is_dir())
+    top = sorted(entry.name for entry in _entries(root) if _is_folder(entry))
     split_folders = [name for name in top if name.lower() in SPLIT_NAMES]
     if "train" not in {SPLIT_NAMES[name.lower()] for name in split_folders}:
         split_folders = []
@@ -65,25 +66,36 @@ def open_folder(folder: Path) -> Source:
 
 def list_pictures(folder: Path) -> tuple[list[str], int]:
     """Relative paths of all files that may be pictures, and how many others were passed over."""
-    every = list(_walk(folder, ""))
+    every = list(_walk(folder))
     paths = [path for path in every if os.path.splitext(path)[1].lower() not in NOT_PICTURES]
     return paths, len(every) - len(paths)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of all files, in a fixed order; links are followed, loops are not."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    folders = []
-    for entry in sorted(_entries(folder), key=lambda entry: os.fsencode(entry.name)):
-        if entry.is_dir():
-            folders.append(entry.name)
-        else:
-            yield prefix + entry.name
-    for name in folders:
-        yield from _walk(folder / name, f"{prefix}{name}/", (*above, here))
+    # A stack, not recursion: folders may be nested deeper than Python's calls.
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        prefix, above = waiting.pop()
+        status = (folder / prefix).stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        folders = []
+        for entry in sorted(_entries(folder / prefix), key=lambda e: os.fsencode(e.name)):
+            if _is_folder(entry):
+                folders.append((f"{prefix}{entry.name}/", above | {here}))
+            else:
+                yield prefix + entry.name
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself: taken for a picture, so that it is reported.
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

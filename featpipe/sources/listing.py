@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from featpipe.disk import read_regular
 from featpipe.errors import DataError, StorageError
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
@@ -35,7 +36,7 @@ def open_list(path: Path, *, root: Path | None = None) -> Source:
     # A full path may lead to the root through links, or by its real name.
     tops = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
     rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path)
@@ -55,7 +56,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        if len(set(reader.fieldnames)) < len(reader.fieldnames):
+            raise DataError(f"expected each column once in the header line of {path}")
         if "path" not in reader.fieldnames:
             found = ", ".join(map(repr, reader.fieldnames)) or "an empty file"
             raise DataError(
@@ -80,7 +83,8 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"expected a JSON object in {place}, found: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+        row = {key.lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
+        if not isinstance(row.get("path"), str):
             raise DataError(f"expected a JSON object with a text 'path' in {place}")
         yield place, row
 

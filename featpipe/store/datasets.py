@@ -19,8 +19,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featpipe.disk import names_in, write_atomically
+from featpipe.disk import names_in, read_regular, write_atomically
 from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FeatureSpace
 from featpipe.store.attributes import read_number, read_text, write_text
 
@@ -75,7 +76,7 @@ class Dataset:
     status : ndarray of int8, shape (n,)
         0 usable, 1 quarantined.
     stat : ndarray of int64, shape (n, 3)
-        Size, modification time (ns) and inode when the id was taken; -1 where not to be trusted.
+        Size, modification and change time (ns) when the id was taken; -1 where not to be trusted.
     reasons : dict
         Row → ``[stage, reason]`` for quarantined rows.
     spaces : list of str
@@ -197,7 +198,7 @@ def load_dataset(cache: Path, name: str) -> Dataset:
     """
     path = dataset_path(cache, name)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         known = ", ".join(list_datasets(cache)) or "none"
         raise NotFoundError(
@@ -268,7 +269,30 @@ def _decode(data: bytes) -> Dataset:
     blob, ends = arrays.pop("path_bytes").tobytes(), arrays.pop("path_end").tolist()
     paths = [os.fsdecode(blob[a:b]) for a, b in zip([0, *ends][:-1], ends, strict=True)]
     reasons = {int(row): reason for row, reason in header.pop("reasons").items()}
-    return Dataset(paths=paths, reasons=reasons, **header, **arrays)
+    dataset = Dataset(paths=paths, reasons=reasons, **header, **arrays)
+    _check_content(dataset)
+    return dataset
+
+
+def _check_content(dataset: Dataset) -> None:
+    """Refuse what is whole but cannot be meant: anyone can write a matching digest."""
+    n = len(dataset.paths)
+    shapes = {"label": (n,), "split": (n,), "status": (n,), "stat": (n, 3)}
+    shapes["image_sha256"] = (n, DIGEST_BYTES)
+    for name, shape in shapes.items():
+        column = getattr(dataset, name)
+        if column.shape != shape or column.dtype != _COLUMNS[name]:
+            raise ValueError(f"'{name}' is {column.dtype} {column.shape}")
+    for name, top in (("label", len(dataset.classes)), ("split", len(SPLITS)), ("status", 2)):
+        column = getattr(dataset, name)
+        if n and not (column.min() >= -(name != "status") and column.max() < top):
+            raise ValueError(f"'{name}' has values without a meaning")
+    for name in ("classes", "spaces"):
+        items = getattr(dataset, name)
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"'{name}' is no list of texts")
+    if not isinstance(dataset.source, dict) or not isinstance(dataset.info, dict):
+        raise ValueError("its source or its notes are no table")
 
 
 def _content_digest(arrays: dict[str, np.ndarray]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.disk import names_in, remove_leftovers, write_atomically
+from featpipe.disk import names_in, read_regular, remove_leftovers, write_atomically
 from featpipe.errors import DamageError, NotFoundError, StorageError
 from featpipe.space import FeatureSpace
 from featpipe.store.index import Index, load_index
@@ -112,7 +112,7 @@ def open_store(folder: Path) -> FeatureStore:
     """
     path = folder / "space.json"
     try:
-        space = FeatureSpace.from_json(path.read_text(encoding="utf-8", errors="replace"))
+        space = FeatureSpace.from_json(read_regular(path).decode(errors="replace"))
     except (FileNotFoundError, NotADirectoryError):
         raise DamageError(
             f"expected {path} to say what is stored there, found none; run the same "

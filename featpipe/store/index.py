@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.disk import names_in, write_atomically
+from featpipe.disk import names_in, read_regular, write_atomically
 from featpipe.errors import StorageError
 from featpipe.ids import DIGEST_BYTES, sortable
 from featpipe.space import FeatureSpace
@@ -117,7 +117,7 @@ def _extended(
 
 def _read(path: Path) -> Index:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as arrays:
             index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
     # The zip container carries a CRC of each array, and damage to the container itself raises
     # anything: zlib.error, NotImplementedError, struct.error, … The index is simply made anew.

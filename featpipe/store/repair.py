@@ -12,7 +12,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.progress import Progress, no_progress
 from featpipe.space import FeatureSpace
 from featpipe.store.feature_store import FeatureStore
-from featpipe.store.segments import read_segment, row_checksums
+from featpipe.store.segments import read_segment, row_checksums, stored_space
 from featpipe.store.survey import Damage, verify
 
 ASIDE = "aside"
@@ -56,9 +56,38 @@ def repair(cache: Path, *, progress: Progress = no_progress) -> list[Repair]:
 
 
 def _mend(damage: Damage, cache: Path) -> Repair:
-    kept = 0 if damage.space is None else _keep_whole_rows(damage.path, cache, damage.space)
-    aside = move_aside(damage.path, cache / ASIDE / damage.path.relative_to(cache))
-    return Repair(damage.path, aside, damage.problem, kept)
+    path = damage.path
+    if path.name == "space.json":
+        return _mend_space(damage, cache)
+    kept = 0 if damage.space is None else _keep_whole_rows(path, cache, damage.space)
+    aside = move_aside(path, cache / ASIDE / path.relative_to(cache))
+    return Repair(path, aside, damage.problem, kept)
+
+
+def _mend_space(damage: Damage, cache: Path) -> Repair:
+    """Write ``space.json`` anew from a segment; a folder without any is set aside whole."""
+    path, folder = damage.path, damage.path.parent
+    space = _space_of_segments(folder)
+    if space is None:
+        aside = move_aside(folder, cache / ASIDE / folder.relative_to(cache))
+        return Repair(folder, aside, damage.problem, 0)
+    aside = path
+    if path.exists():
+        aside = move_aside(path, cache / ASIDE / path.relative_to(cache))
+    store = FeatureStore(cache, space)
+    store.prepare()
+    return Repair(path, aside, damage.problem, len(store.index.ids))
+
+
+def _space_of_segments(folder: Path) -> FeatureSpace | None:
+    for path in sorted((folder / "segments").glob("*.h5")):
+        try:
+            space = stored_space(path)
+        except FeatpipeError:
+            continue
+        if space.name == folder.name:
+            return space
+    return None
 
 
 def _keep_whole_rows(path: Path, cache: Path, space: FeatureSpace) -> int:

@@ -109,6 +109,21 @@ def read_segment(path: Path, space: FeatureSpace) -> Segment:
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
+def stored_space(path: Path) -> FeatureSpace:
+    """The feature space a segment says it belongs to.
+
+    Raises
+    ------
+    DamageError
+        It does not say, or cannot be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return FeatureSpace.from_json(read_text(file, "space"))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, str(error).split("\n")[0]) from error
+
+
 def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
     version = read_number(file, "format_version")
     if version != FORMAT_VERSION:
