@@ -363,7 +363,8 @@ class _Samples:
             path = self.source.records[row].path
             raise DataError(
                 f"expected at most {max_bad * 100:.4g} % of {n} pictures to be unreadable, found "
-                f"{len(self.reasons)} so far, among them {path!r} ({stage}: {reason}); mend or remove them, or allow more with --max-bad"
+                f"{len(self.reasons)} so far, among them {path!r} ({stage}: {reason}); mend or "
+                "remove them, or allow more with --max-bad"
             )
 
     def check_list_paths(self) -> None:

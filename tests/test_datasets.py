@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_a_storage_error(
     def refuse(_: Path) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(datasets, "read_regular", refuse)
+    monkeypatch.setattr("featpipe.store.datasets.read_regular", refuse)
     with pytest.raises(StorageError, match=r"expected to read .*pets\.h5, but: Input/output error"):
         load_dataset(cache, "pets")
 
