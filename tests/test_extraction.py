@@ -17,7 +17,7 @@ import pytest
 from conftest import class_picture, jpeg_bytes
 from safetensors.numpy import save_file
 
-from featpipe import extraction
+from featpipe import samples
 from featpipe.backbones import network
 from featpipe.backbones.catalog import get_backbone
 from featpipe.engine import runner
@@ -64,7 +64,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 @pytest.fixture(autouse=True)
 def settled_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust what was seen of files made a moment ago: no test can set a change time back."""
-    monkeypatch.setattr(extraction, "_SETTLE_NS", 0)
+    monkeypatch.setattr(samples, "_SETTLE_NS", 0)
 
 
 def reset(work: dict[str, int]) -> None:
@@ -213,7 +213,7 @@ def test_another_file_of_the_same_size_and_time_is_seen(
 def test_what_was_seen_of_a_fresh_file_is_not_trusted(
     photos: Path, cache: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "_SETTLE_NS", 2 * 10**9)
+    monkeypatch.setattr(samples, "_SETTLE_NS", 2 * 10**9)
     # Written, extracted and written again within one tick of the file system's clock.
     path = photos / "red" / "fresh.bmp"
     class_picture(0, 500).save(path)
