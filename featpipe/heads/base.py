@@ -140,6 +140,25 @@ class Head(ABC):
         self.mean_, self.scale_ = mean_and_scale(X)
 
 
+class MatrixHead(Head):
+    """A head whose answer is one matrix and a bias, however it was found."""
+
+    weight_: np.ndarray
+    bias_: np.ndarray
+
+    def logits(self, Z: np.ndarray) -> np.ndarray:
+        """See :meth:`Head.logits`."""
+        return Z @ self.weight_.T + self.bias_
+
+    def layers(self) -> dict[str, np.ndarray]:
+        """``weight`` (classes, d) and ``bias`` (classes,)."""
+        return {"weight": self.weight_, "bias": self.bias_}
+
+    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
+        """See :meth:`Head.set_layers`."""
+        self.weight_, self.bias_ = layers["weight"], layers["bias"]
+
+
 MAX_WHOLE = 2**31 - 1
 
 

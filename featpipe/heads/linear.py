@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick, number, whole
+from featpipe.heads.base import History, MatrixHead, Tick, number, whole
 
 
 @dataclass
-class LinearHead(Head):
+class LinearHead(MatrixHead):
     """Softmax regression by AdamW with early stopping.
 
     Attributes
@@ -66,15 +66,3 @@ class LinearHead(Head):
         self.weight_ = module.weight.detach().cpu().numpy()
         self.bias_ = module.bias.detach().cpu().numpy()
         return history
-
-    def logits(self, Z: np.ndarray) -> np.ndarray:
-        """See :meth:`Head.logits`."""
-        return Z @ self.weight_.T + self.bias_
-
-    def layers(self) -> dict[str, np.ndarray]:
-        """``weight`` (classes, d) and ``bias`` (classes,)."""
-        return {"weight": self.weight_, "bias": self.bias_}
-
-    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
-        """See :meth:`Head.set_layers`."""
-        self.weight_, self.bias_ = layers["weight"], layers["bias"]

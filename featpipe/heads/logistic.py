@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick, number, whole
+from featpipe.heads.base import History, MatrixHead, Tick, number, whole
 
 log = logging.getLogger("featpipe")
 
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-8
 
 
 @dataclass
-class LogisticHead(Head):
+class LogisticHead(MatrixHead):
     """Logistic regression with scikit-learn's objective (intercept not penalised).
 
     With L2 the solution lies in the span of the samples. Where features outnumber samples,
@@ -108,18 +108,6 @@ class LogisticHead(Head):
             f"{split}_loss": float(-np.log(chosen).mean()),
             f"{split}_accuracy": float((probabilities.argmax(axis=1) == y).mean()),
         }
-
-    def logits(self, Z: np.ndarray) -> np.ndarray:
-        """See :meth:`Head.logits`."""
-        return Z @ self.weight_.T + self.bias_
-
-    def layers(self) -> dict[str, np.ndarray]:
-        """``weight`` (classes, d) and ``bias`` (classes,)."""
-        return {"weight": self.weight_, "bias": self.bias_}
-
-    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
-        """See :meth:`Head.set_layers`."""
-        self.weight_, self.bias_ = layers["weight"], layers["bias"]
 
 
 def _per_class(coefficients: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

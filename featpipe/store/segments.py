@@ -69,7 +69,7 @@ def build_segment(
     if rows.shape[1:] != space.shape or rows.dtype != space.dtype or len(ids) != len(rows):
         raise ValueError(f"rows {rows.shape} {rows.dtype} do not fit {space.shape} {space.dtype}")
     buffer = io.BytesIO()
-    # The oldest layout every HDF5 reader since 1.8 can open.
+    # The layout of HDF5 1.8, for old readers.
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         write_text(file, "space", space.canonical_json)
