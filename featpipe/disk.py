@@ -2,6 +2,8 @@
 
 A file is written under a temporary name in its final folder, fsynced, renamed, and the folder
 is fsynced, in that order; a crash at any instant leaves either the old state or the new one.
+The writer holds a lock on the temporary file until it has its name: the system drops it when
+the writer dies, however it dies, so a temporary file without a lock is nobody's.
 Every operation goes through :class:`Disk` so that a test can cut, fail or record it.
 """
 
@@ -9,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import socket
 import stat
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from featpipe.errors import StorageError
 
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}$")
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
 _STALE_AFTER_S = 24 * 3600.0
 """Age after which another host's temporary file is taken to be a dead writer's."""
 
@@ -29,6 +33,9 @@ class Disk:
 
     def open(self, path: Path, mode: int) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+    def lock(self, fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, fd: int, data: memoryview) -> int:
         return os.write(fd, data)
@@ -41,6 +48,9 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         os.replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
 
     def unlink(self, path: Path) -> None:
         path.unlink()
@@ -56,10 +66,21 @@ class Disk:
             os.close(fd)
 
 
-DISK = Disk()
+_disk = Disk()
 
 
-def write_atomically(target: Path, data: bytes, *, mode: int = 0o644, disk: Disk = DISK) -> None:
+@contextlib.contextmanager
+def use_disk(disk: Disk) -> Iterator[None]:
+    """Let every write of this process go through ``disk``: for tests of what a fault leaves."""
+    global _disk
+    before, _disk = _disk, disk
+    try:
+        yield
+    finally:
+        _disk = before
+
+
+def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Make ``target`` hold exactly ``data``, durably, replacing what was there.
 
     Raises
@@ -68,39 +89,64 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644, disk: Disk
         The system refused (full, read-only, no permission). ``target`` is as it was before,
         or already new where only the last step failed: making the new name durable.
     """
-    temporary = target.parent / f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        _make_folder(target.parent, disk)
+        _make_folder(target.parent)
+        remove_leftovers(target.parent)
+        fd, temporary = _open_temporary(target.parent, mode)
         try:
-            _write_whole(temporary, data, mode, disk)
-            disk.rename(temporary, target)
+            _write_all(fd, data)
+            _disk.fsync(fd)
+            _disk.rename(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
-                disk.unlink(temporary)
+                _disk.unlink(temporary)
             raise
-        disk.fsync_folder(target.parent)
+        finally:
+            _disk.close(fd)
+        _disk.fsync_folder(target.parent)
     except OSError as error:
         raise _storage_error(error, target, len(data)) from error
 
 
-def _make_folder(folder: Path, disk: Disk) -> None:
+def _make_folder(folder: Path) -> None:
     """Create a folder and its parents so that a power loss cannot take them away again."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent, disk)
-    disk.mkdir(folder)
-    disk.fsync_folder(folder.parent)
+    _make_folder(folder.parent)
+    _disk.mkdir(folder)
+    _disk.fsync_folder(folder.parent)
 
 
-def _write_whole(path: Path, data: bytes, mode: int, disk: Disk) -> None:
-    fd = disk.open(path, mode)
+def _open_temporary(folder: Path, mode: int) -> tuple[int, Path]:
+    """A new file, locked, that no one takes for a dead writer's."""
+    while True:
+        path = folder / f".tmp-{_host()}-{uuid.uuid4().hex}"
+        fd = _disk.open(path, mode)
+        try:
+            if _is_ours(fd):
+                return fd, path
+        except BaseException:
+            _disk.close(fd)
+            raise
+        # Another writer cleared it away between its making and its locking.
+        _disk.close(fd)
+
+
+def _is_ours(fd: int) -> bool:
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[disk.write(fd, rest) :]
-        disk.fsync(fd)
-    finally:
-        disk.close(fd)
+        _disk.lock(fd)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks: there nobody clears what is not a day old.
+        return True
+    return os.fstat(fd).st_nlink > 0
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[_disk.write(fd, rest) :]
 
 
 def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
@@ -160,7 +206,41 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def move_aside(source: Path, target: Path, *, disk: Disk = DISK) -> Path:
+def keep_as(source: Path, spare: Path) -> None:
+    """Give a file a second name, replacing what lay there: it outlives a new ``source``.
+
+    Raises
+    ------
+    StorageError
+    """
+    remove_file(spare)
+    try:
+        _disk.link(source, spare)
+    except OSError as error:
+        raise StorageError(
+            f"expected to keep {source} as {spare} while it is replaced, but: "
+            f"{error.strerror}; name another folder"
+        ) from error
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file if it is there.
+
+    Raises
+    ------
+    StorageError
+    """
+    try:
+        _disk.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StorageError(
+            f"expected to delete {path}, but: {error.strerror}; make its folder writable"
+        ) from error
+
+
+def move_aside(source: Path, target: Path) -> Path:
     """Move a file, keeping what may lie at ``target``; returns where it went.
 
     Raises
@@ -172,10 +252,10 @@ def move_aside(source: Path, target: Path, *, disk: Disk = DISK) -> Path:
         number += 1
         place = target.with_name(f"{target.name}.{number}")
     try:
-        _make_folder(place.parent, disk)
-        disk.rename(source, place)
-        disk.fsync_folder(place.parent)
-        disk.fsync_folder(source.parent)
+        _make_folder(place.parent)
+        _disk.rename(source, place)
+        _disk.fsync_folder(place.parent)
+        _disk.fsync_folder(source.parent)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(
@@ -184,11 +264,16 @@ def move_aside(source: Path, target: Path, *, disk: Disk = DISK) -> Path:
     return place
 
 
-def remove_leftovers(folder: Path, *, disk: Disk = DISK) -> int:
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one being written, or left by a writer that died."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> int:
     """Delete temporary files of dead writers; those of live ones stay.
 
-    A writer on this host is dead when its process is gone; one on another host when its file
-    has not changed for a day.
+    A writer on this host is dead when nobody holds the lock on its file; one on another host
+    when, besides, the file has not changed for a day: locks do not reach everywhere.
 
     Returns
     -------
@@ -196,28 +281,32 @@ def remove_leftovers(folder: Path, *, disk: Disk = DISK) -> int:
         Number of files removed.
     """
     removed = 0
-    for path in folder.glob(".tmp-*"):
-        match = _TEMPORARY.search(path.name)
-        if match and not _writer_lives(path, match["host"], int(match["pid"])):
+    for name in names_in(folder):
+        match = _TEMPORARY.fullmatch(name)
+        if match and _is_abandoned(folder / name, here=match["host"] == _host()):
             with contextlib.suppress(OSError):
-                disk.unlink(path)
+                _disk.unlink(folder / name)
                 removed += 1
     return removed
 
 
-def _writer_lives(path: Path, host: str, pid: int) -> bool:
-    if host != _host():
-        try:
-            return time.time() - path.stat().st_mtime < _STALE_AFTER_S
-        except OSError:
-            return False
+def _is_abandoned(path: Path, *, here: bool) -> bool:
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
         return False
-    except PermissionError:
-        pass
-    return True
+    try:
+        is_old = time.time() - os.fstat(fd).st_mtime > _STALE_AFTER_S
+        try:
+            # Shared, for that needs no right to write; the writer's own lock is exclusive.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return is_old
+        return here or is_old
+    finally:
+        os.close(fd)
 
 
 def _host() -> str:

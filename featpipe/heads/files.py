@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.disk import read_regular, write_atomically
+from featpipe.disk import keep_as, read_regular, remove_file, write_atomically
 from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
@@ -91,28 +90,23 @@ def save_head(folder: Path, trained: TrainedHead) -> Path:
     }
     document["sha256"] = _document_digest(document)
     text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
-    spare = _spare_tensors(folder)
+    if _is_complete(folder):
+        # The old head answers until the new one is complete. A spare that is there although
+        # the head is not belongs to one whose replacement was cut short before: it stays.
+        keep_as(folder / TENSORS_NAME, folder / SPARE_NAME)
     write_atomically(folder / TENSORS_NAME, data)
     write_atomically(folder / JSON_NAME, text.encode("ascii"))
-    if spare is not None:
-        spare.unlink(missing_ok=True)
+    remove_file(folder / SPARE_NAME)
     return folder
 
 
-def _spare_tensors(folder: Path) -> Path | None:
-    """Keep an old head's tensors under another name until the new head is complete."""
-    if not holds_head(folder) or not (folder / TENSORS_NAME).exists():
-        return None
-    spare = folder / SPARE_NAME
+def _is_complete(folder: Path) -> bool:
+    """Whether the tensors in a run folder are those its ``head.json`` names."""
     try:
-        spare.unlink(missing_ok=True)
-        os.link(folder / TENSORS_NAME, spare)
-    except OSError as error:
-        raise StorageError(
-            f"expected to keep {folder / TENSORS_NAME} as {spare} while it is replaced, but: "
-            f"{error.strerror}; name another --out"
-        ) from error
-    return spare
+        named = json.loads(read_regular(folder / JSON_NAME))["tensors_sha256"]
+        return bool(hashlib.sha256(read_regular(folder / TENSORS_NAME)).hexdigest() == named)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _document_digest(document: dict[str, Any]) -> str:

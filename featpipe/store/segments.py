@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featpipe.disk import DISK, Disk, write_atomically
+from featpipe.disk import write_atomically
 from featpipe.errors import DamageError, StorageError
 from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FORMAT_VERSION, FeatureSpace
@@ -81,11 +81,11 @@ def build_segment(
     return buffer.getvalue()
 
 
-def write_segment(folder: Path, data: bytes, *, disk: Disk = DISK) -> Path:
+def write_segment(folder: Path, data: bytes) -> Path:
     """Store a segment's bytes under their own digest; the same bytes twice are one file."""
     path = folder / f"{hashlib.sha256(data).hexdigest()}.h5"
     if not path.exists():
-        write_atomically(path, data, mode=0o444, disk=disk)
+        write_atomically(path, data, mode=0o444)
     return path
 
 
