@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGE := featpipe tests
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all reliability check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/featpipe run pipelines/quickstart.toml
@@ -15,6 +15,9 @@ test: check
 
 test-all: check
 	$(BIN)/pytest -m "not gpu"
+
+reliability: $(VENV)/installed-dev
+	$(BIN)/pytest --full --timeout 3600 -m "not gpu" $(wildcard tests/test_reliability_*.py)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(PACKAGE)

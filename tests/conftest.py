@@ -18,6 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from reliability import (  # noqa: F401 (hooks and fixtures)
+    pytest_addoption,
+    pytest_configure,
+    pytest_terminal_summary,
+    scale,
+    tally,
+)
 
 from featpipe.space import FeatureSpace, Preprocessing
 
