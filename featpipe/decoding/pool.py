@@ -1,7 +1,9 @@
 """A pool of decoding processes in which one image can never end the job.
 
 Each worker holds at most two tasks. If it dies or exceeds the time limit, the task at work is
-the one at fault: that image is reported, the other task goes to a new worker.
+under suspicion, the other one goes to a new worker. An image too slow is reported; one whose
+worker died is tried once more, for somebody else may have killed it: only a second death is
+the image's own.
 """
 
 from __future__ import annotations
@@ -157,6 +159,14 @@ class _Worker:
         return self.process.wait()
 
 
+def _death(code: int) -> str:
+    """How a process ended, from its exit code."""
+    if code >= 0:
+        return f"exit {code}"
+    named = {int(number): number.name for number in signal.Signals}
+    return named.get(-code, f"signal {-code}")
+
+
 def _stat(path: str | None) -> tuple[int, ...] | None:
     try:
         status = os.stat(path) if path is not None else None
@@ -208,6 +218,7 @@ class DecodePool:
         self._time_limit_s = time_limit_s
         self._workers: list[_Worker] = []
         self._retry: deque[Task] = deque()
+        self._suspects: set[int] = set()
         self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
 
@@ -273,21 +284,24 @@ class DecodePool:
         return [worker for worker in late if worker not in waiting]
 
     def _replace(self, worker: _Worker, reason: str | None) -> Iterator[Decoded]:
+        """A new worker for one that died, or (with a ``reason``) must end."""
         code = self._stop(worker)
-        if reason is None:
-            name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-            reason = f"its decoder died ({name})"
+        death = _death(code)
         pending = [task for task, _ in worker.pending]
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts >= _START_LIMIT:
             raise FeatpipeError(
                 f"expected decoding workers to start, but {_START_LIMIT} in a row did not "
-                f"({reason}); see their messages above, or try fewer --workers"
+                f"({death}); see their messages above, or try fewer --workers"
             )
         if worker.is_ready and pending:
-            at_fault = pending.pop(0)
-            stat = _stat(at_fault.path)
-            yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason, stat=stat)
+            at_fault = pending[0]
+            if reason is None and at_fault.key in self._suspects:
+                reason = f"its decoder died twice ({death})"
+            self._suspects.add(at_fault.key)
+            if reason is not None:
+                stat = _stat(pending.pop(0).path)
+                yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason, stat=stat)
         self._retry.extend(pending)
         self._start()
 
