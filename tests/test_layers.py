@@ -31,7 +31,16 @@ LAYERS = [
     ["engine", "features", "shards"],
     ["samples"],
     # The four stages, and two more ways to the store for people with their own training code.
-    ["extraction", "training", "evaluation", "prediction", "torch_dataset", "transformer"],
+    # Upkeep meets them through files too: it looks after what they keep.
+    [
+        "extraction",
+        "training",
+        "evaluation",
+        "prediction",
+        "upkeep",
+        "torch_dataset",
+        "transformer",
+    ],
     ["api"],
     ["recipes"],
     ["cli"],

@@ -11,9 +11,8 @@ from conftest import image_ids, small_space
 
 import featpipe
 from featpipe.store.feature_store import FeatureStore
-from featpipe.store.repair import repair
 from featpipe.store.segments import read_segment
-from featpipe.store.survey import verify
+from featpipe.upkeep import repair, verify
 
 
 def stored(cache: Path, n: int = 6) -> tuple[FeatureStore, Path, np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from featpipe.backbones.catalog import BACKBONES, Backbone
 from featpipe.errors import DamageError, FeatpipeError, UsageError, WeightsError
-from featpipe.weights import catalog, open_weights, readers, roads
+from featpipe.upkeep import repair, verify
+from featpipe.weights import catalog, open_weights, readers, resolve, roads
 from featpipe.weights.tensors import checked_tensors, random_tensors, tensors_digest
 
 VGG16 = BACKBONES["vgg16"]
@@ -370,6 +371,25 @@ def test_a_cut_own_copy_is_damage(toy: Tensors, tmp_path: Path, offline: list[st
     own.write_bytes(own.read_bytes()[:-100])
     with pytest.raises(DamageError):
         open_weights(catalog.V1, TOY, tmp_path).tensors(1)
+
+
+def test_a_look_over_the_cache_finds_damaged_weights(
+    toy: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "BACKBONES", {TOY.name: TOY})
+    own = roads.own_copy(tmp_path, TOY, catalog.V1)
+    (tmp_path / "datasets").mkdir()
+    own.parent.mkdir()
+    (own.parent / "mine.safetensors").write_bytes(b"a user's own file is the user's affair")
+    write_safetensors(own, toy, weights=catalog.V1)
+    assert verify(tmp_path) == (1, [])
+    write_safetensors(own, altered(toy), weights=catalog.V1)
+    _, (found,) = verify(tmp_path)
+    assert (found.path, "damaged or altered" in found.problem) == (own, True)
+    assert verify(tmp_path, quick=True) == (0, [])
+    (repaired,) = repair(tmp_path)
+    assert repaired.aside.exists()
+    assert verify(tmp_path) == (0, [])
 
 
 def hub_file(tmp_path: Path) -> Path:

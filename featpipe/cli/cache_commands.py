@@ -63,7 +63,7 @@ def info(
 @app.command()
 def verify(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Names, layouts and sizes only; no digests.")
+        bool, typer.Option("--quick", help="Names, layouts and sizes of segments only; no digests.")
     ] = False,
     cache: Cache = None,
     as_json: AsJson = False,
@@ -77,7 +77,7 @@ def verify(
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.errors import DamageError
-        from featpipe.store.survey import verify as check
+        from featpipe.upkeep import verify as check
 
         files, damages = check(cache_root(cache), quick=quick, progress=speaker.progress)
         found = [{"path": str(d.path), "problem": d.problem, "rows": d.rows} for d in damages]
@@ -103,7 +103,7 @@ def repair(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.store.repair import repair as mend
+        from featpipe.upkeep import repair as mend
 
         done = mend(cache_root(cache), progress=speaker.progress)
         found = [

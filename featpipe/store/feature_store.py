@@ -12,7 +12,7 @@ from featpipe.errors import DamageError, NotFoundError, StorageError
 from featpipe.space import FeatureSpace
 from featpipe.store.index import Index, load_index
 from featpipe.store.rows import FeatureRows
-from featpipe.store.segments import build_segment, write_segment
+from featpipe.store.segments import build_segment, stored_space, write_segment
 
 
 class FeatureStore:
@@ -81,8 +81,7 @@ class FeatureStore:
         """Make the folder, write ``space.json`` once, clear dead writers' leftovers."""
         path = self.folder / "space.json"
         if not path.exists():
-            text = json.dumps(json.loads(self.space.canonical_json), indent=2, sort_keys=True)
-            write_atomically(path, text.encode() + b"\n")
+            write_atomically(path, space_text(self.space))
         for folder in (self.folder, self.segments_folder):
             if folder.is_dir():
                 remove_leftovers(folder)
@@ -91,6 +90,12 @@ class FeatureStore:
         """Commit rows (n, *shape) of image ids (n, 32) as one segment; returns its path."""
         data = build_segment(self.space, ids, rows, provenance)
         return write_segment(self.segments_folder, data)
+
+
+def space_text(space: FeatureSpace) -> bytes:
+    """Content of ``space.json``."""
+    text = json.dumps(json.loads(space.canonical_json), indent=2, sort_keys=True)
+    return text.encode() + b"\n"
 
 
 def list_stores(cache: Path) -> list[FeatureStore]:
@@ -128,3 +133,15 @@ def open_store(folder: Path) -> FeatureStore:
             f"{space.name}; move the folder back to its own name"
         )
     return FeatureStore(folder.parents[1], space)
+
+
+def space_of_segments(folder: Path) -> FeatureSpace | None:
+    """The feature space of a store's folder, by what its segments say; None where none does."""
+    for name in names_in(folder / "segments"):
+        try:
+            space = stored_space(folder / "segments" / name)
+        except DamageError:
+            continue
+        if space.name == folder.name:
+            return space
+    return None

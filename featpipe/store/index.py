@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from featpipe.disk import names_in, read_regular, write_atomically
 from featpipe.errors import StorageError
 from featpipe.ids import DIGEST_BYTES, sortable
 from featpipe.space import FeatureSpace
-from featpipe.store.segments import read_segment
+from featpipe.store.segments import Segment, read_segment
 
 INDEX_NAME = "index.npz"
 _OF_ROWS = ("ids", "segment", "row", "crc32")
@@ -115,15 +117,63 @@ def _extended(
     )
 
 
-def _read(path: Path) -> Index:
+def index_problem(folder: Path, segments: Mapping[str, Segment]) -> str | None:
+    """What is wrong with the index on disk, given the whole segments by digest; None: nothing.
+
+    An index that does not know all segments, or knows some that are gone, is only stale.
+
+    Raises
+    ------
+    OSError
+    """
     try:
-        with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as arrays:
-            index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
-    # The zip container carries a CRC of each array, and damage to the container itself raises
-    # anything: zlib.error, NotImplementedError, struct.error, … The index is simply made anew.
-    except Exception:
+        index = _parsed(read_regular(folder / INDEX_NAME))
+    except FileNotFoundError:
+        return None
+    if index is None:
+        return "its bytes are not those of a whole index"
+    for number, name in enumerate(index.names):
+        segment = segments.get(name.decode(errors="replace"))
+        if segment is None:
+            continue
+        mine = index.segment == number
+        row = index.row[mine]
+        agrees = (
+            (index.offsets[number], index.counts[number]) == (segment.offset, len(segment.ids))
+            and ((row >= 0) & (row < len(segment.ids))).all()
+            and np.array_equal(segment.ids[row], index.ids[mine])
+            and np.array_equal(segment.crc32[row], index.crc32[mine])
+            and (index.find(segment.ids) >= 0).all()
+        )
+        if not agrees:
+            return f"it contradicts the segment {segment.path.name}"
+    return None
+
+
+def _read(path: Path) -> Index:
+    """The index on disk; an empty one where there is none, or no whole one."""
+    try:
+        return _parsed(read_regular(path)) or Index()
+    except OSError:
         return Index()
-    return index if _fits_together(index) else Index()
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + hashlib.sha256(data).digest()
+
+
+def _parsed(sealed: bytes) -> Index | None:
+    data = sealed[:-DIGEST_BYTES]
+    if _sealed(data) != sealed:
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
+    # Anyone can write a matching digest, and what is no such archive raises anything:
+    # zlib.error, NotImplementedError, struct.error, … The index is simply made anew.
+    except Exception:
+        return None
+    return index if _fits_together(index) else None
 
 
 def _fits_together(index: Index) -> bool:
@@ -139,4 +189,4 @@ def _fits_together(index: Index) -> bool:
 def _write(path: Path, index: Index) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **{name: getattr(index, name) for name in _OF_ROWS + _OF_SEGMENTS})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _sealed(buffer.getvalue()))

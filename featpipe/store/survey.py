@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from featpipe.disk import names_in
-from featpipe.errors import DamageError, NotFoundError
+from featpipe.disk import names_in, read_regular
+from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError, UsageError
 from featpipe.progress import Progress, no_progress
 from featpipe.space import FeatureSpace
 from featpipe.store.datasets import list_datasets, load_dataset
-from featpipe.store.feature_store import FeatureStore, list_stores, open_store
-from featpipe.store.segments import file_digest, read_segment, row_checksums
+from featpipe.store.feature_store import (
+    FeatureStore,
+    list_stores,
+    open_store,
+    space_of_segments,
+    space_text,
+)
+from featpipe.store.index import INDEX_NAME, index_problem
+from featpipe.store.segments import Segment, file_digest, read_segment, whole_rows
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Damage:
     rows : list of int
         Damaged rows of a segment, where they are known.
     space : FeatureSpace or None
-        Of the store a segment lies in.
+        Of the store the file lies in, where it is needed to mend it.
     """
 
     path: Path
@@ -76,13 +82,13 @@ def _summary(store: FeatureStore) -> StoreSummary:
 def verify(
     cache: Path, *, quick: bool = False, progress: Progress = no_progress
 ) -> tuple[int, list[Damage]]:
-    """Check every file of a cache.
+    """Check every data set and feature store of a cache; hidden files are passed over.
 
     Parameters
     ----------
     cache : Path
     quick : bool
-        Only names, layouts and declared sizes; default: every digest and row checksum too.
+        Of segments only names, layouts and declared sizes; default: digests and checksums too.
     progress : Progress
 
     Returns
@@ -94,51 +100,100 @@ def verify(
     Raises
     ------
     StorageError
-        A file cannot be read at all: that says nothing about its content.
+        A file may not be read: that says nothing about its content.
     """
     require_cache(cache)
     damages: list[Damage] = []
     files = 0
-    for name in list_datasets(cache, with_shards=True):
+    for path in _visible(cache / "datasets"):
         files += 1
+        damages += _dataset_damages(cache, path)
+    for folder in _visible(cache / "spaces"):
+        if not folder.is_dir():
+            files += 1
+            damages.append(Damage(folder, "not a feature store", []))
+            continue
         try:
-            load_dataset(cache, name)
-        except DamageError as error:
-            damages.append(Damage(cache / "datasets" / f"{name}.h5", str(error), []))
-    for store in _stores(cache, damages):
-        segments = [store.segments_folder / name for name in names_in(store.segments_folder)]
-        files += 1 + len(segments)
-        with progress(f"verify {store.folder.name}", len(segments)) as bar:
-            for path in segments:
-                damages += _segment_damages(path, store, quick=quick)
-                bar.advance(damaged=len(damages))
+            store = open_store(folder)
+        except (DamageError, StorageError) as error:
+            space = space_of_segments(folder)
+            damages.append(_damage(folder / "space.json", error, space))
+            if space is None:
+                files += 1
+                continue
+            store = FeatureStore(cache, space)
+        else:
+            if read_regular(folder / "space.json") != space_text(store.space):
+                problem = "its bytes are not those that were written"
+                damages.append(Damage(folder / "space.json", problem, [], store.space))
+        paths = _visible(store.folder) + _visible(store.segments_folder)
+        files += sum(path.is_file() for path in paths)
+        damages += _store_damages(store, quick=quick, progress=progress)
     return files, damages
 
 
-def _stores(cache: Path, damages: list[Damage]) -> Iterator[FeatureStore]:
-    for name in names_in(cache / "spaces"):
-        folder = cache / "spaces" / name
-        try:
-            yield open_store(folder)
-        except (DamageError, NotFoundError) as error:
-            damages.append(Damage(folder / "space.json", str(error), []))
+def _visible(folder: Path) -> list[Path]:
+    return [folder / name for name in names_in(folder) if not name.startswith(".")]
 
 
-def _segment_damages(path: Path, store: FeatureStore, *, quick: bool) -> Iterator[Damage]:
-    if path.name.startswith(".tmp-"):
-        return
-    if path.suffix != ".h5" or len(path.stem) != 64 or not path.is_file():
-        yield Damage(path, "not a segment of this store", [], store.space)
+def _damage(path: Path, error: FeatpipeError, space: FeatureSpace | None = None) -> Damage:
+    """What an error says about a file; one that says nothing about its content is raised."""
+    if isinstance(error, StorageError) and getattr(error.__cause__, "errno", None) != errno.EIO:
+        raise error
+    return Damage(path, str(error), [], space)
+
+
+def _dataset_damages(cache: Path, path: Path) -> Iterator[Damage]:
+    if path.suffix != ".h5":
+        yield Damage(path, "not a data set", [])
         return
     try:
-        whole = quick or file_digest(path) == path.stem
-        segment = read_segment(path, store.space)
-    except DamageError as error:
-        yield Damage(path, str(error), [], store.space)
-        return
-    if whole:
-        return
-    shape = (len(segment.ids), *store.space.shape)
-    rows = np.memmap(path, store.space.dtype, "r", segment.offset, shape)
-    wrong = np.flatnonzero(row_checksums(rows) != segment.crc32).tolist()
-    yield Damage(path, "its bytes do not have the digest in its name", wrong, store.space)
+        load_dataset(cache, path.stem)
+    except UsageError:
+        yield Damage(path, "not a data set: no data set can have this name", [])
+    except NotFoundError:
+        return  # deleted since the folder was listed
+    except (DamageError, StorageError) as error:
+        yield _damage(path, error)
+
+
+def _store_damages(store: FeatureStore, *, quick: bool, progress: Progress) -> Iterator[Damage]:
+    for path in _visible(store.folder):
+        if path.name not in ("space.json", "segments", INDEX_NAME):
+            yield Damage(path, "not a part of a feature store", [])
+    whole: dict[str, Segment] = {}
+    paths = _visible(store.segments_folder)
+    found = 0
+    with progress(f"verify {store.folder.name}", len(paths)) as bar:
+        for path in paths:
+            segment, damage = _look_at(path, store.space, quick=quick)
+            if damage is not None:
+                found += 1
+                yield damage
+            elif segment is not None:
+                whole[path.stem] = segment
+            bar.advance(damaged=found)
+    try:
+        problem = index_problem(store.folder, whole)
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}"
+    if problem is not None:
+        advice = "it is derived: delete it, and the next command makes it anew"
+        yield Damage(store.folder / INDEX_NAME, f"{problem}; {advice}", [])
+
+
+def _look_at(
+    path: Path, space: FeatureSpace, *, quick: bool
+) -> tuple[Segment | None, Damage | None]:
+    """A segment's header, and what is wrong with it."""
+    if path.suffix != ".h5" or len(path.stem) != 64 or not path.is_file():
+        return None, Damage(path, "not a segment of this store", [], space)
+    try:
+        has_its_digest = quick or file_digest(path) == path.stem
+        segment = read_segment(path, space)
+    except (DamageError, StorageError) as error:
+        return None, _damage(path, error, space)
+    if has_its_digest:
+        return segment, None
+    wrong = [number for number, row in enumerate(whole_rows(segment, space)) if row is None]
+    return None, Damage(path, "its bytes do not have the digest in its name", wrong, space)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from featpipe.backbones.catalog import Backbone
+from featpipe.backbones.catalog import BACKBONES, Backbone
 from featpipe.errors import DamageError, UsageError, WeightsError
 from featpipe.weights import catalog
 from featpipe.weights.catalog import Normalisation
@@ -137,6 +137,31 @@ def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, np.ndarray]:
     path = own_copy(cache, backbone, name)
     if not path.exists():
         fetch_named(name, backbone, cache)
+    return _read_own_copy(path, name, backbone)
+
+
+def check_kept_weights(cache: Path) -> Iterator[tuple[Path, str]]:
+    """Every file of named weights in a cache, and what is wrong with it (empty: nothing).
+
+    Raises
+    ------
+    StorageError
+        A file may not be read.
+    """
+    for backbone in BACKBONES.values():
+        for name in catalog.known_names(backbone):
+            path = own_copy(cache, backbone, name)
+            problem = ""
+            try:
+                if path.exists():
+                    _read_own_copy(path, name, backbone)
+            except DamageError as error:
+                problem = str(error)
+            if path.exists():
+                yield path, problem
+
+
+def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, np.ndarray]:
     advice = "delete it and run 'featpipe weights fetch'"
     try:
         tensors, metadata = read_weights_file(path)

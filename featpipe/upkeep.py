@@ -1,0 +1,48 @@
+"""Looking after a cache: is every file in it whole, and mending what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featpipe.progress import Progress, no_progress
+from featpipe.store import survey
+from featpipe.store.repair import Repair, mend
+from featpipe.store.survey import Damage
+from featpipe.weights.resolve import check_kept_weights
+
+
+def verify(
+    cache: Path, *, quick: bool = False, progress: Progress = no_progress
+) -> tuple[int, list[Damage]]:
+    """Check every file of a cache: data sets, stores and, unless ``quick``, weights.
+
+    Returns
+    -------
+    files : int
+        Number of files looked at.
+    damages : list of Damage
+
+    Raises
+    ------
+    NotFoundError
+        There is no cache.
+    StorageError
+        A file may not be read: that says nothing about its content.
+    """
+    files, damages = survey.verify(cache, quick=quick, progress=progress)
+    for path, problem in () if quick else check_kept_weights(cache):
+        files += 1
+        if problem:
+            damages.append(Damage(path, problem, []))
+    return files, damages
+
+
+def repair(cache: Path, *, progress: Progress = no_progress) -> list[Repair]:
+    """Verify a cache in full and mend what is damaged; empty where nothing was.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+    """
+    _, damages = verify(cache, progress=progress)
+    return [mend(damage, cache) for damage in damages]
