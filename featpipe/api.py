@@ -27,6 +27,7 @@ def extract(
     cache: PathLike | None = None,
     split: Sequence[float] = DEFAULT_FRACTIONS,
     root: PathLike | None = None,
+    follow_links: bool = False,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
     shard: str | None = None,
@@ -45,6 +46,8 @@ def extract(
         Shares of train, val and test where DATA has no splits.
     root : path, optional
         For a list: the folder its paths may not leave.
+    follow_links : bool
+        For a list: whether links may lead its paths out of that folder.
     max_bad : float
         Largest share of unreadable pictures, 0..1.
     retry_quarantined : bool
@@ -68,6 +71,7 @@ def extract(
         options=engine_options,
         fractions=split,
         root=None if root is None else Path(root),
+        follow_links=follow_links,
         max_bad=max_bad,
         retry_quarantined=retry_quarantined,
         shard=None if shard is None else parse_shard(shard),

@@ -102,6 +102,7 @@ def extract(
     options: EngineOptions | None = None,
     fractions: Sequence[float] = DEFAULT_FRACTIONS,
     root: Path | None = None,
+    follow_links: bool = False,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
     shard: Shard | None = None,
@@ -124,6 +125,8 @@ def extract(
         Shares of train, val and test where the source has no splits of its own.
     root : Path, optional
         For a list: the folder its paths are relative to and may not leave.
+    follow_links : bool
+        For a list: whether links may lead its paths out of that folder.
     max_bad : float
         Largest share of unreadable pictures, 0..1, before the job counts as failed.
     retry_quarantined : bool
@@ -142,7 +145,7 @@ def extract(
     check_name(cache, name)
     check_shares(fractions)
     check_max_bad(max_bad)
-    source = open_source(data, root=root)
+    source = open_source(data, root=root, follow_links=follow_links)
     own_name = name
     whole_list = "" if shard is None else list_digest(source.records)
     if shard is not None:
@@ -254,6 +257,7 @@ def plan_extraction(
     request: FeatureRequest | None = None,
     options: EngineOptions | None = None,
     root: Path | None = None,
+    follow_links: bool = False,
 ) -> DryRun:
     """Decide without acting: no picture is opened, nothing is written.
 
@@ -261,7 +265,7 @@ def plan_extraction(
     read but not decoded.
     """
     check_name(cache, name)
-    source = open_source(data, root=root)
+    source = open_source(data, root=root, follow_links=follow_links)
     plan = (request or FeatureRequest()).resolve(cache)
     samples = Samples(source, _decoder(options or EngineOptions()))
     stores = [FeatureStore(cache, space) for space in plan.spaces]

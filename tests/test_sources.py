@@ -320,6 +320,33 @@ def test_root_widens_and_narrows_what_a_list_may_name(write: Write, tmp_path: Pa
         open_source(outside, root=tmp_path / "lists")
 
 
+@pytest.mark.parametrize("link", ["lists/out", "lists/in/out", "lists/in/picture.png"])
+def test_a_list_may_not_leave_its_root_through_a_link(
+    write: Write, tmp_path: Path, link: str
+) -> None:
+    target = write("elsewhere/picture.png", "secret")
+    (tmp_path / "lists/in").mkdir(parents=True)
+    is_folder = link.endswith("out")
+    (tmp_path / link).symlink_to(target.parent if is_folder else target)
+    path = link.removeprefix("lists/") + ("/picture.png" if is_folder else "")
+    file = write("lists/list.csv", f"path\n{path}\n")
+    with pytest.raises(DataError, match=r"expected paths inside .*lists, .*a link to .*elsewhere"):
+        open_source(file)
+    for said in ({"follow_links": True}, {"root": tmp_path}):
+        if "root" in said:
+            file.write_text(f"path\nlists/{path}\n")
+        assert len(open_source(file, **said).records) == 1
+
+
+def test_links_inside_the_root_are_fine(write: Write, tmp_path: Path) -> None:
+    write("lists/real/picture.png", "")
+    (tmp_path / "lists/linked").symlink_to("real")
+    (tmp_path / "lists/one.png").symlink_to("linked/picture.png")
+    (tmp_path / "lists/loop").symlink_to("loop")
+    file = write("lists/list.csv", "path\nlinked/picture.png\none.png\nloop\nmissing/x.png\n")
+    assert len(open_source(file).records) == 4
+
+
 def test_full_paths_through_a_linked_folder_are_inside_it(write: Write, tmp_path: Path) -> None:
     write("disk/a.jpg")
     (tmp_path / "data").symlink_to("disk")

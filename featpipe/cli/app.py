@@ -126,6 +126,10 @@ def extract(
     root: Annotated[
         Path | None, typer.Option(help="For a list: the folder its paths may not leave.")
     ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="For a list: links may lead out of that folder."),
+    ] = False,
     max_bad: Annotated[
         str, typer.Option(help="Most unreadable pictures, in percent, before it is a failure.")
     ] = "100%",
@@ -176,7 +180,12 @@ def extract(
                 "max_pixels": max_pixels,
             }
         )
-        common: dict[str, Any] = {"name": name, "cache": cache_root(cache), "root": root}
+        common: dict[str, Any] = {
+            "name": name,
+            "cache": cache_root(cache),
+            "root": root,
+            "follow_links": follow_links,
+        }
         if dry_run:
             plan = plan_extraction(data, request=request, options=options, **common)
             speaker.result(plan.as_json(), text.of_plan(plan))

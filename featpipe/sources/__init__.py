@@ -17,7 +17,9 @@ from featpipe.sources.records import Record, Source
 __all__ = ["Record", "Source", "image_reader", "list_pictures", "open_source"]
 
 
-def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> Source:
+def open_source(
+    data: str | os.PathLike[str], *, root: Path | None = None, follow_links: bool = False
+) -> Source:
     """List the pictures DATA names.
 
     Parameters
@@ -26,6 +28,9 @@ def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> So
         ``sklearn:digits``, an image folder, or a ``.csv``, ``.tsv`` or ``.jsonl`` list.
     root : Path, optional
         Folder the paths of a list are relative to and may not leave; default: the list's own.
+    follow_links : bool
+        Whether links may lead a list's paths out of it. In a folder they always may: whoever
+        names a folder means what is seen in it.
 
     Raises
     ------
@@ -51,7 +56,7 @@ def open_source(data: str | os.PathLike[str], *, root: Path | None = None) -> So
             f"found nothing at {path}; check the path"
         )
     if path.suffix.lower() in LIST_SUFFIXES:
-        return open_list(path, root=root)
+        return open_list(path, root=root, follow_links=follow_links)
     raise UsageError(
         f"expected an image folder or a list ending in {', '.join(LIST_SUFFIXES)}, found {path}"
     )

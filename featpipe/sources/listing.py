@@ -17,7 +17,7 @@ from featpipe.sources.records import SPLIT_NAMES, Record, Source
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-def open_list(path: Path, *, root: Path | None = None) -> Source:
+def open_list(path: Path, *, root: Path | None = None, follow_links: bool = False) -> Source:
     """Read a list of pictures.
 
     Parameters
@@ -27,6 +27,8 @@ def open_list(path: Path, *, root: Path | None = None) -> Source:
         paths survive). Columns: ``path``; ``label`` and ``split`` may be absent or empty.
     root : Path, optional
         Folder the paths are relative to and may not leave; default: the list's folder.
+    follow_links : bool
+        Whether links on the way to a picture may lead out of the root all the same.
 
     Raises
     ------
@@ -41,8 +43,11 @@ def open_list(path: Path, *, root: Path | None = None) -> Source:
         raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
     rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path)
     records: dict[str, Record] = {}
+    folders: dict[str, str] = {}
     for place, row in rows:
         record = _record(row, place, tops)
+        if not follow_links:
+            _check_links(tops[0], record.path, place, folders)
         if records.setdefault(record.path, record) != record:
             raise DataError(
                 f"expected one label and split per picture, found two for {record.path!r} ({place})"
@@ -109,6 +114,21 @@ def _record(row: dict[str, Any], place: str, tops: list[str]) -> Record:
     else:
         raise DataError(f"expected split train, val or test, found {split!r} ({place})")
     return Record(inside, None if label in (None, "") else str(label), known)
+
+
+def _check_links(top: str, path: str, place: str, folders: dict[str, str]) -> None:
+    """Refuse a path that leaves the root through a link; ``folders`` holds those resolved."""
+    folder, name = os.path.split(os.path.join(top, path))
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    real = os.path.join(folders[folder], name)
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    if _inside(top, real) is None:
+        raise DataError(
+            f"expected paths inside {top}, found {path!r} ({place}), a link to {real}; name a "
+            "wider folder with --root, or allow such links with --follow-links"
+        )
 
 
 def _can_be_a_name(path: str) -> bool:
