@@ -545,7 +545,7 @@ def test_verbose_says_why_a_picture_is_quarantined(inside: Run, own_workspace: P
 @pytest.mark.parametrize("env", [{"NO_COLOR": ""}, {"NO_COLOR": "", "FORCE_COLOR": "1"}])
 def test_results_are_never_coloured(featpipe: Run, workspace: Path, env: dict[str, str]) -> None:
     done = featpipe("cache", "verify", cwd=workspace, env=env)
-    assert done.stdout == "3 files checked, 0 damaged\n"
+    assert done.stdout == "4 files checked, 0 damaged\n"
     assert "\x1b" not in done.stderr
 
 
@@ -602,7 +602,7 @@ def test_cache_verify_of_a_whole_cache_finds_nothing(
 ) -> None:
     # A data set, a space.json and a segment.
     done = inside("cache", "verify", *flags, cwd=workspace)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "3 files checked, 0 damaged\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 files checked, 0 damaged\n", "")
     found = json_of(inside("cache", "verify", *flags, "--json", cwd=workspace))
     assert found == {"schema": 1, "files": 3, "damages": []}
 
