@@ -34,6 +34,7 @@ EXCEPTIONS = (
 # Loaded by every Python that starts; pictures whose comment asks for it are decoded badly.
 HOOK = r"""
 import ctypes, os, signal, struct, sys, time, zlib
+import numpy as np
 from PIL import Image, ImageFile
 import featpipe.decoding.pixels as pixels
 from featpipe.decoding.pool import DecodePool
@@ -58,7 +59,7 @@ def fault(word):
     elif word == "eat":
         hoard = []
         for _ in range(20):
-            hoard.append(bytearray(1 << 30))
+            hoard.append(np.empty(1 << 30, np.uint8))
     elif word == "recurse":
         fault(word)
     elif word == "talk":
