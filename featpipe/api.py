@@ -30,6 +30,7 @@ def extract(
     follow_links: bool = False,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
+    rehash: bool = False,
     shard: str | None = None,
     **options: Any,
 ) -> ExtractResult:
@@ -51,6 +52,8 @@ def extract(
     max_bad : float
         Largest share of unreadable pictures, 0..1.
     retry_quarantined : bool
+    rehash : bool
+        Read also the files that have not changed by size and times.
     shard : str, optional
         ``i/n``: only that part, for one of n jobs.
     **options
@@ -74,6 +77,7 @@ def extract(
         follow_links=follow_links,
         max_bad=max_bad,
         retry_quarantined=retry_quarantined,
+        rehash=rehash,
         shard=None if shard is None else parse_shard(shard),
     )
 

@@ -105,6 +105,7 @@ def extract(
     follow_links: bool = False,
     max_bad: float = 1.0,
     retry_quarantined: bool = False,
+    rehash: bool = False,
     shard: Shard | None = None,
     progress: Progress = no_progress,
 ) -> ExtractResult:
@@ -131,6 +132,9 @@ def extract(
         Largest share of unreadable pictures, 0..1, before the job counts as failed.
     retry_quarantined : bool
         Try unreadable pictures again although their files have not changed.
+    rehash : bool
+        Read every file, also those that have not changed by size and times; what is known by
+        its content is not computed again.
     shard : Shard, optional
         Take only this part of the records, for one of several jobs. The job that finds all
         parts done writes the whole data set.
@@ -167,7 +171,7 @@ def extract(
             "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
             *(own_name, before.source.get("spec"), len(before)),
         )
-    samples.recall(before, stores, retry_quarantined=retry_quarantined)
+    samples.recall(before, stores, retry_quarantined=retry_quarantined, rehash=rehash)
     timings = Timings()
     todo = np.flatnonzero(samples.state == TODO)
     if len(todo):

@@ -43,11 +43,21 @@ class Samples:
         self.computed = 0
 
     def recall(
-        self, before: Dataset | None, stores: list[FeatureStore], *, retry_quarantined: bool
+        self,
+        before: Dataset | None,
+        stores: list[FeatureStore],
+        *,
+        retry_quarantined: bool,
+        rehash: bool = False,
     ) -> None:
-        """Take over what the last run saw of files that have not changed since."""
+        """Take over what the last run saw of files that have not changed since.
+
+        ``rehash`` takes nothing over: every file is read, and known by its content.
+        """
         if self.source.root is None:
             self._hash_records()
+        elif rehash:
+            return
         elif before is not None and before.source.get("root") == str(self.source.root):
             self._recall_files(before, retry_quarantined=retry_quarantined)
         # An unchanged file still has work to do where a store lacks its row.

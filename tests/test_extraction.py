@@ -25,7 +25,7 @@ from featpipe.engine.request import FeatureRequest
 from featpipe.engine.runner import EngineOptions
 from featpipe.errors import DataError, FeatureOverflowError, NotFoundError, UsageError
 from featpipe.extraction import ExtractResult, extract, plan_extraction
-from featpipe.store.datasets import OK, QUARANTINED, SPLITS, load_dataset
+from featpipe.store.datasets import OK, QUARANTINED, SPLITS, load_dataset, save_dataset
 from featpipe.store.feature_store import FeatureStore
 from featpipe.weights.tensors import random_tensors
 
@@ -569,3 +569,17 @@ def test_a_lost_segment_is_computed_again(photos: Path, cache: Path, tiny: dict[
     again = go(photos, cache, tiny)
     assert counts(again) == (PICTURES, 0, 0, 0)
     assert rows_by_path(cache, again) == before
+
+
+def test_rehash_reads_every_file_and_computes_none(
+    photos: Path, cache: Path, tiny: dict[str, Any], work: dict[str, int]
+) -> None:
+    go(photos, cache, tiny)
+    # A file whose content changed behind the file system's back.
+    before = load_dataset(cache, "set")
+    before.image_sha256[0] = 0
+    save_dataset(cache, before)
+    reset(work)
+    assert counts(go(photos, cache, tiny, rehash=True)) == (0, PICTURES, 0, 0)
+    assert (work["pools"], work["networks"], work["computed"]) == (1, 0, 0)
+    assert load_dataset(cache, "set").image_sha256[0].any()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featpipe.cli import cache_commands, weights_commands
+from featpipe.cli import bench_commands, cache_commands, weights_commands
 from featpipe.cli.common import (
     AsJson,
     Cache,
@@ -137,6 +137,10 @@ def extract(
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Try unreadable pictures again.")
     ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option("--rehash", help="Read also files whose size and times have not changed."),
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(help="Only part i of n, as i/n; the last job merges.")
     ] = None,
@@ -197,6 +201,7 @@ def extract(
             fractions=DEFAULT_FRACTIONS if split is None else text.parse_shares(split),
             max_bad=0.0 if strict else text.parse_percent(max_bad),
             retry_quarantined=retry_quarantined,
+            rehash=rehash,
             shard=None if shard is None else parse_shard(shard),
             progress=speaker.progress,
             **common,
@@ -455,5 +460,6 @@ def doctor(
         speaker.result(found, text.of_pairs(found))
 
 
+app.add_typer(bench_commands.app, name="bench")
 app.add_typer(cache_commands.app, name="cache")
 app.add_typer(weights_commands.app, name="weights")

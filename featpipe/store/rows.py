@@ -162,7 +162,7 @@ class FeatureRows:
         for i in index[~self._checked[index]]:
             number, row = int(self._segment[i]), int(self._row[i])
             block = self._map(number)
-            if zlib.crc32(block[row].tobytes()) != self._crc32[i]:
+            if zlib.crc32(block[row]) != self._crc32[i]:
                 raise DamageError(
                     f"expected checksum {self._crc32[i]:08x} for row {row} of "
                     f"{self._paths[number]}, found another: the row is damaged; "
