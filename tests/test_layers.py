@@ -43,6 +43,7 @@ LAYERS = [
     ],
     ["api"],
     ["recipes"],
+    ["bench"],
     ["cli"],
     # The package itself and ``python -m featpipe`` are doors; nothing inside goes through them.
     ["__init__", "__main__"],

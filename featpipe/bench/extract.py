@@ -1,0 +1,168 @@
+"""``bench extract``: pictures per second end to end, each stage alone, and beside its peers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from featpipe.bench import peers
+from featpipe.bench.measure import Contender, Report, in_turns
+from featpipe.bench.pictures import write_pictures
+from featpipe.decoding.pool import DecodePool, Task
+from featpipe.engine.request import FeaturePlan, FeatureRequest
+from featpipe.engine.runner import EngineOptions, default_batch_size, default_workers
+from featpipe.extraction import extract
+from featpipe.progress import Progress, no_progress
+from featpipe.sources import list_pictures
+
+WEIGHTS = "random:0"
+"""What is computed does not depend on the weights' values, nor does its speed."""
+_KNOWN_NOTHING = np.empty((0, 32), np.uint8)
+
+
+def bench_extract(
+    folder: Path,
+    *,
+    count: int,
+    rounds: int,
+    device: str = "auto",
+    data: Path | None = None,
+    progress: Progress = no_progress,
+) -> Report:
+    """Measure extraction with VGG16 at 224 px up to ``block5_pool``.
+
+    Parameters
+    ----------
+    folder : Path
+        Where pictures and caches are written.
+    count : int
+        Pictures per round.
+    rounds : int
+    device : str
+    data : Path, optional
+        Folder of pictures to use instead of made-up ones; its first ``count``.
+    progress : Progress
+    """
+    if data is None:
+        data = folder / "pictures"
+        write_pictures(data, count)
+    files = [data / path for path in list_pictures(data)[0][:count]]
+    request = FeatureRequest(weights=WEIGHTS, device=device)
+    plan = request.resolve(folder / "cache")
+    listing = folder / "list.csv"
+    listing.write_text("path\n" + "".join(f'"{file}"\n' for file in files), encoding="utf-8")
+    pixels = _pixels(files[: min(count, 64)], plan)
+    contenders = [
+        Contender(
+            "featpipe: files to committed rows", _end_to_end(listing, folder, request, count)
+        ),
+        Contender("featpipe: decoding alone", _decoding(files, plan)),
+        Contender("featpipe: backbone alone", _backbone(pixels, plan)),
+        *_peers(files, pixels, folder, plan),
+    ]
+    results = in_turns(contenders, rounds, progress)
+    rate = {name: result.rate for name, result in results.items()}
+    whole = rate["featpipe: files to committed rows"]
+    backbone, decoding = rate["featpipe: backbone alone"], rate["featpipe: decoding alone"]
+    ratios: list[tuple[str, float, float | None]] = [
+        ("end to end / slower of decoding and backbone", whole / min(backbone, decoding), 0.95),
+    ]
+    for name, of, target in (
+        ("torch bf16, eager, batch 32", backbone, 1.15),
+        ("OpenVINO bf16", backbone, 0.95),
+        ("torch fp32, eager, batch 32", backbone, None),
+        ("tutorial loop", whole, 3.0),
+        ("Keras", whole, 1.8),
+    ):
+        if name in rate:
+            what = "backbone" if of is backbone else "end to end"
+            ratios.append((f"{what} / {name}", of / rate[name], target))
+    notes = [f"{plan.spaces[0].precision} on {plan.device}, {count} pictures a round"]
+    absent = [peer for peer in ("openvino", "keras") if not peers.installed(peer)]
+    if absent:
+        notes.append(f"not installed, so not measured: {', '.join(absent)}; see '.[bench]'")
+    return Report("extract", "images/s", results, ratios, notes)
+
+
+def _pixels(files: list[Path], plan: FeaturePlan) -> np.ndarray:
+    """Decoded pictures (n, size, size, 3) uint8."""
+    preprocessing = plan.spaces[0].preprocessing
+    tasks = [Task(key, str(file)) for key, file in enumerate(files)]
+    with DecodePool(preprocessing, workers=1, known=_KNOWN_NOTHING) as pool:
+        found = [done.pixels for done in pool.decode(tasks) if done is not None]
+    return np.stack([pixels for pixels in found if pixels is not None])
+
+
+def _end_to_end(
+    listing: Path, folder: Path, request: FeatureRequest, count: int
+) -> Callable[[], float]:
+    def run() -> float:
+        cache = folder / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        done = extract(listing, name="bench", cache=cache, request=request, root=Path("/"))
+        assert done.computed == count, "a picture was not computed"
+        return float(count)
+
+    return run
+
+
+def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
+    def run() -> float:
+        tasks = [Task(key, str(file)) for key, file in enumerate(files)]
+        preprocessing = plan.spaces[0].preprocessing
+        workers = EngineOptions().workers or default_workers(plan.device)
+        with DecodePool(preprocessing, workers=workers, known=_KNOWN_NOTHING) as pool:
+            return float(sum(done is not None for done in pool.decode(tasks)))
+
+    return run
+
+
+def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
+    from featpipe.backbones.network import Network
+
+    batch_size = default_batch_size(plan.device, pixels.shape[1])
+    backbone = plan.weights.backbone
+    network = Network(
+        backbone,
+        plan.weights.tensors(sum(backbone.blocks)),
+        plan.spaces,
+        device=plan.device,
+        batch_size=batch_size,
+    )
+
+    def run() -> float:
+        for start in range(0, len(pixels), batch_size):
+            network(pixels[start : start + batch_size])
+        return float(len(pixels))
+
+    return run
+
+
+def _peers(
+    files: list[Path], pixels: np.ndarray, folder: Path, plan: FeaturePlan
+) -> list[Contender]:
+    found = []
+    if plan.device == "cpu":
+        found.append(
+            Contender(
+                "torch fp32, eager, batch 32",
+                peers.torch_backbone(pixels, bf16=False, batch=peers.BATCH),
+            )
+        )
+        if plan.spaces[0].precision == "bf16":
+            found.append(
+                Contender(
+                    "torch bf16, eager, batch 32",
+                    peers.torch_backbone(pixels, bf16=True, batch=peers.BATCH),
+                )
+            )
+            if peers.installed("openvino"):
+                run = peers.openvino_backbone(pixels, batch=1)
+                found.append(Contender("OpenVINO bf16", run))
+        found.append(Contender("tutorial loop", peers.tutorial_loop(files, folder / "tutorial.h5")))
+        if peers.installed("keras"):
+            found.append(Contender("Keras", peers.keras_backbone(files)))
+    return found

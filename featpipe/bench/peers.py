@@ -1,0 +1,123 @@
+"""What people would use instead, as its own documentation shows it; present ones only."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH = 32
+
+
+def installed(package: str) -> bool:
+    """Whether a peer is there to be measured."""
+    return importlib.util.find_spec(package) is not None
+
+
+def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
+    """The loop of many a tutorial: fp32, one process, batches of 32, features appended to HDF5."""
+    import h5py
+    import torch
+    import torchvision
+    from PIL import Image
+    from torchvision import transforms
+
+    model = torchvision.models.vgg16(weights=None).features.eval()
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    def run() -> float:
+        with h5py.File(out, "w") as file, torch.no_grad():
+            rows = file.create_dataset("features", (0, 512, 7, 7), maxshape=(None, 512, 7, 7))
+            for start in range(0, len(files), BATCH):
+                pictures = [Image.open(f).convert("RGB") for f in files[start : start + BATCH]]
+                features = model(torch.stack([prepare(picture) for picture in pictures]))
+                rows.resize(start + len(pictures), axis=0)
+                rows[start:] = features.numpy()
+        return float(len(files))
+
+    return run
+
+
+def torch_backbone(pixels: np.ndarray, *, bf16: bool, batch: int) -> Callable[[], float]:
+    """torchvision's VGG16 conv base as it is, channels_last, on ready tensors."""
+    import torch
+    import torchvision
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = torchvision.models.vgg16(weights=None).features.eval()
+    model = model.to(dtype=dtype, memory_format=torch.channels_last)
+    tensors = _normalised(pixels).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def run() -> float:
+        with torch.inference_mode():
+            for start in range(0, len(tensors), batch):
+                model(tensors[start : start + batch])
+        return float(len(tensors))
+
+    return run
+
+
+def openvino_backbone(pixels: np.ndarray, *, batch: int) -> Callable[[], float]:
+    """The same in OpenVINO, bf16, with its own hint for throughput."""
+    import openvino
+    import torch
+    import torchvision
+
+    model = torchvision.models.vgg16(weights=None).features.eval()
+    tensors = _normalised(pixels)
+    converted = openvino.convert_model(model, example_input=tensors[:batch])
+    converted.reshape([batch, *tensors.shape[1:]])
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "THROUGHPUT"}
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    queue = openvino.AsyncInferQueue(compiled)
+    batches = [
+        np.ascontiguousarray(tensors[start : start + batch].numpy())
+        for start in range(0, len(tensors) - batch + 1, batch)
+    ]
+    del torch
+
+    def run() -> float:
+        for item in batches:
+            queue.start_async({0: item})
+        queue.wait_all()
+        return float(len(batches) * batch)
+
+    return run
+
+
+def keras_backbone(files: list[Path]) -> Callable[[], float]:
+    """Keras' own pipeline: load_img, preprocess_input, predict in batches of 32."""
+    import keras
+
+    model: Any = keras.applications.VGG16(weights=None, include_top=False)
+    preprocess = keras.applications.vgg16.preprocess_input
+
+    def run() -> float:
+        for start in range(0, len(files), BATCH):
+            pictures = [
+                keras.utils.img_to_array(keras.utils.load_img(f, target_size=(224, 224)))
+                for f in files[start : start + BATCH]
+            ]
+            model.predict(preprocess(np.stack(pictures)), verbose=0)
+        return float(len(files))
+
+    return run
+
+
+def _normalised(pixels: np.ndarray) -> Any:
+    import torch
+
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
+    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0  # N H W C → N C H W
+    return (image - mean) / std
