@@ -283,14 +283,12 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for name in names_in(folder):
         match = _TEMPORARY.fullmatch(name)
-        if match and _is_abandoned(folder / name, here=match["host"] == _host()):
-            with contextlib.suppress(OSError):
-                _disk.unlink(folder / name)
-                removed += 1
+        if match:
+            removed += _remove_abandoned(folder / name, here=match["host"] == _host())
     return removed
 
 
-def _is_abandoned(path: Path, *, here: bool) -> bool:
+def _remove_abandoned(path: Path, *, here: bool) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -303,8 +301,14 @@ def _is_abandoned(path: Path, *, here: bool) -> bool:
         except BlockingIOError:
             return False
         except OSError:
-            return is_old
-        return here or is_old
+            here = False
+        if not (here or is_old):
+            return False
+        # Under the lock: whoever made the file and has yet to lock it must find it locked or gone.
+        _disk.unlink(path)
+        return True
+    except OSError:
+        return False
     finally:
         os.close(fd)
 

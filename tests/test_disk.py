@@ -277,6 +277,30 @@ def test_dead_writers_files_go_and_live_ones_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file", "other"}
 
 
+def test_a_file_that_is_made_but_not_yet_locked_is_locked_or_gone_never_taken_away_later(
+    tmp_path: Path,
+) -> None:
+    # The clearer takes the file for nobody's; before it deletes it, its maker asks for the lock.
+    outcomes: list[str] = []
+
+    class Clearing(Disk):
+        def unlink(self, path: Path) -> None:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                outcomes.append("ours")
+            except BlockingIOError:
+                outcomes.append("refused")
+            finally:
+                os.close(fd)
+            super().unlink(path)
+
+    leftover(tmp_path)
+    with use_disk(Clearing()):
+        assert remove_leftovers(tmp_path) == 1
+    assert outcomes == ["refused"]
+
+
 def test_a_killed_writers_file_is_nobodys(tmp_path: Path) -> None:
     with pytest.raises(PowerLoss):
         write(tmp_path / "file", NEW, FaultyDisk(lose_power_after=STEPS.index("write")))

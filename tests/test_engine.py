@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import jpeg_bytes
+from conftest import image_ids, jpeg_bytes, small_space
 
 from featpipe import hardware
 from featpipe.backbones.catalog import get_backbone
@@ -131,6 +134,13 @@ def test_a_plan_for_a_known_space_needs_its_weights(plan: FeaturePlan, cache: Pa
     assert again.spaces == [space]
     with pytest.raises(SpaceMismatchError, match="give the right ones with --weights"):
         plan_for_space(space, "random:1", cache, device="cpu")
+
+
+def test_pixels_of_an_unknown_decoder_are_not_made_up(plan: FeaturePlan, cache: Path) -> None:
+    (space,) = plan.spaces
+    other = dataclasses.replace(space.preprocessing, decoder="from the future")
+    with pytest.raises(SpaceMismatchError, match="expected a decoder of pillow, pillow-draft"):
+        plan_for_space(dataclasses.replace(space, preprocessing=other), "random:0", cache)
 
 
 def test_every_task_has_one_outcome_and_every_picture_one_row(
@@ -304,3 +314,51 @@ def test_a_failed_commit_is_not_lost_sight_of(
 def test_backbone_of_the_plan_is_the_requests(plan: FeaturePlan) -> None:
     assert plan.weights.backbone is get_backbone("vgg16")
     assert plan.device == "cpu"
+
+
+def test_a_signal_at_any_line_of_the_writer_loses_no_row_it_had_taken(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A signal's exception may be raised between any two lines of the main thread.
+    monkeypatch.setattr(writer, "COMMIT_BYTES", 3 * 8)
+    lost = []
+
+    def work(folder: Path, interrupt_at: int) -> int:
+        lines = 0
+
+        def local(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == interrupt_at:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt(f"{frame.f_code.co_name}, line {frame.f_lineno}")
+            return local
+
+        def tracer(frame: FrameType, _: str, __: Any) -> Any:
+            return local if frame.f_code.co_filename == writer.__file__ else None
+
+        store = FeatureStore(folder, small_space())
+        segments, taken = SegmentWriter([store], {}), list[int]()
+        sys.settrace(tracer)
+        try:
+            try:
+                for name in range(8):
+                    segments.add(0, image_ids(name).tobytes(), np.full(4, name, np.float16))
+                    taken.append(name)
+                    segments.poll()
+            finally:
+                segments.finish()
+        except KeyboardInterrupt as error:
+            held = FeatureStore(folder, small_space()).contains(image_ids(*taken, "none"))
+            if not held[:-1].all():
+                lost.append(str(error))
+        finally:
+            sys.settrace(None)
+        return lines
+
+    for number in range(1, work(cache / "whole", 0) + 1):
+        work(cache / str(number), number)
+    # Only before the very first line of the end has begun is there nobody to try again.
+    assert {where.split(",")[0] for where in lost} <= {"finish"}
+    assert len(lost) <= 1

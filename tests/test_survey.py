@@ -156,6 +156,15 @@ def test_an_index_that_lies_is_found(whole: Path, column: str) -> None:
     assert "contradicts" in found.problem
 
 
+def test_a_store_whose_first_file_is_not_there_yet_is_no_damage(whole: Path) -> None:
+    folder = whole / "spaces" / "tiny-block1_pool-000000000000"
+    (folder / "segments").mkdir(parents=True)
+    (folder / ".tmp-host-0").write_bytes(b"half of space.json")
+    assert damages(whole) == []
+    (folder / "segments" / "x").write_bytes(b"")
+    assert [damage.path for damage in damages(whole)] == [folder / "space.json"]
+
+
 def test_a_bad_sector_is_damage_and_a_missing_right_is_not(
     whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from featpipe.decoding import frames
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.worker import SLOTS
 from featpipe.disk import file_fingerprint
-from featpipe.errors import FeatpipeError
+from featpipe.errors import FeatpipeError, StorageError
 from featpipe.ids import sortable
 from featpipe.space import Preprocessing
 
@@ -83,13 +83,24 @@ class Decoded:
 
 
 def _shared_memory(nbytes: int) -> BinaryIO:
-    """An unnamed file in memory that a child process can map by its descriptor."""
+    """An unnamed file in memory that a child process can map by its descriptor.
+
+    Raises
+    ------
+    StorageError
+    """
     file: BinaryIO
-    if hasattr(os, "memfd_create"):
-        file = os.fdopen(os.memfd_create("featpipe"), "r+b")
-    else:
-        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
-    os.ftruncate(file.fileno(), max(nbytes, 1))
+    try:
+        if hasattr(os, "memfd_create"):
+            file = os.fdopen(os.memfd_create("featpipe"), "r+b")
+        else:
+            file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
+        os.ftruncate(file.fileno(), max(nbytes, 1))
+    except OSError as error:
+        raise StorageError(
+            f"expected {nbytes / 2**10:.1f} KiB of shared memory for decoding, but: "
+            f"{error.strerror}; free some, or raise the limits on memory and file size"
+        ) from error
     return file
 
 
@@ -223,11 +234,18 @@ class DecodePool:
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> DecodePool:
-        for _ in range(self._count):
-            self._start()
+        try:
+            for _ in range(self._count):
+                self._start()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for worker in list(self._workers):
             self._stop(worker)
         self._selector.close()

@@ -24,8 +24,8 @@ class SegmentWriter:
     def __init__(self, stores: Sequence[FeatureStore], provenance: dict[str, str]) -> None:
         self._stores = list(stores)
         self._provenance = provenance
-        self._ids: list[list[bytes]] = [[] for _ in self._stores]
-        self._rows: list[list[np.ndarray]] = [[] for _ in self._stores]
+        # Pairs, in one list: a signal may raise between any two statements of the caller's thread.
+        self._waiting: list[list[tuple[bytes, np.ndarray]]] = [[] for _ in self._stores]
         self._bytes = 0
         self._oldest = 0.0
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="featpipe-writer")
@@ -38,9 +38,8 @@ class SegmentWriter:
         """Take one row of one store."""
         if not self._bytes:
             self._oldest = time.monotonic()
-        self._ids[store].append(image_id)
-        self._rows[store].append(row)
         self._bytes += row.nbytes
+        self._waiting[store].append((image_id, row))
 
     def poll(self) -> None:
         """Commit if it is time."""
@@ -51,29 +50,38 @@ class SegmentWriter:
     def finish(self) -> None:
         """Commit everything and wait until it is on disk."""
         try:
-            if self._bytes:
-                self._commit()
-            self._wait()
+            self._finish()
+        except KeyboardInterrupt:
+            # It came while what is waiting was being handed over: that is still kept.
+            self._finish()
+            raise
         finally:
             self._executor.shutdown()
+
+    def _finish(self) -> None:
+        if self._bytes:
+            self._commit()
+        self._wait()
 
     def _commit(self) -> None:
         self._wait()
         batches = [
-            (store, ids, rows)
-            for store, ids, rows in zip(self._stores, self._ids, self._rows, strict=True)
-            if ids
+            (store, waiting)
+            for store, waiting in zip(self._stores, self._waiting, strict=True)
+            if waiting
         ]
-        self._ids = [[] for _ in self._stores]
-        self._rows = [[] for _ in self._stores]
-        self._bytes = 0
+        # Handed over first, forgotten then: a signal in between writes rows twice, which does
+        # no harm, instead of never.
         self._running = self._executor.submit(self._write, batches)
+        self._waiting = [[] for _ in self._stores]
+        self._bytes = 0
 
-    def _write(self, batches: list[tuple[FeatureStore, list[bytes], list[np.ndarray]]]) -> None:
+    def _write(self, batches: list[tuple[FeatureStore, list[tuple[bytes, np.ndarray]]]]) -> None:
         started = time.perf_counter()
-        for store, ids, rows in batches:
-            id_rows = np.frombuffer(b"".join(ids), np.uint8).reshape(len(ids), -1)
-            store.append(id_rows, np.stack(rows), self._provenance)
+        for store, waiting in batches:
+            ids = np.frombuffer(b"".join(image_id for image_id, _ in waiting), np.uint8)
+            rows = np.stack([row for _, row in waiting])
+            store.append(ids.reshape(len(waiting), -1), rows, self._provenance)
             self.segments += 1
         self.write_seconds += time.perf_counter() - started
 

@@ -117,6 +117,8 @@ def verify(
             store = open_store(folder)
         except (DamageError, StorageError) as error:
             space = space_of_segments(folder)
+            if space is None and not any(path.is_file() for path in folder.rglob("[!.]*")):
+                continue  # a writer ended, or is, between making the folder and the first file
             damages.append(_damage(folder / "space.json", error, space))
             if space is None:
                 files += 1
