@@ -110,11 +110,14 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def _make_folder(folder: Path) -> None:
     """Create a folder and its parents so that a power loss cannot take them away again."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    _disk.mkdir(folder)
-    _disk.fsync_folder(folder.parent)
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        _disk.mkdir(folder)
+        _disk.fsync_folder(folder.parent)
+    elif not names_in(folder):
+        # Whoever made it may have been killed before it was sure to last.
+        with contextlib.suppress(PermissionError):
+            _disk.fsync_folder(folder.parent)
 
 
 def _open_temporary(folder: Path, mode: int) -> tuple[int, Path]:
@@ -213,9 +216,14 @@ def keep_as(source: Path, spare: Path) -> None:
     ------
     StorageError
     """
-    remove_file(spare)
     try:
+        # The old spare goes only once what stands in for it is sure to last.
+        _disk.fsync_folder(spare.parent)
+        remove_file(spare)
         _disk.link(source, spare)
+        _disk.fsync_folder(spare.parent)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             f"expected to keep {source} as {spare} while it is replaced, but: "

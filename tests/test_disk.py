@@ -30,6 +30,12 @@ def write(target: Path, data: bytes, disk: Disk, **options: Any) -> None:
         write_atomically(target, data, **options)
 
 
+@pytest.fixture(autouse=True)
+def neighbour(tmp_path: Path) -> None:
+    """An empty folder is made to last first; most writes go where others went before."""
+    (tmp_path / "neighbour").write_bytes(b"")
+
+
 @pytest.fixture(params=[None, OLD], ids=["new", "replacing"])
 def target(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A file that is not there yet, and one that is."""
@@ -44,7 +50,7 @@ def state(path: Path) -> bytes | None:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {"neighbour"}
 
 
 def test_a_file_is_durable_before_it_gets_its_name(target: Path) -> None:
@@ -102,6 +108,15 @@ def test_new_folders_are_made_durable_from_the_top(tmp_path: Path) -> None:
     # A folder's own entry lives in its parent.
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     assert disk.calls[:5] == ["mkdir", "fsync_folder"] * 2 + ["open"]
+
+
+def test_an_empty_folder_is_made_to_last_before_anything_is_in_it(tmp_path: Path) -> None:
+    # Whoever made it may have been killed before its name was durable.
+    (tmp_path / "a").mkdir()
+    disk = FaultyDisk()
+    write(tmp_path / "a" / "file", NEW, disk)
+    assert disk.calls == ["fsync_folder", *STEPS]
+    assert disk.arguments[0] == (tmp_path,)
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:

@@ -145,6 +145,14 @@ def test_a_segment_is_immutable(good: Path) -> None:
     assert good.stat().st_mode & 0o777 == 0o444
 
 
+def test_a_damaged_file_of_the_same_name_is_no_reason_not_to_write(good: Path) -> None:
+    data = good.read_bytes()
+    good.chmod(0o644)
+    good.write_bytes(data[:-1] + b"x")
+    assert write_segment(good.parent, data) == good
+    assert good.read_bytes() == data
+
+
 def test_the_same_rows_are_the_same_file_and_are_written_once(
     good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

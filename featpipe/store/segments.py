@@ -86,7 +86,8 @@ def build_segment(
 def write_segment(folder: Path, data: bytes) -> Path:
     """Store a segment's bytes under their own digest; the same bytes twice are one file."""
     path = folder / f"{hashlib.sha256(data).hexdigest()}.h5"
-    if not path.exists():
+    # A file that has the name may have been damaged since: then its bytes are no longer these.
+    if not path.exists() or file_digest(path) != path.stem:
         write_atomically(path, data, mode=0o444)
     return path
 
