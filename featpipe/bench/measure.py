@@ -52,10 +52,19 @@ class Result:
 
 
 def in_turns(
-    contenders: Sequence[Contender], rounds: int, progress: Progress = no_progress
+    contenders: Sequence[Contender],
+    rounds: int,
+    progress: Progress = no_progress,
+    *,
+    warm_up: bool = False,
 ) -> dict[str, Result]:
-    """Let every contender run once per round, so that a noisy machine hurts all alike."""
+    """Let every contender run once per round, so that a noisy machine hurts all alike.
+
+    ``warm_up``: once before, unmeasured.
+    """
     results = {contender.name: Result(contender.name) for contender in contenders}
+    for contender in contenders if warm_up else ():
+        contender.run()
     with progress("bench", rounds * len(contenders)) as bar:
         for _ in range(rounds):
             for contender in contenders:
@@ -137,7 +146,15 @@ def machine() -> dict[str, str]:
         "cores": str(cpu_count()),
         "python": platform.python_version(),
     }
-    for package in ("featpipe", "torch", "torchvision", "openvino", "scikit-learn", "h5py"):
+    for package in (
+        "featpipe",
+        "numpy",
+        "torch",
+        "torchvision",
+        "openvino",
+        "scikit-learn",
+        "h5py",
+    ):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -28,7 +28,7 @@ def space_of_width(width: int) -> FeatureSpace:
     return FeatureSpace(
         backbone="bench",
         weights="0" * 64,
-        tap="made-up",
+        tap="made_up",
         pooling="none",
         preprocessing=preprocessing,
         precision="fp32",
@@ -90,6 +90,7 @@ def bench_read(
         ],
         rounds,
         progress,
+        warm_up=True,
     )
     rate = {name: result.rate for name, result in results.items()}
     raw, random = rate["raw read() of the files"], rate[f"featpipe, random batches of {_BATCH}"]

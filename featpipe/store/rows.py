@@ -13,6 +13,10 @@ import numpy as np
 from featpipe.errors import DamageError, StorageError
 
 
+_WIDE_ROW_BYTES = 4096
+"""Rows of this size are copied one by one: gathering them by segment copies each twice."""
+
+
 class FeatureRows:
     """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
 
@@ -132,6 +136,10 @@ class FeatureRows:
             gathered: np.ndarray = block[row]
             return gathered
         out = np.empty((len(index), *self.shape[1:]), self.dtype)
+        if out[0].nbytes >= _WIDE_ROW_BYTES:
+            for i, (number, r) in enumerate(zip(segment.tolist(), row.tolist(), strict=True)):
+                out[i] = self._map(number)[r]
+            return out
         for number in np.unique(segment):
             here = segment == number
             out[here] = self._map(int(number))[row[here]]
