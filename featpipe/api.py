@@ -57,8 +57,8 @@ def extract(
     shard : str, optional
         ``i/n``: only that part, for one of n jobs.
     **options
-        ``backbone, weights, tap, pool, size, resize, precision, dtype, device, batch_size,
-        workers, max_pixels``; see :class:`featpipe.engine.request.FeatureRequest` and
+        ``backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device,
+        batch_size, workers, max_pixels``; see :class:`featpipe.engine.request.FeatureRequest` and
         :class:`featpipe.engine.runner.EngineOptions`.
 
     Raises
@@ -89,6 +89,8 @@ def train_head(
     cache: PathLike | None = None,
     tap: str | None = None,
     pool: str | None = None,
+    sweep: bool = False,
+    seeds: int = 1,
     seed: int = 0,
     val: float = DEFAULT_VAL_FRACTION,
     out: PathLike | None = None,
@@ -99,7 +101,7 @@ def train_head(
     """Train a head on a data set's cached features; see :func:`featpipe.training.train_head`.
 
     ``**params`` are the head's hyper-parameters, such as ``hidden=512, dropout=0.3`` for
-    ``mlp`` or ``C=0.01`` for ``logistic``.
+    ``mlp`` or ``C=0.01`` for ``logistic``; with ``sweep=True`` they are not varied.
     """
     return training.train_head(
         name,
@@ -108,6 +110,8 @@ def train_head(
         params=params,
         tap=tap,
         pool=pool,
+        sweep=sweep,
+        seeds=seeds,
         seed=seed,
         val_fraction=val,
         out=None if out is None else Path(out),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,8 +21,12 @@ FORMAT_VERSION = 1
 
 POOLINGS = ("none", "avg", "max")
 RESIZES = ("crop", "squash")
+DECODERS = ("pillow", "pillow-draft")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_MAX_SIDE = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +44,9 @@ class Preprocessing:
         Per channel, in ``channels`` order, for values scaled to 0..1.
     channels : {"rgb", "bgr"}
         Order in which the backbone expects the channels.
-    decoder : str
-        The decoder that defines the pixels.
+    decoder : {"pillow", "pillow-draft"}
+        The decoder that defines the pixels. ``pillow-draft``: JPEGs are scaled by 1/2, 1/4 or
+        1/8 while they are decoded, as far as they stay larger than the backbone's input.
     interpolation : str
         Resampling filter (always antialiased).
     version : int
@@ -104,8 +111,23 @@ class FeatureSpace:
 
     @property
     def name(self) -> str:
-        """Folder name of the store: ``<backbone>-<tap>-<12 hex>``."""
-        return f"{self.backbone}-{self.tap}-{self.id[:12]}"
+        """Folder name of the store: ``<backbone>-<tap>-<12 hex>``.
+
+        Raises
+        ------
+        DamageError
+            No store of this space can be: its names are none, or its rows of no known dtype.
+        """
+        if not (_NAME.fullmatch(self.backbone) and _NAME.fullmatch(self.tap)):
+            found = f"{self.backbone!r} and {self.tap!r}"
+        elif self.dtype not in DTYPES:
+            found = f"dtype {self.dtype!r}"
+        else:
+            return f"{self.backbone}-{self.tap}-{self.id[:12]}"
+        raise DamageError(
+            f"expected a feature space with a backbone, a tap and one of {', '.join(DTYPES)}, "
+            f"found {found}; remove the file it came from and make it anew"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> FeatureSpace:
@@ -120,14 +142,13 @@ class FeatureSpace:
             fields: dict[str, Any] = json.loads(text)
             found = fields.get("format")
             if found != FORMAT_VERSION:
-                raise DamageError(
-                    f"expected feature space format {FORMAT_VERSION}, found {found!r}: "
-                    "written by another featpipe version; install that version to read it"
-                )
+                raise DamageError(_other_format(found))
             prep = dict(fields.pop("preprocessing"))
             prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
-            shape = tuple(int(n) for n in fields.pop("shape"))
-            return cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
+            shape = tuple(fields.pop("shape"))
+            space = cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
+            _check_fields(space)
+            return space
         except (
             KeyError,
             TypeError,
@@ -144,6 +165,33 @@ class FeatureSpace:
     def differences(self, other: FeatureSpace) -> list[str]:
         """Fields in which two spaces differ, each as ``field: mine, not theirs``."""
         return _differences(dataclasses.asdict(self), dataclasses.asdict(other), "")
+
+
+def _other_format(found: object) -> str:
+    newer = isinstance(found, int) and found > FORMAT_VERSION
+    written, advice = ("a newer", "update featpipe") if newer else ("another", "make it anew")
+    return (
+        f"expected feature space format {FORMAT_VERSION}, found {found!r}; this featpipe reads "
+        f"{FORMAT_VERSION}: it was written by {written} version; {advice}"
+    )
+
+
+def _check_fields(space: FeatureSpace) -> None:
+    """Refuse values of another kind: they would only fail later, and less clearly."""
+    prep = space.preprocessing
+    texts = [space.backbone, space.weights, space.tap, space.pooling, space.precision, space.dtype]
+    texts += [prep.resize, prep.channels, prep.decoder, prep.interpolation]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field is no text")
+    if not all(type(n) is int and n >= 0 for n in (space.view, prep.version)):
+        raise ValueError("a field is no whole number")
+    if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in (prep.size, *space.shape)):
+        raise ValueError(f"size {prep.size!r}, shape {space.shape!r}")
+    numbers = (*prep.mean, *prep.std)
+    if len(numbers) != 6 or not all(type(n) in (int, float) for n in numbers):
+        raise ValueError("mean and std are not three numbers each")
+    if not all(abs(n) < math.inf for n in numbers):
+        raise ValueError("mean and std are not finite")
 
 
 def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str) -> list[str]:

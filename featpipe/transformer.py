@@ -28,7 +28,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
     ----------
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    backbone, weights, tap, pool, size, resize, precision, dtype, device, batch_size, workers
+    backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size,
+    workers
         As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
     """
 
@@ -41,6 +42,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         pool: str | None = None,
         size: int | None = None,
         resize: str | None = None,
+        decoder: str | None = None,
         precision: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
@@ -54,6 +56,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         self.pool = pool
         self.size = size
         self.resize = resize
+        self.decoder = decoder
         self.precision = precision
         self.dtype = dtype
         self.device = device

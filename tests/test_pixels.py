@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -33,6 +34,59 @@ def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
 def noise(width: int = 24, height: int = 18, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "decoded"),
+    [
+        # The shorter side never gets smaller than what is resized from it.
+        (224, "squash", (250, 375)),
+        (224, "crop", (500, 750)),
+        (100, "squash", (125, 188)),
+        (16, "crop", (125, 188)),
+        (600, "squash", (1000, 1500)),
+    ],
+)
+def test_drafts_are_decoded_no_larger_than_needed(
+    monkeypatch: pytest.MonkeyPatch, size: int, resize: str, decoded: tuple[int, int]
+) -> None:
+    seen = []
+    real = pixels.fit
+
+    def spy(image: Image.Image, *arguments: Any) -> Image.Image:
+        seen.append(image.size)
+        return real(image, *arguments)
+
+    monkeypatch.setattr(pixels, "fit", spy)
+    data = encode(noise(1000, 1500), "JPEG")
+    draft = dataclasses.replace(preprocessing(size, resize), decoder="pillow-draft")
+    found = load_pixels(data, draft)
+    plain = load_pixels(data, preprocessing(size, resize))
+    assert seen == [decoded, (1000, 1500)]
+    assert found.shape == plain.shape == (size, size, 3)
+
+
+def test_drafts_look_like_the_whole_picture() -> None:
+    data = encode(noise(6, 8).resize((1200, 1600), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    draft = load_pixels(data, dataclasses.replace(preprocessing(64), decoder="pillow-draft"))
+    plain = load_pixels(data, preprocessing(64))
+    assert not np.array_equal(draft, plain), "the same pixels would need no space of their own"
+    assert np.abs(draft.astype(int) - plain).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_only_jpegs_have_drafts(kind: str) -> None:
+    data = encode(noise(200, 300), kind)
+    draft = load_pixels(data, dataclasses.replace(preprocessing(16), decoder="pillow-draft"))
+    assert np.array_equal(draft, load_pixels(data, preprocessing(16)))
+
+
+def test_a_cut_jpeg_is_bad_as_a_draft_too() -> None:
+    data = encode(noise(1000, 1000), "JPEG")
+    with pytest.raises(BadImageError, match="truncated"):
+        load_pixels(
+            data[: len(data) // 2], dataclasses.replace(preprocessing(16), decoder="pillow-draft")
+        )
 
 
 def rgb_of(data: bytes) -> np.ndarray:

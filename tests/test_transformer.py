@@ -156,6 +156,7 @@ def test_parameters_are_set_and_got(features: Callable[..., CachedFeatures], cac
         "cache": cache,
         "backbone": None,
         "pool": None,
+        "decoder": None,
         "dtype": None,
         **TINY,
     }

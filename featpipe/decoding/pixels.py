@@ -39,7 +39,10 @@ def load_pixels(
     MemoryError
         The picture needs more than the process may take.
     """
-    image = decode_rgb(data, max_pixels=max_pixels)
+    smallest = None
+    if preprocessing.decoder == "pillow-draft":
+        smallest = _short_side(preprocessing.size, preprocessing.resize)
+    image = decode_rgb(data, max_pixels=max_pixels, smallest=smallest)
     try:
         return np.asarray(fit(image, preprocessing.size, preprocessing.resize))
     except MemoryError:
@@ -48,8 +51,18 @@ def load_pixels(
         raise BadImageError("resize", _one_line(error)) from error
 
 
-def decode_rgb(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode_rgb(
+    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, smallest: int | None = None
+) -> Image.Image:
     """First frame as upright 8-bit RGB; transparency lies on white, 16 bits are scaled.
+
+    Parameters
+    ----------
+    data : bytes
+    max_pixels : int
+    smallest : int, optional
+        A JPEG may be scaled down by a power of two in decoding (libjpeg's scaled inverse DCT)
+        as long as both sides keep this many pixels.
 
     Raises
     ------
@@ -67,6 +80,8 @@ def decode_rgb(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Im
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image, max_pixels)
             stage = "decode"
+            if smallest is not None:
+                image.draft(None, (smallest, smallest))
             image.load()
             stage = "convert"
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -130,12 +145,17 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
     if max(width, height) > longest:
         width, height = min(width, longest), min(height, longest)
         image = _center_crop(image, width, height)
-    short = round(size * _RESIZE_MARGIN)
+    short = _short_side(size, resize)
     if width <= height:
         scaled = (short, int(short * height / width))
     else:
         scaled = (int(short * width / height), short)
     return _center_crop(image.resize(scaled, Image.Resampling.BILINEAR), size, size)
+
+
+def _short_side(size: int, resize: str) -> int:
+    """Shorter side of the picture before it is cropped, pixels."""
+    return size if resize == "squash" else round(size * _RESIZE_MARGIN)
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -41,7 +41,9 @@ def parse_options(given: Mapping[str, Any]) -> tuple[FeatureRequest, EngineOptio
             several = [value] if isinstance(value, str) else value
             is_list = isinstance(several, list | tuple)
             if not is_list or not all(isinstance(item, str) for item in several):
-                raise UsageError(f"expected one name or a list of names for '{name}'")
+                raise UsageError(
+                    f"expected one name or a list of names for '{name}', found {value!r}"
+                )
             request[_SEVERAL[name]] = tuple(several)
         elif name == "size":
             request[name] = _whole_number(name, value)

@@ -10,7 +10,15 @@ from pathlib import Path
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, DEFAULT_TAP, get_backbone
 from featpipe.errors import SpaceMismatchError, UsageError
 from featpipe.hardware import resolve_device, resolve_precision
-from featpipe.space import DTYPES, POOLINGS, PRECISIONS, RESIZES, FeatureSpace, Preprocessing
+from featpipe.space import (
+    DECODERS,
+    DTYPES,
+    POOLINGS,
+    PRECISIONS,
+    RESIZES,
+    FeatureSpace,
+    Preprocessing,
+)
 from featpipe.weights import DEFAULT_WEIGHTS, Weights, open_weights
 
 MAX_SIZE = 4096
@@ -32,6 +40,7 @@ class FeatureRequest:
     size : int
         Side of the square input, pixels.
     resize : {"crop", "squash"}
+    decoder : {"pillow", "pillow-draft"}
     precision : {"auto", "fp32", "bf16", "fp16"}
     dtype : {"float16", "float32"}
     device : str
@@ -49,19 +58,24 @@ class FeatureRequest:
     pools: Sequence[str] = ("none",)
     size: int = 224
     resize: str = "crop"
+    decoder: str = "pillow"
     precision: str = "auto"
     dtype: str = "float16"
     device: str = "auto"
 
     def __post_init__(self) -> None:
         _choose("--resize", self.resize, RESIZES)
+        _choose("--decoder", self.decoder, DECODERS)
         _choose("--dtype", self.dtype, DTYPES)
         for pool in self.pools:
             _choose("--pool", pool, POOLINGS)
         if not 1 <= self.size <= MAX_SIZE:
             raise UsageError(f"expected --size of 1 to {MAX_SIZE} pixels, found {self.size}")
         if not self.taps or not self.pools:
-            raise UsageError("expected at least one --tap and one --pool")
+            raise UsageError(
+                f"expected at least one --tap and one --pool, found {len(self.taps)} and "
+                f"{len(self.pools)}"
+            )
         _choose("precision", self.precision, ("auto", *PRECISIONS))
         backbone = get_backbone(self.backbone)
         for tap in self.taps:
@@ -88,6 +102,7 @@ class FeatureRequest:
         preprocessing = Preprocessing(
             size=self.size,
             resize=self.resize,
+            decoder=self.decoder,
             **dataclasses.asdict(weights.normalisation),
         )
         spaces = [
@@ -130,8 +145,13 @@ def plan_for_space(
     Raises
     ------
     SpaceMismatchError
-        The weights are not those of the space.
+        The weights are not those of the space, or this featpipe cannot make its pixels.
     """
+    if space.preprocessing.decoder not in DECODERS:
+        raise SpaceMismatchError(
+            f"expected a decoder of {', '.join(DECODERS)}, found {space.preprocessing.decoder!r} "
+            "in the feature space; update featpipe, or extract anew and train another head"
+        )
     backbone = get_backbone(space.backbone)
     weights = open_weights(weights_spec, backbone, cache)
     found = weights.digest(backbone.tap(space.tap).convolutions)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from featpipe.backbones.network import Network
 
 MAX_WORKERS = 16
+"""Decoding processes that are started by themselves."""
+_MOST_WORKERS = 1024
 _POLL_S = 1.0
 
 
@@ -107,6 +109,10 @@ class EngineOptions:
             if value is not None and value < 1:
                 option = name.replace("_", "-")
                 raise UsageError(f"expected --{option} of at least 1, found {value}")
+        if self.workers is not None and self.workers > _MOST_WORKERS:
+            raise UsageError(
+                f"expected --workers of 1 to {_MOST_WORKERS} processes, found {self.workers}"
+            )
 
 
 @dataclass
