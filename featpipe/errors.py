@@ -10,6 +10,13 @@ class FeatpipeError(Exception):
     exit_code = 1
 
 
+def other_version(what: str, found: object, known: int) -> str:
+    """What to say of a file that another version of featpipe wrote."""
+    is_newer = isinstance(found, int) and found > known
+    hint = " (a newer featpipe wrote it: update featpipe)" if is_newer else ""
+    return f"{what} {found!r}; this featpipe reads {known}{hint}"
+
+
 class UsageError(FeatpipeError, ValueError):
     """An option or a recipe key has a value that cannot be meant."""
 

@@ -15,6 +15,7 @@ from featpipe.errors import NotFoundError, StorageError, UsageError
 from featpipe.evaluation import Evaluation, evaluate
 from featpipe.extraction import ExtractResult, check_max_bad, check_name, extract
 from featpipe.heads import HEAD_KINDS, head_class
+from featpipe.names import visible
 from featpipe.progress import Progress, no_progress
 from featpipe.splits import (
     DEFAULT_FRACTIONS,
@@ -23,12 +24,21 @@ from featpipe.splits import (
     check_val_fraction,
 )
 from featpipe.store.datasets import SPLITS
-from featpipe.training import TrainResult, check_seed, head_params, train_head
+from featpipe.training import TrainResult, check_seed, check_seeds, head_params, train_head
 
 _DATASET_KEYS = {"name": str, "data": str, "root": str, "split": list, "max_bad": float}
-_TRAIN_KEYS = {"kind": str, "tap": str, "pool": str, "seed": int, "val": float, "device": str}
+_TRAIN_KEYS = {
+    "kind": str, "tap": str, "pool": str, "seed": int, "val": float, "device": str,
+    "sweep": bool, "seeds": int,
+}  # fmt: skip
 _EVALUATE_KEYS = {"on": str, "split": str}
 _SECTIONS = ("dataset", "extract", "head", "evaluate")
+_MAX_TEXT = 2**15
+_MAX_LINE = 2**12
+"""Far above any recipe: a dotted key of many parts would keep the TOML parser busy for minutes."""
+_MAX_DEPTH = 16
+_MAX_NUMBER = 2**63
+"""The whole numbers TOML has; Python would read larger ones, but not print them."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +117,51 @@ def load_recipe(path: Path) -> Recipe:
         It is no TOML, or has an unknown key (the nearest known one is named) or a value of
         the wrong kind.
     """
+    shown = visible(str(path))
     try:
         text = read_regular(path).decode("utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError(
-            f"expected a recipe at {path}, found none; the ones that come with featpipe are in "
+            f"expected a recipe at {shown}, found none; the ones that come with featpipe are in "
             "its 'pipelines' folder"
         ) from None
     except OSError as error:
-        raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+        raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"expected UTF-8 text in {path}, found: {error}") from error
+        raise UsageError(f"expected UTF-8 text in {shown}, found: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"expected the name of a recipe, found {str(path)!r}: {error}") from error
+    if len(text) > _MAX_TEXT or any(len(line) > _MAX_LINE for line in text.split("\n")):
+        raise UsageError(
+            f"expected TOML of at most {_MAX_TEXT} characters, and {_MAX_LINE} a line, found more "
+            f"in {shown}; is it a recipe?"
+        )
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"expected TOML in {path}, found: {error}") from error
+        found = visible(str(error))
+        raise UsageError(f"expected TOML in {shown}, found: {found}") from error
     try:
+        _check_measure(document)
         return _validated(path, document)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{shown}: {error}") from error
+
+
+def _check_measure(document: dict[str, Any]) -> None:
+    """Refuse what could not even be shown in a message."""
+    waiting: list[tuple[Any, int]] = [(document, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise UsageError(
+                f"expected tables and lists at most {_MAX_DEPTH} deep, found deeper ones"
+            )
+        if isinstance(value, int) and not -_MAX_NUMBER <= value < _MAX_NUMBER:
+            raise UsageError("expected whole numbers of at most 64 bits, found a longer one")
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list):
+            waiting += [(one, depth + 1) for one in inner]
 
 
 def _validated(path: Path, document: dict[str, Any]) -> Recipe:
@@ -140,10 +176,17 @@ def _validated(path: Path, document: dict[str, Any]) -> Recipe:
     check_max_bad(dataset.get("max_bad", 1.0))
     options = _table(document, "extract")
     _known("key of [extract]", options, OPTION_NAMES)
+    for key in ("tap", "pool"):
+        given = options.get(key, "default")
+        several = given if isinstance(given, list) else [given]
+        if not several or not all(isinstance(name, str) for name in several):
+            raise UsageError(
+                f"expected one name or a list of names for '{key}' in [extract], found {given!r}"
+            )
     parse_options(options)
     heads = document.get("head", [])
     if not isinstance(heads, list) or not heads or not all(isinstance(h, dict) for h in heads):
-        raise UsageError("expected at least one [[head]] table")
+        raise UsageError("expected at least one [[head]] table, found none; add one with a 'kind'")
     scoring = _table(document, "evaluate")
     _typed("[evaluate]", scoring, _EVALUATE_KEYS)
     if scoring.get("split", "test") not in (*SPLITS, "all"):
@@ -165,10 +208,10 @@ def check_data(recipe: Recipe) -> None:
     ------
     NotFoundError
     """
-    if not recipe.data.startswith("sklearn:") and not Path(recipe.data).exists():
+    if not recipe.data.startswith("sklearn:") and not os.path.exists(recipe.data):
         raise NotFoundError(
-            f"expected the pictures of recipe {recipe.path} in {recipe.data}, found nothing "
-            "there; name yours with --data"
+            f"expected the pictures of recipe {visible(str(recipe.path))} in "
+            f"{visible(recipe.data)}, found nothing there; name yours with --data"
         )
 
 
@@ -182,6 +225,7 @@ def _head(table: dict[str, Any]) -> HeadRecipe:
     _known("key of [[head]]", table, (*_TRAIN_KEYS, *params))
     _typed("[[head]]", {k: v for k, v in table.items() if k in _TRAIN_KEYS}, _TRAIN_KEYS)
     check_seed(table.get("seed", 0))
+    check_seeds(kind, table.get("seed", 0), table.get("seeds", 1), sweep=table.get("sweep", False))
     check_val_fraction(table.get("val", DEFAULT_VAL_FRACTION))
     given = {k: v for k, v in table.items() if k in params}
     for key, value in given.items():
@@ -210,7 +254,7 @@ def _typed(where: str, table: Mapping[str, Any], kinds: Mapping[str, type]) -> N
     for name, value in table.items():
         kind = kinds[name]
         fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-        if not fits or isinstance(value, bool):
+        if not fits or (isinstance(value, bool) and kind is not bool):
             raise UsageError(
                 f"expected a {_KIND_NAMES[kind]} for '{name}' in {where}, found {value!r}"
             )
@@ -218,7 +262,13 @@ def _typed(where: str, table: Mapping[str, Any], kinds: Mapping[str, type]) -> N
             raise UsageError(f"expected a list of numbers for '{name}' in {where}, found {value!r}")
 
 
-_KIND_NAMES = {str: "text", int: "whole number", float: "number", list: "list of numbers"}
+_KIND_NAMES = {
+    bool: "truth value",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    list: "list of numbers",
+}
 
 
 def run_recipe(

@@ -600,11 +600,11 @@ def test_cache_info_describes_a_data_set(inside: Run, workspace: Path) -> None:
 def test_cache_verify_of_a_whole_cache_finds_nothing(
     inside: Run, workspace: Path, flags: list[str]
 ) -> None:
-    # A data set, a space.json and a segment.
+    # A data set, a space.json, a segment and an index.
     done = inside("cache", "verify", *flags, cwd=workspace)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 files checked, 0 damaged\n", "")
     found = json_of(inside("cache", "verify", *flags, "--json", cwd=workspace))
-    assert found == {"schema": 1, "files": 3, "damages": []}
+    assert found == {"schema": 1, "files": 4, "damages": []}
 
 
 def test_doctor_says_what_is_here(featpipe: Run, tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def test_a_data_set_of_nothing_comes_back(cache: Path) -> None:
 
 
 def test_columns_are_kept_in_their_own_dtype(cache: Path) -> None:
-    save_dataset(cache, small_dataset(label=[0, 1, 1, -1, 0], status=[False] * 5))
+    save_dataset(
+        cache, small_dataset(label=[0, 1, 1, -1, 0], status=[False, False, False, True, False])
+    )
     found = load_dataset(cache, "pets")
     assert (found.label.dtype, found.status.dtype) == (np.int64, np.int8)
 

@@ -111,6 +111,7 @@ def test_what_a_store_holds_is_learned_again_from_its_segments(cache: Path) -> N
 def test_a_folder_that_is_no_store_is_set_aside(cache: Path) -> None:
     stored(cache)
     (cache / "spaces" / "strays").mkdir()
+    (cache / "spaces" / "strays" / "notes").write_text("x")
     (cache / "spaces" / "file").write_text("x")
     assert len(repair(cache)) == 2
     assert verify(cache)[1] == []

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from featpipe.errors import FeatpipeError
+from featpipe.names import visible
 from featpipe.progress import Progress, no_progress
 
 SCHEMA = 1
@@ -75,7 +76,8 @@ class Speaker:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        # File and class names are in it: no name may end the line or steer a terminal.
+        text = visible(super().format(record))
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 
@@ -121,13 +123,14 @@ def _fail(speaker: Speaker, message: str, code: int) -> NoReturn:
 
         traceback.print_exc()
     if sys.stderr is not None:
-        print(f"Error: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(f"Error: {visible(' '.join(message.splitlines()))}", file=sys.stderr)
     sys.exit(code)
 
 
 def _silence_stdout() -> None:
     """Keep Python from trying again at its end what could not be written."""
-    if sys.stdout is not None:
+    # What stands for stdout inside another program may be no file at all.
+    with contextlib.suppress(AttributeError, OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from featpipe.disk import keep_as, read_regular, remove_file, write_atomically
-from featpipe.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.errors import (
+    DamageError,
+    FeatpipeError,
+    NotFoundError,
+    StorageError,
+    other_version,
+)
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
 from featpipe.ids import DIGEST_BYTES
@@ -152,7 +158,7 @@ def _decode(text: bytes, data: bytes, spare: bytes) -> TrainedHead:
 
     document = json.loads(text)
     if document["format"] != HEAD_VERSION:
-        raise ValueError(f"format {document['format']!r}; this featpipe reads {HEAD_VERSION}")
+        raise ValueError(other_version("format", document["format"], HEAD_VERSION))
     if _document_digest(document) != document["sha256"]:
         raise ValueError(f"{JSON_NAME} does not have the digest it names")
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
@@ -179,7 +185,7 @@ def _decode(text: bytes, data: bytes, spare: bytes) -> TrainedHead:
     return TrainedHead(
         head=head,
         space=space,
-        weights_spec=str(document["weights"]),
+        weights_spec=document["weights"],
         dataset=document["dataset"],
         history=History(history["axis"], history["rows"], history["best"]),
         metrics=document["metrics"],
@@ -199,6 +205,13 @@ def _check_document(document: dict[str, Any]) -> None:
         raise ValueError("its history keeps no row of it")
     if not all(isinstance(dataset[name], str) for name in ("name", "sha256", "val")):
         raise ValueError("its data set is not named")
+    classes = document["classes"]
+    if not isinstance(document["weights"], str) or not isinstance(classes, list):
+        raise ValueError("its weights or its classes are not named")
+    # NumPy drops zeros at the end of a text.
+    is_named = all(isinstance(name, str) and "\0" not in name for name in classes)
+    if not is_named or len(set(classes)) < len(classes):
+        raise ValueError("its classes are not so many different names")
     if not isinstance(document["info"], dict) or not isinstance(document["metrics"], dict):
         raise ValueError("its notes are no table")
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from featpipe.disk import read_regular
 from featpipe.errors import DataError, StorageError
+from featpipe.names import visible
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_SHOWN_COLUMNS = 5
 
 
 def open_list(path: Path, *, root: Path | None = None, follow_links: bool = False) -> Source:
@@ -37,11 +39,12 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     """
     # A full path may lead to the root through links, or by its real name.
     tops = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
+    shown = visible(str(path))
     try:
         text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
-    rows = _json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path)
+        raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
+    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else _csv_rows(text, shown)
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
     for place, row in rows:
@@ -53,44 +56,60 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
                 f"expected one label and split per picture, found two for {record.path!r} ({place})"
             )
     if not records:
-        raise DataError(f"expected pictures in {path}, found an empty list")
+        raise DataError(f"expected pictures in {shown}, found an empty list")
     return Source("list", str(path), Path(tops[0]), list(records.values()))
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    delimiter = "\t" if shown.lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         if len(set(reader.fieldnames)) < len(reader.fieldnames):
-            raise DataError(f"expected each column once in the header line of {path}")
-        if "path" not in reader.fieldnames:
-            found = ", ".join(map(repr, reader.fieldnames)) or "an empty file"
+            twice = next(n for n in reader.fieldnames if reader.fieldnames.count(n) > 1)
             raise DataError(
-                f"expected a header line with 'path' (and 'label', 'split') in {path}, "
+                f"expected each column once in the header line of {shown}, found {twice!r} twice; "
+                "remove or rename one"
+            )
+        if "path" not in reader.fieldnames:
+            found = ", ".join(map(repr, reader.fieldnames[:_SHOWN_COLUMNS])) or "an empty file"
+            raise DataError(
+                f"expected a header line with 'path' (and 'label', 'split') in {shown}, "
                 f"found {found}"
             )
         for row in reader:
-            place = f"{path}, line {reader.line_num}"
+            place = f"{shown}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"expected {len(reader.fieldnames)} fields in {place}")
+                more = "more" if None in row else "fewer"
+                raise DataError(
+                    f"expected {len(reader.fieldnames)} fields in {place}, found {more}; "
+                    "put text that holds the separator between quotes"
+                )
             yield place, row
     except csv.Error as error:
-        raise DataError(f"expected CSV in {path}, line {reader.line_num}: {error}") from error
+        raise DataError(
+            f"expected CSV in {shown}, found in line {reader.line_num}: {visible(str(error))}; "
+            "correct it there"
+        ) from error
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
+        place = f"{shown}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"expected a JSON object in {place}, found: {error}") from error
+            raise DataError(
+                f"expected a JSON object in {place}, found: {error}; correct it there"
+            ) from error
         row = {key.lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
         if not isinstance(row.get("path"), str):
-            raise DataError(f"expected a JSON object with a text 'path' in {place}")
+            raise DataError(
+                f"expected a JSON object with a text 'path' in {place}, found another; correct it "
+                "there"
+            )
         yield place, row
 
 
@@ -107,6 +126,8 @@ def _record(row: dict[str, Any], place: str, tops: list[str]) -> Record:
     label, split = row.get("label"), row.get("split")
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise DataError(f"expected a text or a whole number as label, found {label!r} ({place})")
+    if isinstance(label, str) and ("\0" in label or not _can_be_a_name(label)):
+        raise DataError(f"expected a label that can be written, found {label!r} ({place})")
     if split in (None, ""):
         known = None
     elif isinstance(split, str) and split.strip().lower() in SPLIT_NAMES:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from featpipe.disk import names_in, read_regular, write_atomically
-from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.errors import DamageError, NotFoundError, StorageError, UsageError, other_version
 from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FeatureSpace
 from featpipe.store.attributes import read_number, read_text, write_text
@@ -219,7 +219,7 @@ def load_dataset(cache: Path, name: str) -> Dataset:
         ) from error
     if dataset.name != name:
         raise DamageError(
-            f"expected the data set '{name}' in {path}, found '{dataset.name}'; "
+            f"expected the data set '{name}' in {path}, found {dataset.name!r}; "
             "rename the file back to its own name"
         )
     return dataset
@@ -253,7 +253,7 @@ def _decode(data: bytes) -> Dataset:
     with h5py.File(io.BytesIO(data), "r") as file:
         version = read_number(file, "format_version")
         if version != DATASET_VERSION:
-            raise ValueError(f"format version {version}; this featpipe reads {DATASET_VERSION}")
+            raise ValueError(other_version("format version", version, DATASET_VERSION))
         arrays = {}
         for name in (*_COLUMNS, "path_bytes", "path_end", "header"):
             if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -263,6 +263,9 @@ def _decode(data: bytes) -> Dataset:
                 raise ValueError(f"'{name}' is not a data set")
             if column.is_virtual or column.external or column.chunks:
                 raise ValueError(f"'{name}' is not one plain block")
+            # Texts of any length lie in a heap; a damaged one HDF5 walks for ever.
+            if column.dtype.kind not in "iu":
+                raise ValueError(f"'{name}' is {column.dtype}")
             if math.prod(column.shape) * column.dtype.itemsize > len(data):
                 raise ValueError(f"'{name}' declares more than the file holds")
             arrays[name] = column[()]
@@ -295,8 +298,16 @@ def _check_content(dataset: Dataset) -> None:
         items = getattr(dataset, name)
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise ValueError(f"'{name}' is no list of texts")
-    if not isinstance(dataset.source, dict) or not isinstance(dataset.info, dict):
-        raise ValueError("its source or its notes are no table")
+    source, weights = dataset.source, dataset.info.get("weights", {})
+    if not all(isinstance(source.get(key, ""), str) for key in ("kind", "spec", "root")):
+        raise ValueError("its source is not named")
+    if not all(isinstance(name, str) for name in dict(weights).values()):
+        raise ValueError("the weights of its features are not named")
+    if set(dataset.reasons) != set(np.flatnonzero(~dataset.usable).tolist()):
+        raise ValueError("its reasons are not those of its quarantined pictures")
+    for reason in dataset.reasons.values():
+        if not (isinstance(reason, list) and [type(text) for text in reason] == [str, str]):
+            raise ValueError("a reason is not a stage and a text")
 
 
 def _digest(data: bytes) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from featpipe.space import FeatureSpace
 from featpipe.store.segments import Segment, read_segment
 
 INDEX_NAME = "index.npz"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _OF_ROWS = ("ids", "segment", "row", "crc32")
 _OF_SEGMENTS = ("names", "offsets", "counts")
 
@@ -67,7 +70,9 @@ def load_index(folder: Path, space: FeatureSpace) -> Index:
 
 def _segment_names(folder: Path) -> list[str]:
     names = names_in(folder / "segments")
-    return [name.removesuffix(".h5") for name in names if name.endswith(".h5")]
+    stems = [name.removesuffix(".h5") for name in names if name.endswith(".h5")]
+    # What has no digest for a name is no segment; 'cache verify' says so.
+    return [stem for stem in stems if _DIGEST.fullmatch(stem)]
 
 
 def _up_to_date(folder: Path, present: list[str], space: FeatureSpace) -> Index:
@@ -167,6 +172,9 @@ def _parsed(sealed: bytes) -> Index | None:
     if _sealed(data) != sealed:
         return None
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > len(data):
+                return None
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
     # Anyone can write a matching digest, and what is no such archive raises anything:
@@ -183,7 +191,15 @@ def _fits_together(index: Index) -> bool:
             found, model = getattr(index, name), getattr(empty, name)
             if found.dtype != model.dtype or found.shape != (length, *model.shape[1:]):
                 return False
-    return bool(((index.segment >= 0) & (index.segment < len(index.names))).all())
+    if not all(_DIGEST.fullmatch(name.decode("latin-1")) for name in index.names.tolist()):
+        return False
+    if not ((index.segment >= 0) & (index.segment < len(index.names))).all():
+        return False
+    ids = sortable(index.ids)
+    if not (ids[:-1] < ids[1:]).all():
+        return False
+    limits = (index.offsets >= 0).all() and (index.counts > 0).all()
+    return bool(limits and ((index.row >= 0) & (index.row < index.counts[index.segment])).all())
 
 
 def _write(path: Path, index: Index) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 
 from featpipe.errors import DamageError, StorageError
 
-
 _WIDE_ROW_BYTES = 4096
 """Rows of this size are copied one by one: gathering them by segment copies each twice."""
 

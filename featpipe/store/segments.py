@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from featpipe.disk import write_atomically
-from featpipe.errors import DamageError, StorageError
+from featpipe.errors import DamageError, StorageError, other_version
 from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FORMAT_VERSION, FeatureSpace
 from featpipe.store.attributes import read_number, read_text, write_text
@@ -148,7 +148,7 @@ def stored_space(path: Path) -> FeatureSpace:
 def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
     version = read_number(file, "format_version")
     if version != FORMAT_VERSION:
-        raise _damaged(path, f"format version {version}; this featpipe reads {FORMAT_VERSION}")
+        raise _damaged(path, other_version("format version", version, FORMAT_VERSION))
     says = read_text(file, "space_id"), read_text(file, "space")
     if says != (space.id, space.canonical_json):
         raise _damaged(path, f"it belongs to another feature space than {space.name}")

@@ -60,9 +60,13 @@ def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         ) from error
 
 
+_LAYER_BYTES = 64 * 2**20
+"""More than any layer of any VGG has."""
+
+
 def check_digest_in_name(path: Path) -> None:
     """Test a file against the SHA-256 prefix in its name (``vgg16-397923af.pth``), if any."""
-    match = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    match = re.search(r"-([0-9a-f]{8})\.pth$", path.name.lower())
     if not match:
         return
     with open(path, "rb") as file:
@@ -109,6 +113,8 @@ def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         for name in root:
+            if not isinstance(root.get(name, getlink=True), h5py.HardLink):
+                raise WeightsError(f"expected a Keras file of its own, found a link {name!r} in it")
             if re.fullmatch(r"block\d_conv\d", name):
                 kernel, bias = _keras_pair(root[name])
                 # H W I O → O I H W
@@ -120,7 +126,15 @@ def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _keras_pair(group: Any) -> tuple[np.ndarray, np.ndarray]:
     """Kernel (4 axes) and bias (1 axis) of a layer, however deep Keras nested them."""
     arrays: list[np.ndarray] = []
-    group.visititems(lambda _, item: arrays.append(item[()]) if hasattr(item, "shape") else None)
+
+    def take(_: str, item: Any) -> None:
+        # Texts lie in a heap that HDF5 walks for ever where it is damaged; nor is anything read
+        # that lies elsewhere, or declares more than a layer can hold.
+        is_layer = hasattr(item, "dtype") and item.dtype.kind == "f" and item.ndim in (1, 4)
+        if is_layer and not (item.is_virtual or item.external) and item.nbytes <= _LAYER_BYTES:
+            arrays.append(item[()])
+
+    group.visititems(take)
     kernel = next((a for a in arrays if a.ndim == 4), None)
     bias = next((a for a in arrays if a.ndim == 1), None)
     if kernel is None or bias is None:
