@@ -30,7 +30,7 @@ def resolve_device(device: str = "auto") -> str:
     kind, _, number = device.partition(":")
     usable = {
         "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
-        if number.isdigit() or not number
+        if (number.isdecimal() and number.isascii() and len(number) < 6) or not number
         else False,
         "mps": torch.backends.mps.is_available() and not number,
     }
@@ -92,3 +92,41 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes this process may still take, on the device or (``cpu``, ``mps``) in main memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    bounds = [bound for bound in (_free_by_kernel(), _free_by_cgroup()) if bound is not None]
+    return min(bounds) if bounds else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free_by_kernel() -> int | None:
+    found = _numbers_in(Path("/proc/meminfo")).get("MemAvailable:")
+    return None if found is None else found * 1024
+
+
+def _free_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves; file pages it could drop count as free."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        if limit == "max":
+            return None
+        droppable = _numbers_in(folder / "memory.stat").get("inactive_file", 0)
+        return max(0, int(limit) - used + droppable)
+    except (OSError, ValueError):
+        return None
+
+
+def _numbers_in(path: Path) -> dict[str, int]:
+    """First and second word of every line, where the second is a number."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.split() for line in lines]
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

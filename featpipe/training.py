@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.disk import remove_file, write_atomically
 from featpipe.errors import DataError, StorageError, UsageError
 from featpipe.features import choose_space
 from featpipe.hardware import resolve_device
 from featpipe.heads import head_class, new_head
+from featpipe.heads.base import Head, History
 from featpipe.heads.files import TrainedHead, holds_head, save_head
+from featpipe.heads.sweep import Plan, Sweep, plan_sweep, run_sweep
 from featpipe.ids import sortable
 from featpipe.progress import Progress, no_progress
 from featpipe.splits import DEFAULT_VAL_FRACTION, check_val_fraction, split_by_content
@@ -25,6 +29,32 @@ from featpipe.store.datasets import NO_LABEL, Dataset, load_dataset
 from featpipe.store.feature_store import FeatureStore
 
 DEFAULT_RUNS = Path("runs")
+TABLE_NAME, TABLE_SCHEMA = "sweep.json", 1
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The combinations a head was chosen from.
+
+    Attributes
+    ----------
+    table : Path
+        File that lists them all.
+    varied : list of str
+        Hyper-parameters they differ in; ``seed`` among them where there were several.
+    rows : list of dict
+        ``params, seed, best_epoch, train_loss, train_accuracy, val_loss, val_accuracy,
+        diverged`` of each, lowest validation loss first.
+    """
+
+    table: Path
+    varied: list[str]
+    rows: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the command prints of it; the rest is in the table."""
+        return {"trained": len(self.rows), "table": str(self.table), "best": self.rows[0]}
 
 
 @dataclass(frozen=True)
@@ -44,6 +74,8 @@ class TrainResult:
     best : dict
         The kept row of the history.
     seconds : float
+    sweep : SweepResult, optional
+        What it was chosen from.
     """
 
     head: Path
@@ -54,10 +86,13 @@ class TrainResult:
     val: dict[str, float]
     best: dict[str, float]
     seconds: float
+    sweep: SweepResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The result as the command prints it."""
-        return {**dataclasses.asdict(self), "head": str(self.head)}
+        document = {**dataclasses.asdict(self), "head": str(self.head)}
+        del document["sweep"]
+        return document if self.sweep is None else {**document, "sweep": self.sweep.as_json()}
 
 
 def train_head(
@@ -68,6 +103,8 @@ def train_head(
     params: dict[str, Any] | None = None,
     tap: str | None = None,
     pool: str | None = None,
+    sweep: bool = False,
+    seeds: int = 1,
     seed: int = 0,
     val_fraction: float = DEFAULT_VAL_FRACTION,
     out: Path | None = None,
@@ -87,6 +124,12 @@ def train_head(
         Hyper-parameters of the head; see its class for names and defaults.
     tap, pool : str, optional
         Needed where the data set has more than one feature space.
+    sweep : bool
+        Train the head's whole grid at once and keep the best by validation loss;
+        hyper-parameters in ``params`` are not varied.
+    seeds : int
+        For a sweep: train every combination with so many seeds, from ``seed`` on. They decide
+        initial weights and dropout; all see the batches that ``seed`` draws.
     seed : int
         Makes a CPU run repeat exactly.
     val_fraction : float
@@ -105,7 +148,9 @@ def train_head(
     started = time.perf_counter()
     check_seed(seed)
     check_val_fraction(val_fraction)
+    check_seeds(head, seed, seeds, sweep=sweep)
     model = new_head(head, params or {})
+    plan = plan_sweep(head, params or {}, seed=seed, seeds=seeds) if sweep else None
     if out is not None and holds_head(out) and not overwrite:
         raise UsageError(
             f"expected a run folder without a head, found one in {out}; "
@@ -122,18 +167,15 @@ def train_head(
         raise DataError(_no_validation(dataset))
     rows = FeatureStore(cache, space).rows(dataset.image_sha256[np.concatenate([train, val])])
     X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
-    model.classes_ = np.array(classes)
-    steps = getattr(model, "epochs", 0)
-    with progress(f"train {head}", steps) as bar:
-        history = model.fit(
-            X,
-            label[train],
-            X_val,
-            label[val],
-            seed=seed,
-            device=resolve_device(device),
-            tick=lambda row: bar.advance(val_loss=f"{row['val_loss']:.4f}"),
-        )
+    data = (X, label[train], X_val, label[val])
+    options: dict[str, Any] = {"seed": seed, "device": resolve_device(device)}
+    found = None
+    if plan is None:
+        model.classes_ = np.array(classes)
+        history = _fit_one(model, data, progress, options)
+    else:
+        found = _fit_all(plan, data, classes, progress, options)
+        model, history = plan.heads[found.winner], found.history
     best = history.rows[history.best]
     scores = {
         split: {"n": n, "loss": best[f"{split}_loss"], "accuracy": best[f"{split}_accuracy"]}
@@ -141,6 +183,11 @@ def train_head(
     }
     seconds = round(time.perf_counter() - started, 3)
     used = np.concatenate([train, val])
+    info: dict[str, Any] = {"seed": seed, "seconds": seconds, **_versions()}
+    folder = out if out is not None else _next_run_folder(f"{name}-{head}")
+    swept = None
+    if plan is not None and found is not None:
+        swept, info["sweep"] = _save_table(folder, name, plan, found, seed)
     trained = TrainedHead(
         head=model,
         space=space,
@@ -148,14 +195,66 @@ def train_head(
         dataset=_describe(dataset, train, val, val_fraction),
         history=history,
         metrics=scores,
-        info={"seed": seed, "seconds": seconds, **_versions()},
+        info=info,
         train_ids=_unique(dataset.image_sha256[used]),
     )
-    folder = out if out is not None else _next_run_folder(f"{name}-{head}")
     save_head(folder, trained)
+    if swept is None:
+        # The table of a sweep whose head was replaced here.
+        remove_file(folder / TABLE_NAME)
     return TrainResult(
-        folder, head, classes, space.id, scores["train"], scores["val"], best, seconds
+        folder, head, classes, space.id, scores["train"], scores["val"], best, seconds, swept
     )
+
+
+_Data = tuple[Any, np.ndarray, Any, np.ndarray]
+
+
+def _fit_one(model: Head, data: _Data, progress: Progress, options: dict[str, Any]) -> History:
+    with progress(f"train {model.kind}", getattr(model, "epochs", 0)) as bar:
+        return model.fit(
+            *data,
+            tick=lambda row: bar.advance(val_loss=f"{row['val_loss']:.4f}"),
+            **options,
+        )
+
+
+def _fit_all(
+    plan: Plan, data: _Data, classes: list[str], progress: Progress, options: dict[str, Any]
+) -> Sweep:
+    lowest = np.inf
+    with progress(f"sweep {plan.kind}", plan.steps) as bar:
+
+        def told(steps: int, row: dict[str, float]) -> None:
+            nonlocal lowest
+            lowest = min(lowest, row["val_loss"])
+            bar.advance(steps, val_loss=f"{lowest:.4f}")
+
+        return run_sweep(plan, *data, classes=classes, told=told, **options)
+
+
+def _save_table(
+    folder: Path, name: str, plan: Plan, found: Sweep, seed: int
+) -> tuple[SweepResult, dict[str, Any]]:
+    """Write all combinations; returns what is told of them, and what the head keeps of them."""
+    rows = [trial.as_json() for trial in found.trials]
+    varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
+    document = {
+        "schema": TABLE_SCHEMA,
+        "kind": plan.kind,
+        "dataset": name,
+        "seed": seed,
+        "varied": varied,
+        "combinations": rows,
+    }
+    data = (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode("ascii")
+    write_atomically(folder / TABLE_NAME, data)
+    note = {
+        "trained": len(rows),
+        "seed": plan.seeds[found.winner],
+        "table_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return SweepResult(folder / TABLE_NAME, varied, rows), note
 
 
 def check_seed(seed: int) -> None:
@@ -167,6 +266,25 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise UsageError(f"expected --seed of 0 to 4294967295, found {seed}")
+
+
+def check_seeds(head: str, seed: int, seeds: int, *, sweep: bool) -> None:
+    """Refuse a number of seeds that is none, or that means nothing here.
+
+    Raises
+    ------
+    UsageError
+    """
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"expected --seeds of 1 to {MAX_SEEDS}, found {seeds!r}")
+    if seeds > 1 and not sweep:
+        raise UsageError(f"expected --seeds only with --sweep, found --seeds {seeds} without it")
+    if seeds > 1 and not head_class(head).sweep_grid:
+        raise UsageError(
+            f"expected --seeds only for heads that draw numbers, found it for '{head}', which "
+            "comes out the same with every seed"
+        )
+    check_seed(seed + seeds - 1)
 
 
 def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +303,8 @@ def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np
             f"expected labelled pictures in data set '{dataset.name}', found none; "
             "put them into one folder per class, or give a list with a 'label' column"
         )
+    if "train" not in dataset.split_names:
+        raise DataError(_no_validation(dataset))
     train = dataset.in_split("train")
     train = train[labelled[train]]
     if "val" in dataset.split_names:

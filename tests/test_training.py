@@ -435,7 +435,7 @@ def test_progress_hears_of_every_epoch(cache: Path, tmp_path: Path) -> None:
 def test_only_given_hyper_parameters_are_passed_on() -> None:
     assert head_params("mlp", {"hidden": 5, "dropout": None}) == {"hidden": 5}
     with pytest.raises(
-        UsageError, match=r"options of a 'logistic' head \(--C, --max-iter\), found "
+        UsageError, match=r"options of a 'logistic' head \(--C, .*--max-iter.*\), found "
     ):
         head_params("logistic", {"batch_size": 5})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +48,12 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    app(prog_name="featpipe")
+    try:
+        app(prog_name="featpipe")
+    finally:
+        # All is said and done: what comes while Python shuts down changes nothing any more.
+        for late in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(late, signal.SIG_IGN)
 
 
 def _version(wanted: bool) -> None:
@@ -102,6 +108,12 @@ def extract(
     size: Annotated[int | None, typer.Option(help="Input side, pixels.  [default: 224]")] = None,
     resize: Annotated[
         str | None, typer.Option(help="crop (central square) or squash.  [default: crop]")
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            help="pillow, or pillow-draft: large JPEGs are scaled while decoded.  [default: pillow]"
+        ),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16 or fp16.  [default: auto]")
@@ -176,6 +188,7 @@ def extract(
                 "pool": pool or None,
                 "size": size,
                 "resize": resize,
+                "decoder": decoder,
                 "precision": precision,
                 "dtype": dtype,
                 "device": device,
@@ -232,7 +245,25 @@ def train_head(
         float | None,
         typer.Option("--C", help="logistic: inverse regularisation.  [default: by validation]"),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="logistic: choose C by that many folds of train instead of the validation part."
+        ),
+    ] = None,
     max_iter: Annotated[int | None, typer.Option(help="logistic: at most.")] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Train a whole grid at once and keep the best by validation loss; options given "
+            "here are not varied. linear, mlp: learning rate, weight decay, and mlp's dropout and "
+            "width; logistic: its path over C, as without.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(help="With --sweep: seeds per combination, counted from --seed.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Makes a CPU run repeat exactly.")] = 0,
     val: Annotated[
         float | None,
@@ -272,6 +303,7 @@ def train_head(
             "hidden": hidden,
             "dropout": dropout,
             "C": c,
+            "folds": folds,
             "max_iter": max_iter,
         }
         done = train(
@@ -281,6 +313,8 @@ def train_head(
             params=head_params(head, params),
             tap=tap,
             pool=pool,
+            sweep=sweep,
+            seeds=seeds,
             seed=seed,
             val_fraction=DEFAULT_VAL_FRACTION if val is None else val,
             out=out,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from featpipe.backbones.catalog import Backbone
 from featpipe.errors import UsageError
-from featpipe.evaluation import Evaluation
-from featpipe.extraction import DryRun, ExtractResult
 from featpipe.names import visible
-from featpipe.prediction import Prediction
-from featpipe.recipes import RecipeResult
-from featpipe.training import TrainResult
+
+if TYPE_CHECKING:
+    # A command pays for its own stage's imports, not for those of all whose results are shown here.
+    from featpipe.backbones.catalog import Backbone
+    from featpipe.evaluation import Evaluation
+    from featpipe.extraction import DryRun, ExtractResult
+    from featpipe.prediction import Prediction
+    from featpipe.recipes import RecipeResult
+    from featpipe.training import SweepResult, TrainResult
 
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
+_SHOWN_TRIALS = 10
 
 
 def parse_shares(text: str) -> list[float]:
@@ -102,11 +106,38 @@ def of_training(done: TrainResult) -> str:
     """What a training gave."""
     best = {k: v for k, v in done.best.items() if k in ("epoch", "C")}
     at = ", ".join(f"{k} {v:g}" for k, v in best.items())
-    return (
+    table = [] if done.sweep is None else [*_of_sweep(done.sweep), ""]
+    told = (
         f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {at} kept), train "
         f"{done.train['accuracy']:.2%}\n  {done.head}"
     )
+    return "\n".join([*table, told])
+
+
+def _of_sweep(sweep: SweepResult) -> list[str]:
+    """The best combinations as a table: what they differ in, and how they did."""
+    varied = sweep.varied or [name for name in ("C",) if name in sweep.rows[0]["params"]]
+    names = [name.replace("_", "-") for name in varied]
+    widths = [max(8, len(name)) for name in names]
+    heads = " ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
+    lines = [f"{heads} {'epoch':>6} {'val loss':>9} {'val':>8} {'train':>8}".strip()]
+    for row in sweep.rows[:_SHOWN_TRIALS]:
+        values = {**row["params"], "seed": row["seed"]}
+        cells = " ".join(
+            f"{values[name]:>{width}g}" for name, width in zip(varied, widths, strict=True)
+        )
+        if row["diverged"]:
+            lines.append(f"{cells} diverged")
+            continue
+        epoch = "" if row["best_epoch"] is None else row["best_epoch"]
+        lines.append(
+            f"{cells} {epoch:>6} {row['val_loss']:>9.4f} {row['val_accuracy']:>8.2%} "
+            f"{row['train_accuracy']:>8.2%}"
+        )
+    if len(sweep.rows) > _SHOWN_TRIALS:
+        lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    return lines
 
 
 def of_evaluation(done: Evaluation) -> str:

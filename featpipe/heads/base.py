@@ -45,6 +45,8 @@ class Head(ABC):
     """
 
     kind: ClassVar[str]
+    sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """What a sweep tries where nothing is given: values by hyper-parameter."""
     classes_: np.ndarray
     mean_: np.ndarray
     scale_: np.ndarray
@@ -228,7 +230,13 @@ def mean_and_scale(X: Any) -> tuple[np.ndarray, np.ndarray]:
         flat = block.reshape(len(block), -1).astype(np.float64)
         total += flat.sum(axis=0)
         squares += np.einsum("ij,ij->j", flat, flat)
-    mean = total / len(X)
-    variance = np.maximum(squares / len(X) - mean**2, 0.0).mean()
-    scale = np.sqrt(variance) if variance > 0 else 1.0
+    return mean_and_scale_of(total, float(squares.sum()), len(X))
+
+
+def mean_and_scale_of(total: np.ndarray, squares: float, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same from each feature's sum over n rows (d,), and the sum of all squares."""
+    mean = total / n
+    variance = (squares / n - float(mean @ mean)) / max(1, len(mean))
+    # What rounding leaves of features that never change is no variance.
+    scale = np.sqrt(variance) if variance * n * len(mean) > 1e-13 * squares else 1.0
     return mean.astype(np.float32), np.array([scale], np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class LinearHead(MatrixHead):
     """
 
     kind = "linear"
+    sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        "weight_decay": (0.0, 1e-2, 1e-1, 1.0),
+    }
     learning_rate: float = 3e-4
     weight_decay: float = 1e-2
     batch_size: int = 128
@@ -50,19 +54,6 @@ class LinearHead(MatrixHead):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from torch import nn
+        from featpipe.heads.gradient import train
 
-        from featpipe.heads.gradient import Schedule, train
-
-        self._learn_scale(X)
-
-        def make() -> nn.Linear:
-            return nn.Linear(len(self.mean_), len(self.classes_))
-
-        schedule = Schedule(**self.params)
-        module, history = train(
-            make, self, X, y, X_val, y_val, schedule, seed=seed, device=device, tick=tick
-        )
-        self.weight_ = module.weight.detach().cpu().numpy()
-        self.bias_ = module.bias.detach().cpu().numpy()
-        return history
+        return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)

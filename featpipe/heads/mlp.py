@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from featpipe.heads.base import Head, History, Tick, number, whole
+
+MAX_HIDDEN = 65_536
 
 
 @dataclass
@@ -25,6 +27,12 @@ class MLPHead(Head):
     """
 
     kind = "mlp"
+    sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden": (64, 256),
+        "dropout": (0.2, 0.5),
+        "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
+        "weight_decay": (1e-2, 1.0),
+    }
     hidden: int = 256
     dropout: float = 0.5
     learning_rate: float = 3e-4
@@ -35,6 +43,7 @@ class MLPHead(Head):
 
     def __post_init__(self) -> None:
         whole(self, "hidden", "batch_size", "epochs", "patience")
+        number(self, "hidden", 1, MAX_HIDDEN + 1)
         number(self, "learning_rate", 0, above=True)
         number(self, "weight_decay", 0)
         number(self, "dropout", 0, 1)
@@ -51,27 +60,9 @@ class MLPHead(Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from torch import nn
+        from featpipe.heads.gradient import train
 
-        from featpipe.heads.gradient import Schedule, train
-
-        self._learn_scale(X)
-
-        def make() -> nn.Sequential:
-            first = nn.Linear(len(self.mean_), self.hidden)
-            last = nn.Linear(self.hidden, len(self.classes_))
-            return nn.Sequential(first, nn.ReLU(), nn.Dropout(self.dropout), last)
-
-        rest = {k: v for k, v in self.params.items() if k not in ("hidden", "dropout")}
-        module, history = train(
-            make, self, X, y, X_val, y_val, Schedule(**rest), seed=seed, device=device, tick=tick
-        )
-        self.layers_ = {
-            f"{name}.{part}": getattr(layer, part).detach().cpu().numpy()
-            for name, layer in (("hidden", module[0]), ("output", module[3]))
-            for part in ("weight", "bias")
-        }
-        return history
+        return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)
 
     def logits(self, Z: np.ndarray) -> np.ndarray:
         """See :meth:`Head.logits`."""
