@@ -105,3 +105,39 @@ def read(
                 progress=speaker.progress,
             ),
         )
+
+
+@app.command("heads")
+def heads(
+    rows: Annotated[int, typer.Option(min=50, help="Rows to train on.")] = 1500,
+    width: Annotated[int, typer.Option(min=1, help="Numbers of a row.")] = 25_088,
+    classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 2,
+    rounds: Rounds = 3,
+    quick: Quick = False,
+    device: Device = "auto",
+    folder: Folder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Heads per second: many at once, exact logistic regression, train-head as a command.
+
+    Example: featpipe bench heads --width 512 --classes 10
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.bench.heads import bench_heads
+
+        _report(
+            speaker,
+            folder,
+            lambda where: bench_heads(
+                where,
+                rows=300 if quick else rows,
+                width=2048 if quick else width,
+                classes=classes,
+                rounds=1 if quick else rounds,
+                device=device,
+                progress=speaker.progress,
+            ),
+        )
