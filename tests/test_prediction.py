@@ -203,7 +203,8 @@ def test_long_lists_are_answered_in_parts(
     parts = ask(fresh, photo_folder)
     for mine, its in zip(parts, whole, strict=True):
         assert (mine.path, mine.label, mine.error) == (its.path, its.label, its.error)
-        assert mine.probabilities == pytest.approx(its.probabilities, rel=1e-5)
+        if its.probabilities is not None:
+            assert mine.probabilities == pytest.approx(its.probabilities, rel=1e-5)
 
 
 def test_answers_come_while_later_pictures_wait(

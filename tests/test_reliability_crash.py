@@ -185,7 +185,7 @@ def test_an_extraction_cut_after_any_call_goes_on_where_it_was(
     whole = tree_of(tmp_path / "whole")
     every = {(kind, name) for kind in (0, 1) for name in range(batches * BATCH)}
     t = tally(PROMISE, f"each call of the writer, into {'a cache with rows' if before else 'none'}")
-    for number, call in [*enumerate(calls)][:: scale(11, 1)]:
+    for number, call in [*enumerate(calls)][:: scale(17, 1)]:
         folder = tmp_path / f"{number}"
         shutil.copytree(start, folder)
         cache = folder / "cache"
@@ -378,7 +378,7 @@ def test_a_repair_cut_after_any_call_loses_nothing(
         assert_repaired(cache, rows, damaged)
         assert tree_of(cache) == whole
 
-    for number, call in [*enumerate(calls)][:: scale(11, 1)]:
+    for number, call in [*enumerate(calls)][:: scale(17, 1)]:
         cache = tmp_path / f"{number}"
         shutil.copytree(start, cache)
         with once.case(f"cut after call {number}, {call}"):

@@ -81,7 +81,7 @@ def test_every_flipped_bit_is_found(whole: Path, tally: NewTally, scale: Scale) 
     segments = [path for path in everything if is_segment(path)]
     header = tally(PROMISE, "bits flipped in the first 4 kB of a segment")
     anywhere = tally(PROMISE, "bits flipped anywhere in any file")
-    for number in range(scale(150, 3000)):
+    for number in range(scale(80, 3000)):
         half = number % 2 == 0
         path = (segments if half else everything)[
             rng.integers(len(segments if half else everything))
@@ -100,7 +100,7 @@ def test_the_damaged_row_is_named_and_no_reader_gets_it(
 ) -> None:
     rng = np.random.default_rng(5)
     t = tally(PROMISE, "flipped rows named, and refused when read")
-    for number in range(scale(30, 500)):
+    for number in range(scale(16, 500)):
         kind = number % 2
         space = SPACES[kind]
         store = FeatureStore(whole, space)
@@ -126,7 +126,7 @@ def test_the_damaged_row_is_named_and_no_reader_gets_it(
 
 def test_every_truncation_is_found(whole: Path, tally: NewTally, scale: Scale) -> None:
     t = tally(PROMISE, "files cut short, full and --quick")
-    steps = scale(6, 60)
+    steps = scale(3, 60)
     for path in files(whole):
         data = path.read_bytes()
         for size in sorted(
@@ -178,7 +178,7 @@ def test_repair_keeps_every_row_that_holds(
 ) -> None:
     rng = np.random.default_rng(6)
     t = tally(PROMISE, "damaged caches repaired: whole rows kept, nothing deleted")
-    for number in range(scale(20, 300)):
+    for number in range(scale(10, 300)):
         cache = tmp_path / f"copy{number}"
         shutil.copytree(whole, cache)
         damaged: dict[Path, bytes] = {}

@@ -204,7 +204,7 @@ def test_damaged_pictures_are_decoded_or_refused_with_a_reason(
     rng = np.random.default_rng(6)
     originals = list(encodings().items())
     contents = []
-    for number in range(scale(600, 20_000)):
+    for number in range(scale(300, 20_000)):
         name, data = originals[number % len(originals)]
         change = CHANGES[number % len(CHANGES)]
         contents.append((f"{name}, {change.__name__}, {number}", change(rng, data)))

@@ -191,7 +191,7 @@ def test_any_recipe_is_read_or_refused_in_one_line(
             read += 1
             refused(lambda: check_data(load_recipe(path)))
 
-    try_all(t, recipes(), check, cases=scale(100, 2000))
+    try_all(t, recipes(), check, cases=scale(50, 2000))
     assert read, "not one was read: the refusals say nothing"
 
 
@@ -306,7 +306,7 @@ def test_any_list_is_read_or_refused_in_one_line(
                 assert record.label is None or (record.label and os.fsencode(record.label))
                 assert "\0" not in (record.label or ""), "NumPy would cut it off"
 
-    try_all(t, list_texts(), check, cases=scale(200, 4000))
+    try_all(t, list_texts(), check, cases=scale(100, 4000))
     assert read > 5, "hardly one was read: the refusals say nothing"
 
 
@@ -486,7 +486,7 @@ def test_any_command_line_works_or_says_why_in_one_line(
         assert_tidy(done.returncode, done.stderr)
         assert done.returncode in (0, 3, 13) or not done.stdout, done.stdout
 
-    try_all(t, command_lines(), check, cases=scale(50, 500))
+    try_all(t, command_lines(), check, cases=scale(20, 500))
     assert {0, 2, 10} <= codes, f"only {codes}: the commands say nothing"
 
 
@@ -606,7 +606,7 @@ def test_any_head_json_is_read_as_written_or_refused_in_one_line(
             path.write_text(json.dumps(document))
             assert refused(lambda: load_head(own_workspace / "run")) is not None
     limit = scale(1, 20)
-    try_all(t, mutations(whole), check, cases=scale(80, 1500))
+    try_all(t, mutations(whole), check, cases=scale(40, 1500))
     assert used, "not one was read: the refusals say nothing"
 
 
@@ -638,7 +638,7 @@ def test_any_space_json_is_read_as_written_or_refused_in_one_line(
             refused(lambda: store.space.differences(small_space()))
             refused(lambda: store.rows(np.zeros((0, 32), np.uint8)))
 
-    try_all(t, st.just(whole) | mutations(whole), check, cases=scale(100, 1500))
+    try_all(t, st.just(whole) | mutations(whole), check, cases=scale(50, 1500))
     assert read, "not one was read: the refusals say nothing"
 
 
@@ -712,5 +712,5 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
     whole.reasons = {0: ["open", "no picture"]}
     whole.info["decoder"] = "another"
     limit = scale(3, 40)
-    try_all(t, headers(), check, cases=scale(60, 1500))
+    try_all(t, headers(), check, cases=scale(30, 1500))
     assert read, "not one was read: the refusals say nothing"

@@ -201,7 +201,7 @@ def test_rows_survive_a_power_loss_at_any_instant(
 ) -> None:
     source = written(tmp_path / "recorded")
     t = tally(PROMISE, "states of a disk on which rows were written")
-    for label, length, tree in states(source.journal, scale(30, 1200), 1):
+    for label, length, tree in states(source.journal, scale(12, 1200), 1):
         with t.case(label):
             build_tree(tmp_path / "state", tree)
             hurt = check_cache(source, length, tree, tmp_path / "state" / "cache")
@@ -215,7 +215,7 @@ def test_a_killed_writer_and_then_a_power_loss(
     # What the dead process has not made durable, the next one relies on.
     whole = written(tmp_path / "whole")
     t = tally(PROMISE, "states after a kill, going on, and a power loss")
-    for number in range(3, len(whole.journal.calls) // 2, scale(15, 1)):
+    for number in range(3, len(whole.journal.calls) // 2, scale(30, 1)):
         root = tmp_path / f"killed{number}"
         root.mkdir()
         disk = JournalDisk(root, bytes_a_write=PIECES, lose_power_after=number)
@@ -305,7 +305,7 @@ def test_a_head_survives_a_power_loss_at_any_instant(
         if operation == ("rename", (operation[1][0], "run/head.json"))
     ]
     t = tally(PROMISE, "states of a disk on which a head was replaced, twice")
-    for label, length, tree in states(journal, scale(60, 1000), 4):
+    for label, length, tree in states(journal, scale(25, 1000), 4):
         with t.case(label):
             build_tree(tmp_path / "state", tree)
             found = load_head(tmp_path / "state" / "run")
@@ -336,7 +336,7 @@ def test_saving_a_head_is_killed_and_then_a_power_loss(
             else:
                 break
             save_head(root / "run", heads[2])
-        for label, _, tree in states(disk, scale(5, 100), number):
+        for label, _, tree in states(disk, scale(3, 100), number):
             with t.case(f"kill {number}, {label}"):
                 build_tree(tmp_path / "state", tree)
                 found = load_head(tmp_path / "state" / "run")

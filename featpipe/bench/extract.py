@@ -55,13 +55,14 @@ def bench_extract(
     listing = folder / "list.csv"
     listing.write_text("path\n" + "".join(f'"{file}"\n' for file in files), encoding="utf-8")
     pixels = _pixels(files[: min(count, 64)], plan)
+    absent = {peer: why for peer in ("openvino", "keras") if (why := peers.unusable(peer))}
     contenders = [
         Contender(
             "featpipe: files to committed rows", _end_to_end(listing, folder, request, count)
         ),
         Contender("featpipe: decoding alone", _decoding(files, plan)),
         Contender("featpipe: backbone alone", _backbone(pixels, plan)),
-        *_peers(files, pixels, folder, plan),
+        *_peers(files, pixels, folder, plan, absent),
     ]
     results = in_turns(contenders, rounds, progress)
     rate = {name: result.rate for name, result in results.items()}
@@ -81,9 +82,7 @@ def bench_extract(
             what = "backbone" if of is backbone else "end to end"
             ratios.append((f"{what} / {name}", of / rate[name], target))
     notes = [f"{plan.spaces[0].precision} on {plan.device}, {count} pictures a round"]
-    absent = [peer for peer in ("openvino", "keras") if not peers.installed(peer)]
-    if absent:
-        notes.append(f"not installed, so not measured: {', '.join(absent)}; see '.[bench]'")
+    notes += [f"{peer} was not measured: {why}" for peer, why in absent.items()]
     return Report("extract", "images/s", results, ratios, notes)
 
 
@@ -142,7 +141,11 @@ def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
 
 
 def _peers(
-    files: list[Path], pixels: np.ndarray, folder: Path, plan: FeaturePlan
+    files: list[Path],
+    pixels: np.ndarray,
+    folder: Path,
+    plan: FeaturePlan,
+    absent: dict[str, str],
 ) -> list[Contender]:
     found = []
     if plan.device == "cpu":
@@ -159,10 +162,10 @@ def _peers(
                     peers.torch_backbone(pixels, bf16=True, batch=peers.BATCH),
                 )
             )
-            if peers.installed("openvino"):
+            if "openvino" not in absent:
                 run = peers.openvino_backbone(pixels, batch=1)
                 found.append(Contender("OpenVINO bf16", run))
         found.append(Contender("tutorial loop", peers.tutorial_loop(files, folder / "tutorial.h5")))
-        if peers.installed("keras"):
+        if "keras" not in absent:
             found.append(Contender("Keras", peers.keras_backbone(files)))
     return found

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,22 @@ import numpy as np
 BATCH = 32
 
 
-def installed(package: str) -> bool:
-    """Whether a peer is there to be measured."""
-    return importlib.util.find_spec(package) is not None
+def unusable(package: str) -> str:
+    """Why a peer cannot be measured here; empty where it can.
+
+    OpenVINO is tried in a process of its own: on some processors its code ends the process.
+    """
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    if package == "openvino":
+        trial = (
+            "import numpy as np; from featpipe.bench import peers; "
+            "peers.openvino_backbone(np.zeros((1, 64, 64, 3), np.uint8), batch=1)()"
+        )
+        code = subprocess.run([sys.executable, "-c", trial], capture_output=True).returncode
+        if code:
+            return f"ends its process here ({'signal' if code < 0 else 'exit'} {abs(code)})"
+    return ""
 
 
 def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
@@ -70,12 +86,13 @@ def torch_backbone(pixels: np.ndarray, *, bf16: bool, batch: int) -> Callable[[]
 def openvino_backbone(pixels: np.ndarray, *, batch: int) -> Callable[[], float]:
     """The same in OpenVINO, bf16, with its own hint for throughput."""
     import openvino
-    import torch
     import torchvision
 
     model = torchvision.models.vgg16(weights=None).features.eval()
     tensors = _normalised(pixels)
-    converted = openvino.convert_model(model, example_input=tensors[:batch])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = openvino.convert_model(model, example_input=tensors[:batch])
     converted.reshape([batch, *tensors.shape[1:]])
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "THROUGHPUT"}
     compiled = openvino.Core().compile_model(converted, "CPU", settings)
@@ -84,7 +101,6 @@ def openvino_backbone(pixels: np.ndarray, *, batch: int) -> Callable[[], float]:
         np.ascontiguousarray(tensors[start : start + batch].numpy())
         for start in range(0, len(tensors) - batch + 1, batch)
     ]
-    del torch
 
     def run() -> float:
         for item in batches:
