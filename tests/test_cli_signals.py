@@ -286,3 +286,25 @@ def test_an_interrupted_extraction_with_verbose_still_ends_with_one_error_line(
     assert job.end() == 130
     assert "Traceback" in job.said
     assert job.said.count("Error: interrupted;") == 1
+
+
+def test_a_signal_in_the_midst_of_an_import_waits_for_its_end(tmp_path: Path) -> None:
+    # In a C++ library's beginnings, the exception would abort the process.
+    (tmp_path / "library.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(0.3)\n"
+        "print('imported', flush=True)\n"
+    )
+    code = """
+import time
+from featpipe.cli.output import Speaker, speaking
+with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+    import library
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (143, "imported\n")
+    assert done.stderr.startswith("Error: interrupted;")

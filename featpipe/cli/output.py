@@ -18,6 +18,7 @@ from featpipe.progress import Progress, no_progress
 
 SCHEMA = 1
 EXIT_QUARANTINED = 3
+_LOOK_AGAIN_S = 0.05
 
 
 class _Interrupted(KeyboardInterrupt):
@@ -134,10 +135,27 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, _end_at_once)
-    raise _Interrupted(number)
+    _raise_outside_imports(number, frame)
+
+
+def _raise_outside_imports(number: int, frame: FrameType | None) -> None:
+    """Interrupt now, or look again soon: an exception in the midst of importing a C++ library
+    such as torch aborts the process."""
+    if not _is_importing(frame):
+        raise _Interrupted(number)
+    signal.signal(signal.SIGALRM, lambda _, later: _raise_outside_imports(number, later))
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:
