@@ -34,6 +34,8 @@ Folder = Annotated[
 
 
 def _report(speaker: Speaker, folder: Path | None, measure: Callable[[Path], Report]) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="featpipe-bench-", dir=folder) as temporary:
         report = measure(Path(temporary))
     speaker.result(report.as_json(), report.as_text())

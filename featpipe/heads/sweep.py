@@ -54,7 +54,7 @@ class Sweep:
     history : History
         The winner's.
     trials : list of Trial
-        Lowest validation loss first, diverged ones last.
+        Lowest validation loss (of folds: held-out loss) first, diverged ones last.
     """
 
     winner: int
@@ -89,6 +89,7 @@ class Trial:
             "seed": self.seed,
             "best_epoch": None if epoch is None else int(epoch),
             **{name: self.row.get(name) for name in names},
+            **({"cv_loss": self.row["cv_loss"]} if "cv_loss" in self.row else {}),
             "diverged": not self.row,
         }
 
@@ -178,4 +179,9 @@ def _path(
 
 
 def _ranked(trials: list[Trial]) -> list[int]:
-    return sorted(range(len(trials)), key=lambda i: trials[i].row.get("val_loss", np.inf))
+    def loss(i: int) -> float:
+        # Where folds chose, by what they said.
+        row = trials[i].row
+        return row.get("cv_loss", row.get("val_loss", np.inf))
+
+    return sorted(range(len(trials)), key=loss)

@@ -147,8 +147,8 @@ def _check_links(top: str, path: str, place: str, folders: dict[str, str]) -> No
         real = os.path.realpath(real)
     if _inside(top, real) is None:
         raise DataError(
-            f"expected paths inside {top}, found {path!r} ({place}), a link to {real}; name a "
-            "wider folder with --root, or allow such links with --follow-links"
+            f"expected paths inside {top}, found {path!r} ({place}), a link to {real}; allow "
+            "such links with --follow-links, or let paths count from a wider folder with --root"
         )
 
 
