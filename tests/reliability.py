@@ -52,10 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    tallies = sorted(config.stash[_KEY], key=lambda tally: (tally.promise, tally.tried))
-    if not tallies or not config.getoption("full"):
+    found: dict[tuple[int, str, str], tuple[int, int]] = {}
+    for tally in config.stash[_KEY]:
+        # Tests with parameters count into one row.
+        key = (int(tally.promise.split()[0]), tally.promise, tally.tried)
+        cases, failures = found.get(key, (0, 0))
+        found[key] = (cases + tally.cases, failures + len(tally.failures))
+    if not found or not config.getoption("full"):
         return
-    rows = [(t.promise, t.tried, f"{t.cases:,}", str(len(t.failures))) for t in tallies]
+    rows = [(key[1], key[2], f"{n:,}", str(bad)) for key, (n, bad) in sorted(found.items())]
     rows.insert(0, ("promise", "tried", "cases", "failures"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     terminalreporter.section("reliability")

@@ -51,7 +51,8 @@ def run() -> None:
     try:
         app(prog_name="featpipe")
     finally:
-        # All is said and done: what comes while Python shuts down changes nothing any more.
+        # All is said and done: what comes, or waits, while Python shuts down changes nothing.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for late in (signal.SIGINT, signal.SIGTERM):
             signal.signal(late, signal.SIG_IGN)
 

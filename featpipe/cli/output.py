@@ -18,7 +18,7 @@ from featpipe.progress import Progress, no_progress
 
 SCHEMA = 1
 EXIT_QUARANTINED = 3
-_LOOK_AGAIN_S = 0.05
+_LOOK_AGAIN_S = 0.02
 
 
 class _Interrupted(KeyboardInterrupt):
