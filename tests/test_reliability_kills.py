@@ -154,11 +154,14 @@ class Job:
 def stored_rows(cache: Path) -> dict[bytes, bytes]:
     """Every row of every segment by image id, read without featpipe."""
     found: dict[bytes, bytes] = {}
+    seen: dict[tuple[str, bytes], bytes] = {}
     for path in cache.glob("spaces/*/segments/[0-9a-f]*.h5"):
         with h5py.File(path) as file:
             ids, rows = file["image_sha256"][:], file["features"][:]
         for image_id, row in zip(ids, rows, strict=True):
-            kept = found.setdefault(image_id.tobytes(), row.tobytes())
+            found[image_id.tobytes()] = row.tobytes()
+            # A head's own feature space gives the same picture another row.
+            kept = seen.setdefault((path.parents[1].name, image_id.tobytes()), row.tobytes())
             assert kept == row.tobytes(), f"two different rows of {image_id.tobytes().hex()}"
     return found
 
