@@ -270,7 +270,7 @@ def plan_extraction(
     """
     check_name(cache, name)
     source = open_source(data, root=root, follow_links=follow_links)
-    plan = (request or FeatureRequest()).resolve(cache)
+    plan = (request or FeatureRequest()).resolve(cache, remember=False)
     samples = Samples(source, _decoder(options or EngineOptions()))
     stores = [FeatureStore(cache, space) for space in plan.spaces]
     samples.recall(_load_before(cache, name), stores, retry_quarantined=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -57,34 +58,43 @@ def _has_wsl_gpu() -> bool:
     return os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """``auto`` → ``bf16`` or ``fp16`` where the hardware computes in it, else ``fp32``."""
-    return _best_precision(device) if precision == "auto" else precision
+@functools.cache
+def matrix_precision(device: str) -> str:
+    """What the matrix units of an accelerator multiply in: ``bf16``, ``fp16``, else ``fp32``."""
+    if not device.startswith("cuda"):
+        return "fp32"
+    import torch
+
+    # bf16 matrix units came with compute capability 8.0, fp16 ones with 7.0.
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
 @functools.cache
-def _best_precision(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
+def cpu_claims() -> str:
+    """A processor that says it multiplies bf16: its kind, and by which flags; else empty.
 
-        # bf16 matrix units came with compute capability 8.0, fp16 ones with 7.0.
-        capability = torch.cuda.get_device_capability(device)
-        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
-    if device == "cpu":
-        return "bf16" if _NATIVE_BF16 & _cpu_flags() else "fp32"
-    return "fp32"
+    Letters, digits, ``_`` and ``-`` only, such as ``GenuineIntel-6-207-amx_bf16-avx512_bf16``.
+    """
+    facts = _cpu_facts()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    claims = sorted(_NATIVE_BF16.intersection(flags))
+    if not claims:
+        return ""
+    x86 = ("vendor_id", "cpu family", "model")
+    arm = ("CPU implementer", "CPU variant", "CPU part")
+    kind = [facts[name] for name in (*x86, *arm) if name in facts]
+    return re.sub(r"[^\w-]", "_", "-".join([*kind, *claims]), flags=re.ASCII)
 
 
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
+def _cpu_facts() -> dict[str, str]:
+    """What Linux tells of the first processor; nothing elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def cpu_count() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+from featpipe.engine.precision import check_kept_precisions
 from featpipe.progress import Progress, no_progress
 from featpipe.store import survey
 from featpipe.store.repair import Repair, mend
@@ -14,7 +16,8 @@ from featpipe.weights.resolve import check_kept_weights
 def verify(
     cache: Path, *, quick: bool = False, progress: Progress = no_progress
 ) -> tuple[int, list[Damage]]:
-    """Check every file of a cache: data sets, stores and, unless ``quick``, weights.
+    """Check every file of a cache: data sets, stores, measurements and, unless
+    ``quick``, weights.
 
     Returns
     -------
@@ -30,7 +33,8 @@ def verify(
         A file may not be read: that says nothing about its content.
     """
     files, damages = survey.verify(cache, quick=quick, progress=progress)
-    for path, problem in () if quick else check_kept_weights(cache):
+    kept = check_kept_precisions(cache), *(() if quick else (check_kept_weights(cache),))
+    for path, problem in itertools.chain(*kept):
         files += 1
         if problem:
             damages.append(Damage(path, problem, []))

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from conftest import image_ids, jpeg_bytes, small_space
 
-from featpipe import hardware
 from featpipe.backbones.catalog import get_backbone
 from featpipe.decoding.pool import Task
 from featpipe.engine import runner, writer
@@ -117,15 +116,6 @@ def test_engine_options_must_be_positive() -> None:
         option = name.replace("_", "-")
         with pytest.raises(UsageError, match=f"expected --{option} of at least 1, found 0"):
             EngineOptions(**{name: 0})
-
-
-def test_the_hardware_decides_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, expected in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"bf16"}, "bf16")):
-        hardware._best_precision.cache_clear()
-        monkeypatch.setattr(hardware, "_cpu_flags", lambda flags=flags: frozenset(flags))
-        assert hardware.resolve_precision("auto", "cpu") == expected
-    assert hardware.resolve_precision("fp16", "cpu") == "fp16"
-    hardware._best_precision.cache_clear()
 
 
 def test_a_plan_for_a_known_space_needs_its_weights(plan: FeaturePlan, cache: Path) -> None:

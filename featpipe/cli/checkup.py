@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
-from featpipe.hardware import cpu_count, resolve_device, resolve_precision
+from featpipe.engine.precision import choose_precision
+from featpipe.hardware import cpu_count, resolve_device
 from featpipe.weights import DEFAULT_WEIGHTS
 from featpipe.weights.roads import own_copy
 
@@ -25,7 +26,7 @@ def check_up(cache: Path) -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "device": device,
-        "precision": resolve_precision("auto", device),
+        "precision": choose_precision("auto", device, cache, remember=False),
         "cores": cpu_count(),
         "cache": str(cache),
         "cache_free_gib": round(shutil.disk_usage(nearest).free / 2**30, 1),

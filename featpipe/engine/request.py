@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, DEFAULT_TAP, get_backbone
+from featpipe.engine.precision import choose_precision
 from featpipe.errors import SpaceMismatchError, UsageError
-from featpipe.hardware import resolve_device, resolve_precision
+from featpipe.hardware import resolve_device
 from featpipe.space import (
     DECODERS,
     DTYPES,
@@ -81,8 +82,14 @@ class FeatureRequest:
         for tap in self.taps:
             backbone.output_shape(tap, "none", self.size)
 
-    def resolve(self, cache: Path) -> FeaturePlan:
+    def resolve(self, cache: Path, *, remember: bool = True) -> FeaturePlan:
         """Fill in what ``auto`` and the weights decide.
+
+        Parameters
+        ----------
+        cache : Path
+        remember : bool
+            Whether what is measured for it is kept in the cache.
 
         Raises
         ------
@@ -97,7 +104,7 @@ class FeatureRequest:
             for pool in dict.fromkeys(self.pools)
         }
         device = resolve_device(self.device)
-        precision = resolve_precision(self.precision, device)
+        precision = choose_precision(self.precision, device, cache, remember=remember)
         weights = open_weights(self.weights, backbone, cache)
         preprocessing = Preprocessing(
             size=self.size,
