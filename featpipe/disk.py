@@ -92,17 +92,8 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     try:
         _make_folder(target.parent)
         remove_leftovers(target.parent)
-        fd, temporary = _open_temporary(target.parent, mode)
-        try:
-            _write_all(fd, data)
-            _disk.fsync(fd)
-            _disk.rename(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _disk.unlink(temporary)
-            raise
-        finally:
-            _disk.close(fd)
+        while not _is_written(target, data, mode):
+            pass
         _disk.fsync_folder(target.parent)
     except OSError as error:
         raise _storage_error(error, target, len(data)) from error
@@ -120,19 +111,29 @@ def _make_folder(folder: Path) -> None:
             _disk.fsync_folder(folder.parent)
 
 
-def _open_temporary(folder: Path, mode: int) -> tuple[int, Path]:
-    """A new file, locked, that no one takes for a dead writer's."""
-    while True:
-        path = folder / f".tmp-{_host()}-{uuid.uuid4().hex}"
-        fd = _disk.open(path, mode)
-        try:
-            if _is_ours(fd):
-                return fd, path
-        except BaseException:
+def _is_written(target: Path, data: bytes, mode: int) -> bool:
+    """Write a new file and give it its name; not where another writer took it for a dead one's."""
+    temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
+    fd = -1
+    try:
+        fd = _disk.open(temporary, mode)
+        # Else it was cleared away between its making and its locking.
+        if not _is_ours(fd):
+            return False
+        _write_all(fd, data)
+        _disk.fsync(fd)
+        _disk.rename(temporary, target)
+        return True
+    except FileExistsError:
+        raise  # not ours
+    except BaseException:
+        # By its name: an interrupt may come once the file is made, and before ``fd`` is known.
+        with contextlib.suppress(OSError):
+            _disk.unlink(temporary)
+        raise
+    finally:
+        if fd >= 0:
             _disk.close(fd)
-            raise
-        # Another writer cleared it away between its making and its locking.
-        _disk.close(fd)
 
 
 def _is_ours(fd: int) -> bool:

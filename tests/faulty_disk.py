@@ -21,7 +21,7 @@ class PowerLoss(BaseException):
 
 
 class FaultyDisk(Disk):
-    """Records every call; fails at one, or loses power right after one."""
+    """Records every call; fails at one, or loses power or is interrupted right after one."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class FaultyDisk(Disk):
         fail_at: int = -1,
         fail_with: BaseException | None = None,
         lose_power_after: int = -1,
+        interrupt_after: int = -1,
         bytes_a_write: int = 2**30,
         syncs: bool = True,
     ) -> None:
@@ -37,6 +38,7 @@ class FaultyDisk(Disk):
         self._fail_at = fail_at
         self._fail_with = fail_with or OSError(errno.EIO, os.strerror(errno.EIO))
         self._lose_power_after = lose_power_after
+        self._interrupt_after = interrupt_after
         self._bytes_a_write = bytes_a_write
         # What only this process looks at again need not wait for the real disk.
         self._syncs = syncs
@@ -67,6 +69,9 @@ class FaultyDisk(Disk):
             if name == "open":
                 os.close(result)
             raise PowerLoss
+        if number == self._interrupt_after:
+            # Where a signal comes that waited for the call to end: nobody gets its result.
+            raise KeyboardInterrupt
         return result
 
     def open(self, path: Path, mode: int) -> int:

@@ -202,6 +202,17 @@ def test_an_interruption_leaves_the_old_state_and_nothing_else(target: Path, ste
 
 
 @pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
+def test_an_interruption_right_after_a_call_leaves_no_temporary_file(
+    target: Path, step: int
+) -> None:
+    before = state(target)
+    with pytest.raises(KeyboardInterrupt):
+        write(target, NEW, FaultyDisk(interrupt_after=step))
+    assert state(target) == (NEW if step >= STEPS.index("rename") else before)
+    assert names(target.parent) <= {target.name}
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
 def test_power_loss_leaves_a_whole_file_and_writing_again_works(target: Path, step: int) -> None:
     before = state(target)
     with pytest.raises(PowerLoss):
