@@ -222,6 +222,12 @@ def _head(table: dict[str, Any]) -> HeadRecipe:
             f"expected kind = one of {', '.join(HEAD_KINDS)} in [[head]], found {kind!r}"
         )
     params = head_class(kind).param_names()
+    for other in HEAD_KINDS:
+        for key in set(table) & set(head_class(other).param_names()) - {*_TRAIN_KEYS, *params}:
+            raise UsageError(
+                f"expected only what a '{kind}' head has ({', '.join(params)}) in its [[head]], "
+                f"found '{key}', which is for '{other}'"
+            )
     _known("key of [[head]]", table, (*_TRAIN_KEYS, *params))
     _typed("[[head]]", {k: v for k, v in table.items() if k in _TRAIN_KEYS}, _TRAIN_KEYS)
     check_seed(table.get("seed", 0))

@@ -31,6 +31,7 @@ from featpipe.store.feature_store import FeatureStore
 DEFAULT_RUNS = Path("runs")
 TABLE_NAME, TABLE_SCHEMA = "sweep.json", 1
 MAX_SEEDS = 1000
+_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,24 @@ class SweepResult:
         Hyper-parameters they differ in; ``seed`` among them where there were several.
     rows : list of dict
         ``params, seed, best_epoch, train_loss, train_accuracy, val_loss, val_accuracy,
-        diverged`` of each, lowest validation loss first.
+        diverged`` of each, lowest validation loss (of folds: ``cv_loss``) first.
+    at_edge : dict of str to {"smallest", "largest"}
+        Hyper-parameters whose best value lies at an edge of what was tried.
     """
 
     table: Path
     varied: list[str]
     rows: list[dict[str, Any]]
+    at_edge: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
         """What the command prints of it; the rest is in the table."""
-        return {"trained": len(self.rows), "table": str(self.table), "best": self.rows[0]}
+        return {
+            "trained": len(self.rows),
+            "table": str(self.table),
+            "best": self.rows[0],
+            "at_edge": self.at_edge,
+        }
 
 
 @dataclass(frozen=True)
@@ -238,13 +247,12 @@ def _save_table(
 ) -> tuple[SweepResult, dict[str, Any]]:
     """Write all combinations; returns what is told of them, and what the head keeps of them."""
     rows = [trial.as_json() for trial in found.trials]
-    varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
     document = {
         "schema": TABLE_SCHEMA,
         "kind": plan.kind,
         "dataset": name,
         "seed": seed,
-        "varied": varied,
+        "varied": found.varied,
         "combinations": rows,
     }
     data = (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode("ascii")
@@ -254,7 +262,7 @@ def _save_table(
         "seed": plan.seeds[found.winner],
         "table_sha256": hashlib.sha256(data).hexdigest(),
     }
-    return SweepResult(folder / TABLE_NAME, varied, rows), note
+    return SweepResult(folder / TABLE_NAME, found.varied, rows, found.at_edge), note
 
 
 def check_seed(seed: int) -> None:
@@ -264,8 +272,8 @@ def check_seed(seed: int) -> None:
     ------
     UsageError
     """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"expected --seed of 0 to 4294967295, found {seed}")
+    if not 0 <= seed < _SEEDS:
+        raise UsageError(f"expected --seed of 0 to {_SEEDS - 1}, found {seed}")
 
 
 def check_seeds(head: str, seed: int, seeds: int, *, sweep: bool) -> None:
@@ -284,7 +292,11 @@ def check_seeds(head: str, seed: int, seeds: int, *, sweep: bool) -> None:
             f"expected --seeds only for heads that draw numbers, found it for '{head}', which "
             "comes out the same with every seed"
         )
-    check_seed(seed + seeds - 1)
+    if seed + seeds > _SEEDS:
+        raise UsageError(
+            f"expected the last of --seeds to be at most {_SEEDS - 1}, found {seed + seeds - 1} "
+            f"({seeds} from --seed {seed} on)"
+        )
 
 
 def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -575,7 +575,7 @@ def test_cache_list_sums_up_what_is_there(inside: Run, workspace: Path) -> None:
     first, second = done.stdout.splitlines()
     assert first == "data set  colours"
     assert re.fullmatch(
-        r"store     vgg16-block1_pool-[0-9a-f]{12}: 40 rows, 1 segments, 0\.3 MiB", second
+        r"store     vgg16-block1_pool-[0-9a-f]{12}: 40 rows, 1 segment, 0\.3 MiB", second
     )
     found = json_of(inside("cache", "list", "--json", cwd=workspace))
     assert found["datasets"] == ["colours"]

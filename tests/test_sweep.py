@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from test_heads import overlapping, toy
 
 import featpipe
 from featpipe.errors import DataError, UsageError
-from featpipe.heads import gradient, new_head
-from featpipe.heads.base import Head
+from featpipe.heads import gradient, head_class, new_head
+from featpipe.heads.base import Head, History
 from featpipe.heads.files import load_head
-from featpipe.heads.sweep import plan_sweep, run_sweep
+from featpipe.heads.sweep import Sweep, Trial, plan_sweep, run_sweep
 from featpipe.recipes import load_recipe
 from featpipe.training import TrainResult, train_head
 
@@ -182,7 +183,13 @@ def test_the_table_is_beside_the_winner(
     names = {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     assert all(set(row) == names | {"params", "seed", "best_epoch", "diverged"} for row in rows)
     assert {row["seed"] for row in rows} == ({2} if kind == "logistic" else {2, 3})
+    assert table["varied"] == (
+        ["C"]
+        if kind == "logistic"
+        else [name for name in head_class(kind).sweep_grid if name not in SMALL[kind]] + ["seed"]
+    )
     told = json.loads(json.dumps(result.as_json()))["sweep"]
+    assert set(told.pop("at_edge")) <= set(table["varied"]) - {"seed"}
     assert told == {
         "trained": len(rows),
         "table": str(tmp_path / "run" / "sweep.json"),
@@ -245,6 +252,26 @@ def test_a_plain_head_takes_an_old_table_away(
 
 
 @pytest.mark.parametrize(
+    ("losses", "edges"),
+    [
+        ([3, 1, 2], {}),
+        ([1, 2, 3], {"dropout": "smallest"}),
+        ([3, 2, 1], {"dropout": "largest"}),
+    ],
+)
+def test_a_winner_at_the_edge_of_the_grid_is_told(losses: list[float], edges: Any) -> None:
+    trials = [
+        Trial({"dropout": dropout, "weight_decay": 0.0, "hidden": 4}, 0, {"val_loss": loss})
+        for dropout, loss in zip((0.1, 0.2, 0.3), losses, strict=True)
+    ]
+    trials.append(Trial({"dropout": 0.2, "weight_decay": 1.0, "hidden": 4}, 1, {"val_loss": 9}))
+    trials.sort(key=lambda trial: trial.row["val_loss"])
+    found = Sweep(0, History("epoch"), trials, ["dropout", "weight_decay", "seed"])
+    # No weight decay is less than none, and seeds have no order.
+    assert found.at_edge == edges
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"seeds": 0}, "expected --seeds of 1 to 1000, found 0"),
@@ -252,7 +279,10 @@ def test_a_plain_head_takes_an_old_table_away(
         ({"seeds": True}, "expected --seeds of 1 to 1000, found True"),
         ({"seeds": 2, "sweep": False}, "expected --seeds only with --sweep"),
         ({"seeds": 2, "head": "logistic"}, "comes out the same with every seed"),
-        ({"seeds": 2, "seed": 2**32 - 1}, "expected --seed of 0 to 4294967295, found 4294967296"),
+        (
+            {"seeds": 2, "seed": 2**32 - 1},
+            "the last of --seeds to be at most 4294967295, found 4294967296",
+        ),
     ],
 )
 def test_seeds_that_mean_nothing_are_refused(
@@ -271,9 +301,19 @@ def test_the_command_line_shows_the_ten_best(inside: Run, workspace: Path, tmp_p
     head, *rows = done.stdout.splitlines()
     assert head.split() == ["learning-rate", "weight-decay", "epoch", "val", "loss", "val", "train"]
     assert rows[10] == "… and 22 more in runs/colours-linear-1/sweep.json"
-    assert rows[12].startswith("linear head in ")
+    *advice, blank, told, _ = rows[11:]
+    assert not blank and told.startswith("linear head in ")
+    assert all(
+        re.fullmatch(r"the best \S+, \S+, is the \w+est tried: .* better", a) for a in advice
+    )
     found = json_of(inside(*command, "--json", "--out", tmp_path / "other"))
     assert found["sweep"]["trained"] == 32
+    path = inside(
+        *command[:4], "--sweep", "--head", "logistic", "--folds", "3", "--out", tmp_path / "path"
+    )
+    head, *rows = path.stdout.splitlines()
+    assert head.split() == ["C", "cv", "loss", "val", "loss", "val", "train"]
+    assert all(len(row) == len(head) for row in rows[:10])
     alone = inside("train-head", "colours", "--cache", workspace / "cache", "--folds", "3")
     assert alone.returncode == 2 and "found --folds" in alone.stderr
 

@@ -9,6 +9,7 @@ import typer
 
 from featpipe.cli.common import AsJson, Cache, Quiet, Verbose, cache_root
 from featpipe.cli.output import Speaker, speaking
+from featpipe.cli.text import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +33,8 @@ def list_contents(
         names, stores = summarise(cache_root(cache))
         lines = [f"data set  {name}" for name in names]
         lines += [
-            f"store     {s.name}: {s.rows} rows, {s.segments} segments, {s.bytes / 2**20:.1f} MiB"
+            f"store     {s.name}: {counted(s.rows, 'row')}, {counted(s.segments, 'segment')}, "
+            f"{s.bytes / 2**20:.1f} MiB"
             for s in stores
         ]
         document = {"datasets": names, "stores": [dataclasses.asdict(s) for s in stores]}

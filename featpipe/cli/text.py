@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -51,6 +52,11 @@ def parse_percent(text: str) -> float:
     if not 0 <= value <= 100:
         raise UsageError(f"expected --max-bad of 0% to 100%, found {text!r}")
     return value / 100
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def of_extraction(done: ExtractResult) -> str:
@@ -116,28 +122,35 @@ def of_training(done: TrainResult) -> str:
 
 
 def _of_sweep(sweep: SweepResult) -> list[str]:
-    """The best combinations as a table: what they differ in, and how they did."""
-    varied = sweep.varied or [name for name in ("C",) if name in sweep.rows[0]["params"]]
-    names = [name.replace("_", "-") for name in varied]
-    widths = [max(8, len(name)) for name in names]
-    heads = " ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    lines = [f"{heads} {'epoch':>6} {'val loss':>9} {'val':>8} {'train':>8}".strip()]
-    for row in sweep.rows[:_SHOWN_TRIALS]:
+    """The best combinations as a table, what they differ in and how they did; then advice."""
+    shown = sweep.rows[:_SHOWN_TRIALS]
+    titles = [name.replace("_", "-") for name in sweep.varied]
+    measures = {"best_epoch": "epoch", "cv_loss": "cv loss", "val_loss": "val loss"}
+    measures |= {"val_accuracy": "val", "train_accuracy": "train"}
+    found = [name for name in measures if any(row.get(name) is not None for row in shown)]
+    table = [[*titles, *(measures[name] for name in found)]]
+    for row in shown:
         values = {**row["params"], "seed": row["seed"]}
-        cells = " ".join(
-            f"{values[name]:>{width}g}" for name, width in zip(varied, widths, strict=True)
-        )
-        if row["diverged"]:
-            lines.append(f"{cells} diverged")
-            continue
-        epoch = "" if row["best_epoch"] is None else row["best_epoch"]
-        lines.append(
-            f"{cells} {epoch:>6} {row['val_loss']:>9.4f} {row['val_accuracy']:>8.2%} "
-            f"{row['train_accuracy']:>8.2%}"
-        )
+        scores = [] if row["diverged"] else [_score(name, row[name]) for name in found]
+        table.append([*(f"{values[name]:g}" for name in sweep.varied), *(scores or ["diverged"])])
+    columns = itertools.zip_longest(*table, fillvalue="")
+    widths = [max(8, *map(len, column)) for column in columns]
+    lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
         lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    for name, edge in sweep.at_edge.items():
+        best, beyond = sweep.rows[0]["params"][name], {"smallest": "smaller", "largest": "larger"}
+        lines.append(
+            f"the best {name.replace('_', '-')}, {best:g}, is the {edge} tried: "
+            f"a {beyond[edge]} one may do better"
+        )
     return lines
+
+
+def _score(name: str, value: float) -> str:
+    if name == "best_epoch":
+        return str(value)
+    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
 
 
 def of_evaluation(done: Evaluation) -> str:

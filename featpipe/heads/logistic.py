@@ -61,6 +61,11 @@ class LogisticHead(MatrixHead):
             whole(self, "folds")
             if self.folds < 2:
                 raise UsageError(f"expected --folds of 2 or more, found {self.folds}")
+            if self.C is not None:
+                raise UsageError(
+                    f"expected --folds only where they have a C to choose, found it with "
+                    f"--C {self.C:g}; leave out one of the two"
+                )
 
     def fit(
         self,

@@ -55,11 +55,30 @@ class Sweep:
         The winner's.
     trials : list of Trial
         Lowest validation loss (of folds: held-out loss) first, diverged ones last.
+    varied : list of str
+        Hyper-parameters they differ in; ``seed`` among them where there were several.
     """
 
     winner: int
     history: History
     trials: list[Trial]
+    varied: list[str]
+
+    @property
+    def at_edge(self) -> dict[str, str]:
+        """Hyper-parameters whose best value is the ``smallest`` or the ``largest`` tried.
+
+        A better one may lie beyond; not below 0, though.
+        """
+        edges: dict[str, str] = {}
+        for name in (name for name in self.varied if name != "seed"):
+            best = self.trials[0].params[name]
+            tried = [trial.params[name] for trial in self.trials]
+            if best == max(tried):
+                edges[name] = "largest"
+            elif best == min(tried) and best > 0:
+                edges[name] = "smallest"
+        return edges
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,8 @@ def run_sweep(
     if outcomes[winner].diverged:
         raise DataError(outcomes[winner].diverged)
     plan.heads[winner].set_layers(outcomes[winner].layers)
-    return Sweep(winner, outcomes[winner].history, [trials[i] for i in ranks])
+    varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
+    return Sweep(winner, outcomes[winner].history, [trials[i] for i in ranks], varied)
 
 
 def _path(
@@ -175,7 +195,8 @@ def _path(
         Trial({**head.params, history.axis: row[history.axis]}, plan.seeds[0], row)
         for row in history.rows
     ]
-    return Sweep(0, history, [trials[i] for i in _ranked(trials)])
+    varied = [history.axis] if len(trials) > 1 else []
+    return Sweep(0, history, [trials[i] for i in _ranked(trials)], varied)
 
 
 def _ranked(trials: list[Trial]) -> list[int]:
