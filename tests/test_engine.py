@@ -18,7 +18,8 @@ from conftest import image_ids, jpeg_bytes, small_space
 
 from featpipe.backbones.catalog import get_backbone
 from featpipe.decoding.pool import Task
-from featpipe.engine import runner, writer
+from featpipe.engine import writer
+from featpipe.engine.ahead import ahead
 from featpipe.engine.request import FeaturePlan, FeatureRequest, plan_for_space
 from featpipe.engine.runner import EngineOptions, Outcome, Timings, default_batch_size, run
 from featpipe.engine.writer import SegmentWriter
@@ -235,7 +236,7 @@ def test_a_feeder_never_runs_far_ahead() -> None:
             taken.append(number)
             yield number
 
-    with runner._ahead(numbers(), 3) as results:
+    with ahead(numbers(), 3) as results:
         assert next(results) == 0
         time.sleep(0.3)
         # One handed out, three waiting, one in the feeder's hand.

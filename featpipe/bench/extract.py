@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from featpipe.decoding.pool import DecodePool, Task
 from featpipe.engine.request import FeaturePlan, FeatureRequest
 from featpipe.engine.runner import EngineOptions, default_batch_size, default_workers
 from featpipe.extraction import extract
+from featpipe.hardware import cpu_claims
 from featpipe.progress import Progress, no_progress
 from featpipe.sources import list_pictures
 
@@ -52,6 +54,8 @@ def bench_extract(
     files = [data / path for path in list_pictures(data)[0][:count]]
     request = FeatureRequest(weights=WEIGHTS, device=device)
     plan = request.resolve(folder / "cache")
+    # Every round begins with an empty cache, which would be measured for its precision anew.
+    request = dataclasses.replace(request, precision=plan.spaces[0].precision)
     listing = folder / "list.csv"
     listing.write_text("path\n" + "".join(f'"{file}"\n' for file in files), encoding="utf-8")
     pixels = _pixels(files[: min(count, 64)], plan)
@@ -155,7 +159,7 @@ def _peers(
                 peers.torch_backbone(pixels, bf16=False, batch=peers.BATCH),
             )
         )
-        if plan.spaces[0].precision == "bf16":
+        if cpu_claims():
             found.append(
                 Contender(
                     "torch bf16, eager, batch 32",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +14,7 @@ import numpy as np
 
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.pool import Decoded, DecodePool, Task
+from featpipe.engine.ahead import ahead
 from featpipe.engine.request import FeaturePlan
 from featpipe.engine.writer import SegmentWriter
 from featpipe.errors import UsageError
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 MAX_WORKERS = 16
 """Decoding processes that are started by themselves."""
 _MOST_WORKERS = 1024
-_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ def run(
         max_pixels=options.max_pixels,
     )
     try:
-        with pool, _ahead(pool.decode(tasks), 2 * batch_size) as results:
+        with pool, ahead(pool.decode(tasks), 2 * batch_size) as results:
             for decoded in _timed(results, state):
                 _take(decoded, state, on_outcome)
             _flush(state, on_outcome)
@@ -268,52 +265,6 @@ def _timed(results: Iterator[Decoded | None], state: _Run) -> Iterator[Decoded]:
             state.writer.poll()
         else:
             yield decoded
-
-
-@contextmanager
-def _ahead(results: Iterator[Decoded | None], limit: int) -> Iterator[Iterator[Decoded | None]]:
-    """Run an iterator in a thread, at most ``limit`` items ahead; None when one is slow."""
-    waiting: queue.Queue[tuple[str, Decoded | BaseException | None]] = queue.Queue(limit)
-    stop = threading.Event()
-
-    def put(item: tuple[str, Decoded | BaseException | None]) -> bool:
-        while not stop.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def feed() -> None:
-        try:
-            for result in results:
-                if stop.is_set() or (result is not None and not put(("item", result))):
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    def consume() -> Iterator[Decoded | None]:
-        while True:
-            try:
-                kind, item = waiting.get(timeout=_POLL_S)
-            except queue.Empty:
-                yield None
-                continue
-            if kind == "end":
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=feed, name="featpipe-feeder", daemon=True)
-    thread.start()
-    try:
-        yield consume()
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _provenance(device: str) -> dict[str, str]:
