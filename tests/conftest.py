@@ -234,6 +234,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def files_in(folder: Path) -> int:
+    """Number of files, in folders of folders too."""
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
 @pytest.fixture
 def own_workspace(workspace: Path, tmp_path: Path) -> Path:
     """A copy of ``workspace`` in ``tmp_path``, where ``featpipe`` runs: to be changed at will."""

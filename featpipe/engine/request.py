@@ -104,7 +104,6 @@ class FeatureRequest:
             for pool in dict.fromkeys(self.pools)
         }
         device = resolve_device(self.device)
-        precision = choose_precision(self.precision, device, cache, remember=remember)
         weights = open_weights(self.weights, backbone, cache)
         preprocessing = Preprocessing(
             size=self.size,
@@ -112,10 +111,13 @@ class FeatureRequest:
             decoder=self.decoder,
             **dataclasses.asdict(weights.normalisation),
         )
+        digests = {tap.name: weights.digest(tap.convolutions) for tap in taps}
+        # Last, for it leaves something in the cache.
+        precision = choose_precision(self.precision, device, cache, remember=remember)
         spaces = [
             FeatureSpace(
                 backbone=backbone.name,
-                weights=weights.digest(backbone.tap(tap).convolutions),
+                weights=digests[tap],
                 tap=tap,
                 pooling=pool,
                 preprocessing=preprocessing,
