@@ -53,7 +53,8 @@ def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
 
     def run() -> float:
         with h5py.File(out, "w") as file, torch.no_grad():
-            rows = file.create_dataset("features", (0, 512, 7, 7), maxshape=(None, 512, 7, 7))
+            shape, longest = (0, 512, 7, 7), (None, 512, 7, 7)
+            rows = file.create_dataset("features", shape, "f4", maxshape=longest)
             for start in range(0, len(files), BATCH):
                 pictures = [Image.open(f).convert("RGB") for f in files[start : start + BATCH]]
                 features = model(torch.stack([prepare(picture) for picture in pictures]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,7 +120,9 @@ def open_weights(spec: str, backbone: Backbone, cache: Path) -> Weights:
         return Weights(
             backbone,
             spec,
-            lambda count: (random_tensors(backbone, seed, count), catalog.TORCHVISION),
+            functools.cache(
+                lambda count: (random_tensors(backbone, seed, count), catalog.TORCHVISION)
+            ),
             (),
             catalog.TORCHVISION,
         )
