@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGE := featpipe tests
+# Tests are independent of one another; each process holds a torch of its own.
+AT_ONCE := -n auto --maxprocesses 8
 
 .PHONY: demo test test-all reliability check format clean
 
@@ -11,10 +13,10 @@ demo: $(VENV)/installed
 	@echo 'Next, with your own pictures: $(BIN)/featpipe extract FOLDER --name NAME'
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest $(AT_ONCE)
 
 test-all: check
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest $(AT_ONCE) -m "not gpu"
 
 reliability: $(VENV)/installed-dev
 	$(BIN)/pytest --full --timeout 3600 -m "not gpu" $(wildcard tests/test_reliability_*.py)
