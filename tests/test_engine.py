@@ -208,10 +208,14 @@ def test_nothing_to_do_writes_no_segment(plan: FeaturePlan, cache: Path) -> None
 
 
 def test_timings_name_what_the_others_waited_for() -> None:
-    assert Timings(backbone=5, waited_for_pixels=1).bottleneck == "backbone"
-    assert Timings(backbone=1, read=1, decode=3, waited_for_pixels=5).bottleneck == "decode"
-    assert Timings(backbone=1, read=3, decode=1, waited_for_pixels=5).bottleneck == "read"
-    assert Timings(backbone=1, waited_for_writer=2).bottleneck == "write"
+    assert Timings(waited_for_backbone=5, waited_for_pixels=1).bottleneck == "backbone"
+    assert (
+        Timings(waited_for_backbone=1, read=1, decode=3, waited_for_pixels=5).bottleneck == "decode"
+    )
+    assert (
+        Timings(waited_for_backbone=1, read=3, decode=1, waited_for_pixels=5).bottleneck == "read"
+    )
+    assert Timings(waited_for_backbone=1, waited_for_writer=2).bottleneck == "write"
     assert Timings(read=0.12345).as_dict() == {
         "read": 0.123,
         "decode": 0,

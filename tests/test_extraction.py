@@ -147,7 +147,7 @@ def test_all_hits_need_no_weights(
     def unread(*_: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(runner, "_network", unread)
+    monkeypatch.setattr(runner, "_lanes", unread)
     # Another name has seen none of the files: they are read, and all known.
     assert counts(go(photos, cache, tiny, name="other")) == (0, PICTURES, 0, 0)
 

@@ -96,7 +96,10 @@ class Network:
         lacking = self._smallest_batch(pixels.shape[1]) - n
         if lacking > 0:
             pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(lacking, axis=0)])
-        batch = torch.from_numpy(pixels).to(self.device)
+        batch = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # else the copy would stop every stream
+        batch = batch.to(self.device, non_blocking=True)
         hidden = self._layers[0](self._normalise(batch)).to(self._dtype)
         kept: dict[int, torch.Tensor] = {}
         for number, layer in enumerate(self._layers[1:], 1):

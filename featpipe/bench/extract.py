@@ -136,6 +136,7 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
 
 def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
     from featpipe.backbones.network import Network
+    from featpipe.engine.lanes import Lanes
 
     batch_size = default_batch_size(plan.device, pixels.shape[1])
     backbone = plan.weights.backbone
@@ -148,8 +149,14 @@ def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
     )
 
     def run() -> float:
-        for start in range(0, len(pixels), batch_size):
-            network(pixels[start : start + batch_size])
+        size = pixels.shape[1]
+        with Lanes[None](network, device=plan.device, batch_size=batch_size, size=size) as lanes:
+            for start in range(0, len(pixels), batch_size):
+                lanes.submit(pixels[start : start + batch_size], None)
+                for _ in lanes.results():
+                    pass
+            for _ in lanes.results(leave=0):
+                pass
         return float(len(pixels))
 
     return run

@@ -46,7 +46,7 @@ def extract(
     data: Annotated[
         Path | None, typer.Option(help="Folder of pictures.  [default: made-up photographs]")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures per round.")] = 256,
+    count: Annotated[int, typer.Option(min=1, help="Pictures per round.")] = 480,
     rounds: Rounds = 3,
     quick: Quick = False,
     device: Device = "auto",

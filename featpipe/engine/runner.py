@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from featpipe.hardware import cpu_count
 from featpipe.store.feature_store import FeatureStore
 
 if TYPE_CHECKING:
-    from featpipe.backbones.network import Network
+    from featpipe.engine.lanes import Lanes
 
 MAX_WORKERS = 16
 """Decoding processes that are started by themselves."""
@@ -55,13 +56,17 @@ class Outcome:
 
 @dataclass
 class Timings:
-    """Where the time of a run went, seconds. ``read`` and ``decode`` add up over workers."""
+    """Where the time of a run went, seconds.
+
+    ``read`` and ``decode`` add up over workers; ``backbone`` is that of an average lane.
+    """
 
     read: float = 0.0
     decode: float = 0.0
     backbone: float = 0.0
     write: float = 0.0
     waited_for_pixels: float = 0.0
+    waited_for_backbone: float = 0.0
     waited_for_writer: float = 0.0
 
     @property
@@ -70,7 +75,7 @@ class Timings:
         loading = "read" if self.read > self.decode else "decode"
         waits = {
             loading: self.waited_for_pixels,
-            "backbone": self.backbone,
+            "backbone": self.waited_for_backbone,
             "write": self.waited_for_writer,
         }
         return max(waits, key=waits.__getitem__)
@@ -119,7 +124,8 @@ class _Run:
     writer: SegmentWriter
     timings: Timings
     batch_size: int
-    network: Network | None = None
+    resources: ExitStack
+    lanes: Lanes[list[Decoded]] | None = None
     seen: set[bytes] = field(default_factory=set)
     batch: list[Decoded] = field(default_factory=list)
 
@@ -157,7 +163,8 @@ def run(
     writer = SegmentWriter(stores, _provenance(plan.device))
     size = plan.spaces[0].preprocessing.size
     batch_size = options.batch_size or default_batch_size(plan.device, size)
-    state = _Run(plan, stores, writer, Timings(), batch_size)
+    resources = ExitStack()
+    state = _Run(plan, stores, writer, Timings(), batch_size, resources)
     pool = DecodePool(
         plan.spaces[0].preprocessing,
         workers=options.workers or default_workers(plan.device),
@@ -165,12 +172,16 @@ def run(
         max_pixels=options.max_pixels,
     )
     try:
-        with pool, ahead(pool.decode(tasks), 2 * batch_size) as results:
-            for decoded in _timed(results, state):
-                _take(decoded, state, on_outcome)
-            _flush(state, on_outcome)
+        with pool, ahead(pool.decode(tasks), 2 * batch_size) as decoded, resources:
+            for picture in _timed(decoded, state, on_outcome):
+                _take(picture, state, on_outcome)
+            _flush(state)
+            _keep(state, on_outcome, leave=0)
     finally:
         # Also when interrupted or failing: what is computed is kept.
+        if state.lanes is not None:
+            for batch, outputs in state.lanes.leftovers():
+                _store(batch, outputs, state)
         writer.finish()
         state.timings.write = writer.write_seconds
         state.timings.waited_for_writer = writer.wait_seconds
@@ -180,8 +191,10 @@ def run(
 
 
 def default_workers(device: str) -> int:
-    """Decoding processes: a CPU backbone leaves little to do for more than two."""
-    return min(cpu_count(), MAX_WORKERS if device != "cpu" else 2)
+    """Decoding processes: one per core, half of that where the cores compute features too."""
+    cores = cpu_count()
+    wanted = cores if device != "cpu" else max(cores // 2, min(cores, 2))
+    return min(wanted, MAX_WORKERS)
 
 
 def default_batch_size(device: str, size: int) -> int:
@@ -200,7 +213,8 @@ def _take(decoded: Decoded, state: _Run, on_outcome: Callable[[Outcome], None]) 
         state.seen.add(decoded.image_id)
         state.batch.append(decoded)
         if len(state.batch) >= state.batch_size:
-            _flush(state, on_outcome)
+            _flush(state)
+            _keep(state, on_outcome)
         return
     kind = "bad" if decoded.kind == "bad" else "known"
     on_outcome(
@@ -208,39 +222,60 @@ def _take(decoded: Decoded, state: _Run, on_outcome: Callable[[Outcome], None]) 
     )
 
 
-def _flush(state: _Run, on_outcome: Callable[[Outcome], None]) -> None:
-    """Run the backbone over the waiting batch and hand its rows to the writer."""
+def _flush(state: _Run) -> None:
+    """Hand the waiting batch to the backbone."""
     batch, state.batch = state.batch, []
-    if not batch:
+    if batch:
+        pixels = [decoded.pixels for decoded in batch if decoded.pixels is not None]
+        _lanes(state).submit(np.stack(pixels), batch)
+
+
+def _keep(state: _Run, on_outcome: Callable[[Outcome], None], leave: int | None = None) -> None:
+    """Hand the rows that are computed to the writer; wait while too many batches are under way."""
+    if state.lanes is None:
         return
-    started = time.perf_counter()
-    network = _network(state)
-    outputs = network(np.stack([decoded.pixels for decoded in batch if decoded.pixels is not None]))
-    state.timings.backbone += time.perf_counter() - started
+    results = state.lanes.results(leave)
+    while True:
+        started = time.perf_counter()
+        found = next(results, None)
+        state.timings.waited_for_backbone += time.perf_counter() - started
+        state.timings.backbone = state.lanes.busy_seconds
+        if found is None:
+            return
+        _store(*found, state)
+        for decoded in found[0]:
+            on_outcome(Outcome(decoded.key, "computed", decoded.image_id, decoded.stat))
+
+
+def _store(batch: list[Decoded], outputs: list[np.ndarray], state: _Run) -> None:
     ids = [decoded.image_id or b"" for decoded in batch]
     id_rows = np.frombuffer(b"".join(ids), np.uint8).reshape(len(ids), -1)
     for number, (store, rows) in enumerate(zip(state.stores, outputs, strict=True)):
         for i in np.flatnonzero(~store.contains(id_rows)):
             state.writer.add(number, ids[i], rows[i])
     state.writer.poll()
-    for decoded in batch:
-        on_outcome(Outcome(decoded.key, "computed", decoded.image_id, decoded.stat))
 
 
-def _network(state: _Run) -> Network:
-    if state.network is None:
+def _lanes(state: _Run) -> Lanes[list[Decoded]]:
+    if state.lanes is None:
         from featpipe.backbones.network import Network
+        from featpipe.engine.lanes import Lanes
 
-        weights = state.plan.weights
+        weights, device = state.plan.weights, state.plan.device
         deepest = max(weights.backbone.tap(space.tap).convolutions for space in state.plan.spaces)
-        state.network = Network(
+        network = Network(
             weights.backbone,
             weights.tensors(deepest),
             state.plan.spaces,
-            device=state.plan.device,
+            device=device,
             batch_size=state.batch_size,
         )
-    return state.network
+        size = state.plan.spaces[0].preprocessing.size
+        lanes: Lanes[list[Decoded]] = Lanes(
+            network, device=device, batch_size=state.batch_size, size=size
+        )
+        state.lanes = state.resources.enter_context(lanes)
+    return state.lanes
 
 
 def _ids_in_every(stores: list[FeatureStore]) -> np.ndarray:
@@ -251,17 +286,20 @@ def _ids_in_every(stores: list[FeatureStore]) -> np.ndarray:
     return ids
 
 
-def _timed(results: Iterator[Decoded | None], state: _Run) -> Iterator[Decoded]:
-    """Pass results on; count the time spent waiting, and commit old rows meanwhile."""
+def _timed(
+    pictures: Iterator[Decoded | None], state: _Run, on_outcome: Callable[[Outcome], None]
+) -> Iterator[Decoded]:
+    """Pass pictures on; count the time spent waiting, and see to finished rows meanwhile."""
     while True:
         started = time.perf_counter()
         try:
-            decoded = next(results)
+            decoded = next(pictures)
         except StopIteration:
             return
         finally:
             state.timings.waited_for_pixels += time.perf_counter() - started
         if decoded is None:
+            _keep(state, on_outcome)
             state.writer.poll()
         else:
             yield decoded
