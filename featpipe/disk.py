@@ -193,6 +193,17 @@ def file_fingerprint(status: os.stat_result) -> tuple[int, int, int]:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def is_regular(path: Path) -> bool:
+    """Whether opening it gives a file's bytes; a pipe would be waited for.
+
+    Raises
+    ------
+    OSError
+        There is nothing, or it may not be asked.
+    """
+    return stat.S_ISREG(path.stat().st_mode)
+
+
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file; a pipe or a device is refused instead of waited for.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from conftest import image_ids, small_space
 
 import featpipe
+from featpipe.errors import FeatpipeError
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.segments import read_segment
 from featpipe.upkeep import repair, verify
@@ -116,3 +120,49 @@ def test_a_folder_that_is_no_store_is_set_aside(cache: Path) -> None:
     assert len(repair(cache)) == 2
     assert verify(cache)[1] == []
     assert (cache / "aside" / "spaces" / "strays").is_dir()
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _socket(path: Path) -> None:
+    # The address of a socket is short: bound by its name, from its folder.
+    before = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("made")
+        os.rename("made", path.name)
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir, _loop, _socket])
+@pytest.mark.parametrize("place", ["segment", "dataset", "space.json"])
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_found_and_set_aside_and_never_waited_for(
+    photo_folder: Path, tiny: dict[str, Any], cache: Path, kind: Callable[[Path], None], place: str
+) -> None:
+    options = {**tiny, "tap": tiny["taps"]}
+    del options["taps"]
+    done = featpipe.extract(photo_folder, name="pets", cache=cache, **options)
+    store = FeatureStore(cache, done.spaces[0])
+    path = {
+        "segment": next(store.segments_folder.glob("*.h5")),
+        "dataset": cache / "datasets" / "pets.h5",
+        "space.json": store.folder / "space.json",
+    }[place]
+    path.unlink()
+    kind(path)
+    if place == "segment":
+        with pytest.raises(FeatpipeError):
+            featpipe.open_features("pets", cache=cache)[0][:]
+    assert [damage.path for damage in verify(cache)[1]] == [path]
+    assert [damage.path for damage in verify(cache, quick=True)[1]] == [path]
+    (mended,) = repair(cache)
+    assert os.path.lexists(mended.aside)
+    assert verify(cache)[1] == []
+    again = featpipe.extract(photo_folder, name="pets", cache=cache, **options)
+    assert again.computed == (done.computed if place == "segment" else 0)
+    assert verify(cache)[1] == []

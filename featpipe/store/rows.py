@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.disk import is_regular
 from featpipe.errors import DamageError, StorageError
 
 _WIDE_ROW_BYTES = 4096
@@ -149,11 +150,16 @@ class FeatureRows:
             path = self._paths[number]
             shape = (int(self._counts[number]), *self.shape[1:])
             try:
+                if not is_regular(path):
+                    raise DamageError(
+                        f"expected a segment in {path}, found something that is no regular file; "
+                        "'featpipe cache repair' sets it aside"
+                    )
                 mapped = np.memmap(path, self.dtype, "r", int(self._offsets[number]), shape)
             except FileNotFoundError as error:
                 raise StorageError(
-                    f"expected the segment {path}, found none; it was removed while in use: "
-                    "run the same command again"
+                    f"expected the segment {path}, found none: it was removed while in use; "
+                    "run the same command again, after 'featpipe cache repair' if that persists"
                 ) from error
             except ValueError as error:
                 raise DamageError(

@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featpipe.disk import write_atomically
+from featpipe.disk import is_regular, write_atomically
 from featpipe.errors import DamageError, StorageError, other_version
 from featpipe.ids import DIGEST_BYTES
 from featpipe.space import FORMAT_VERSION, FeatureSpace
@@ -103,6 +103,8 @@ def read_segment(path: Path, space: FeatureSpace) -> Segment:
         The file cannot be read.
     """
     try:
+        if not is_regular(path):
+            raise _damaged(path, "something that is no regular file")
         with h5py.File(path, "r", locking=False) as file:
             return _checked(file, path, space)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -139,6 +141,8 @@ def stored_space(path: Path) -> FeatureSpace:
         It does not say, or cannot be read.
     """
     try:
+        if not is_regular(path):
+            raise _damaged(path, "something that is no regular file")
         with h5py.File(path, "r", locking=False) as file:
             return FeatureSpace.from_json(read_text(file, "space"))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:

@@ -22,6 +22,9 @@ from featpipe.store.feature_store import (
 from featpipe.store.index import INDEX_NAME, index_problem
 from featpipe.store.segments import Segment, file_digest, read_segment, whole_rows
 
+_ERRORS_OF_CONTENT = (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP)
+"""A bad sector, or something that is no file; others speak of rights and of the system."""
+
 
 @dataclass(frozen=True)
 class StoreSummary:
@@ -75,7 +78,7 @@ def summarise(cache: Path) -> tuple[list[str], list[StoreSummary]]:
 
 def _summary(store: FeatureStore) -> StoreSummary:
     files = list(store.segments_folder.glob("*.h5"))
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.lstat().st_size for file in files)
     return StoreSummary(store.folder.name, len(store.index.ids), len(files), size)
 
 
@@ -140,8 +143,10 @@ def _visible(folder: Path) -> list[Path]:
 
 def _damage(path: Path, error: FeatpipeError, space: FeatureSpace | None = None) -> Damage:
     """What an error says about a file; one that says nothing about its content is raised."""
-    if isinstance(error, StorageError) and getattr(error.__cause__, "errno", None) != errno.EIO:
-        raise error
+    if isinstance(error, StorageError):
+        cause = getattr(error.__cause__, "errno", None)
+        if cause not in _ERRORS_OF_CONTENT:
+            raise error
     return Damage(path, str(error), [], space)
 
 
