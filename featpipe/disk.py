@@ -260,8 +260,10 @@ def remove_file(path: Path) -> None:
         ) from error
 
 
-def move_aside(source: Path, target: Path) -> Path:
+def move_aside(source: Path, target: Path) -> Path | None:
     """Move a file, keeping what may lie at ``target``; returns where it went.
+
+    None where it is gone: somebody else was faster.
 
     Raises
     ------
@@ -277,6 +279,8 @@ def move_aside(source: Path, target: Path) -> Path:
         _disk.fsync_folder(place.parent)
         _disk.fsync_folder(source.parent)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(source):
+            return None
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(
             f"expected to move {source} to {place}, but: {reason}; make both folders writable"

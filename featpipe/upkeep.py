@@ -44,9 +44,12 @@ def verify(
 def repair(cache: Path, *, progress: Progress = no_progress) -> list[Repair]:
     """Verify a cache in full and mend what is damaged; empty where nothing was.
 
+    What another repair mended first is not in it.
+
     Raises
     ------
     NotFoundError, StorageError
     """
     _, damages = verify(cache, progress=progress)
-    return [mend(damage, cache) for damage in damages]
+    mended = (mend(damage, cache) for damage in damages)
+    return [repair for repair in mended if repair is not None]

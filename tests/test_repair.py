@@ -14,7 +14,9 @@ from conftest import image_ids, small_space
 
 import featpipe
 from featpipe.errors import FeatpipeError
+from featpipe.store import survey
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.repair import mend
 from featpipe.store.segments import read_segment
 from featpipe.upkeep import repair, verify
 
@@ -166,3 +168,29 @@ def test_what_is_no_file_is_found_and_set_aside_and_never_waited_for(
     again = featpipe.extract(photo_folder, name="pets", cache=cache, **options)
     assert again.computed == (done.computed if place == "segment" else 0)
     assert verify(cache)[1] == []
+
+
+def test_a_file_that_another_repair_sets_aside_is_passed_over(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path, _, _ = stored(cache)
+    flip(path, read_segment(path, store.space).offset)
+    _, (damage,) = verify(cache)
+    assert len(repair(cache)) == 1
+    assert mend(damage, cache) is None, "the slower of two"
+    (whole,) = store.segments_folder.glob("*.h5")
+    for step in ("file_digest", "read_segment", "whole_rows"):
+        flip(whole, read_segment(whole, store.space).offset)
+        data = whole.read_bytes()
+        real = getattr(survey, step)
+
+        def late(*given: Any, real: Callable[..., Any] = real) -> Any:
+            whole.unlink()
+            return real(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(survey, step, late)
+            assert verify(cache)[1] == [], step
+        assert not whole.exists()
+        whole.write_bytes(data)
+        flip(whole, read_segment(whole, store.space).offset)

@@ -39,8 +39,8 @@ class Repair:
     rows_kept: int
 
 
-def mend(damage: Damage, cache: Path) -> Repair:
-    """Set one damaged file aside and keep what is whole of it.
+def mend(damage: Damage, cache: Path) -> Repair | None:
+    """Set one damaged file aside and keep what is whole of it; None where it is gone.
 
     Rows that hold are stored again before the damaged file is moved, so that no instant is
     without them. What is lost is computed by the next extraction.
@@ -54,29 +54,27 @@ def mend(damage: Damage, cache: Path) -> Repair:
         return _mend_space(damage, cache)
     kept = 0 if damage.space is None else _keep_whole_rows(path, cache, damage.space)
     aside = move_aside(path, cache / ASIDE / path.relative_to(cache))
-    return Repair(path, aside, damage.problem, kept)
+    return None if aside is None else Repair(path, aside, damage.problem, kept)
 
 
-def _mend_space(damage: Damage, cache: Path) -> Repair:
+def _mend_space(damage: Damage, cache: Path) -> Repair | None:
     """Write ``space.json`` anew where it is known; else the folder is set aside whole."""
     path, folder = damage.path, damage.path.parent
     if damage.space is None:
         aside = move_aside(folder, cache / ASIDE / folder.relative_to(cache))
-        return Repair(folder, aside, damage.problem, 0)
-    aside = path
-    if path.exists():
-        aside = move_aside(path, cache / ASIDE / path.relative_to(cache))
+        return None if aside is None else Repair(folder, aside, damage.problem, 0)
+    aside = move_aside(path, cache / ASIDE / path.relative_to(cache))
     FeatureStore(cache, damage.space).prepare()
-    return Repair(path, aside, damage.problem, 0)
+    return Repair(path, aside or path, damage.problem, 0)
 
 
 def _keep_whole_rows(path: Path, cache: Path, space: FeatureSpace) -> int:
     store = FeatureStore(cache, space)
     try:
         segment = read_segment(path, space)
+        rows = list(whole_rows(segment, space))
     except FeatpipeError:
         return 0
-    rows = list(whole_rows(segment, space))
     whole = [number for number, row in enumerate(rows) if row is not None]
     if whole:
         kept = np.stack([row for row in rows if row is not None])

@@ -118,10 +118,19 @@ def whole_rows(segment: Segment, space: FeatureSpace) -> Iterator[np.ndarray | N
     """Each row of a segment, shape *space.shape*; None where its bytes are not what they were.
 
     Rows are read, not mapped: a bad sector gives an error instead of ending the process.
+
+    Raises
+    ------
+    StorageError
+        The file is gone.
     """
     dtype = np.dtype(space.dtype)
     nbytes = dtype.itemsize * math.prod(space.shape)
-    with open(segment.path, "rb") as file:
+    try:
+        file = open(segment.path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise _unreadable(segment.path, error) from error
+    with file:
         for number, checksum in enumerate(segment.crc32):
             try:
                 file.seek(segment.offset + number * nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from featpipe.store.feature_store import (
 from featpipe.store.index import INDEX_NAME, index_problem
 from featpipe.store.segments import Segment, file_digest, read_segment, whole_rows
 
-_ERRORS_OF_CONTENT = (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP)
-"""A bad sector, or something that is no file; others speak of rights and of the system."""
+_NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP, errno.ENOENT)
+"""Reading something else than a file, or nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _damage(path: Path, error: FeatpipeError, space: FeatureSpace | None = None)
     """What an error says about a file; one that says nothing about its content is raised."""
     if isinstance(error, StorageError):
         cause = getattr(error.__cause__, "errno", None)
-        if cause not in _ERRORS_OF_CONTENT:
+        if cause not in (errno.EIO, *_NO_FILE):
             raise error
     return Damage(path, str(error), [], space)
 
@@ -175,6 +176,8 @@ def _store_damages(store: FeatureStore, *, quick: bool, progress: Progress) -> I
         for path in paths:
             segment, damage = _look_at(path, store.space, quick=quick)
             if damage is not None:
+                if not os.path.lexists(path):
+                    continue  # set aside by a repair since the folder was listed
                 found += 1
                 yield damage
             elif segment is not None:
@@ -198,9 +201,9 @@ def _look_at(
     try:
         has_its_digest = quick or file_digest(path) == path.stem
         segment = read_segment(path, space)
+        if has_its_digest:
+            return segment, None
+        wrong = [number for number, row in enumerate(whole_rows(segment, space)) if row is None]
     except (DamageError, StorageError) as error:
         return None, _damage(path, error, space)
-    if has_its_digest:
-        return segment, None
-    wrong = [number for number, row in enumerate(whole_rows(segment, space)) if row is None]
     return None, Damage(path, "its bytes do not have the digest in its name", wrong, space)
