@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Run
 
-from featpipe.bench import peers
+from featpipe.bench import peers, pictures
+from featpipe.bench.extract import _flop, _pixels
 from featpipe.bench.heads import bench_heads
 from featpipe.bench.measure import Contender, Report, in_turns, machine
 from featpipe.bench.pictures import write_pictures
 from featpipe.bench.read import bench_read
+from featpipe.engine.request import FeatureRequest
 
 
 def test_contenders_take_turns_and_warm_up_unmeasured() -> None:
@@ -61,7 +64,10 @@ def test_extraction_is_measured(featpipe: Run) -> None:
     assert "end to end / slower of decoding and backbone" in done.stdout
 
 
-def test_made_up_pictures_are_all_different(tmp_path: Path) -> None:
+def test_made_up_pictures_are_all_different(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_DRAWN", 2)
     write_pictures(tmp_path, 4)
     contents = {path.read_bytes() for path in tmp_path.rglob("*.jpg")}
     assert len(contents) == 4
@@ -69,3 +75,17 @@ def test_made_up_pictures_are_all_different(tmp_path: Path) -> None:
 
 def test_a_peer_that_is_not_there_is_told() -> None:
     assert peers.unusable("no_such_package_at_all") == "not installed"
+
+
+def test_a_pictures_operations_are_those_of_the_convolutions(cache: Path) -> None:
+    plan = FeatureRequest(weights="random:0", device="cpu", precision="fp32").resolve(cache)
+    # Simonyan and Zisserman's network at 224 px: 15.3 billion multiplications and additions.
+    assert _flop(plan) == pytest.approx(30.69e9, rel=1e-3)
+
+
+def test_the_backbone_gets_enough_pictures_to_fill_its_batches(tmp_path: Path, cache: Path) -> None:
+    write_pictures(tmp_path, 3)
+    plan = FeatureRequest(weights="random:0", device="cpu", precision="fp32").resolve(cache)
+    pixels = _pixels(sorted(tmp_path.rglob("*.jpg")), plan)
+    assert pixels.shape == (16, 224, 224, 3)
+    assert len(np.unique(pixels.reshape(16, -1), axis=0)) == 3

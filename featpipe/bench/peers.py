@@ -33,7 +33,7 @@ def unusable(package: str) -> str:
     return ""
 
 
-def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
+def tutorial_loop(files: list[Path], out: Path, *, device: str) -> Callable[[], float]:
     """The loop of many a tutorial: fp32, one process, batches of 32, features appended to HDF5."""
     import h5py
     import torch
@@ -41,7 +41,7 @@ def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
     from PIL import Image
     from torchvision import transforms
 
-    model = torchvision.models.vgg16(weights=None).features.eval()
+    model = torchvision.models.vgg16(weights=None).features.eval().to(device)
     prepare = transforms.Compose(
         [
             transforms.Resize(256),
@@ -57,7 +57,8 @@ def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
             rows = file.create_dataset("features", shape, "f4", maxshape=longest)
             for start in range(0, len(files), BATCH):
                 pictures = [Image.open(f).convert("RGB") for f in files[start : start + BATCH]]
-                features = model(torch.stack([prepare(picture) for picture in pictures]))
+                batch = torch.stack([prepare(picture) for picture in pictures]).to(device)
+                features = model(batch).cpu()
                 rows.resize(start + len(pictures), axis=0)
                 rows[start:] = features.numpy()
         return float(len(files))
@@ -65,21 +66,44 @@ def tutorial_loop(files: list[Path], out: Path) -> Callable[[], float]:
     return run
 
 
-def torch_backbone(pixels: np.ndarray, *, bf16: bool, batch: int) -> Callable[[], float]:
-    """torchvision's VGG16 conv base as it is, channels_last, on ready tensors."""
+def torch_backbone(
+    pixels: np.ndarray, *, bf16: bool, batch: int, device: str
+) -> Callable[[], float]:
+    """torchvision's VGG16 conv base as it is, channels_last, on tensors ready on the device."""
     import torch
     import torchvision
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = torchvision.models.vgg16(weights=None).features.eval()
-    model = model.to(dtype=dtype, memory_format=torch.channels_last)
-    tensors = _normalised(pixels).to(dtype).contiguous(memory_format=torch.channels_last)
+    model = model.to(device, dtype, memory_format=torch.channels_last)
+    tensors = _normalised(pixels).to(device, dtype, memory_format=torch.channels_last)
 
     def run() -> float:
         with torch.inference_mode():
             for start in range(0, len(tensors), batch):
                 model(tensors[start : start + batch])
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
         return float(len(tensors))
+
+    return run
+
+
+def matrix_products(flop: float, *, precision: str, device: str) -> Callable[[], float]:
+    """The device's own rate of large matrix products, in pictures of ``flop`` operations each."""
+    import torch
+
+    side, times = (8192, 100) if device.startswith("cuda") else (2048, 8)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def run() -> float:
+        for _ in range(times):
+            torch.mm(left, right, out=out)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return times * 2 * side**3 / flop
 
     return run
 

@@ -46,7 +46,9 @@ def extract(
     data: Annotated[
         Path | None, typer.Option(help="Folder of pictures.  [default: made-up photographs]")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures per round.")] = 480,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Pictures per round.  [default: 480; 20000 on a GPU]")
+    ] = None,
     rounds: Rounds = 3,
     quick: Quick = False,
     device: Device = "auto",
