@@ -308,3 +308,62 @@ with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
     )
     assert (done.returncode, done.stdout) == (143, "imported\n")
     assert done.stderr.startswith("Error: interrupted;")
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again(tmp_path: Path) -> None:
+    # As in a callback from C, whose exceptions Python can only print.
+    code = """
+import os, signal, sys, time
+from featpipe.cli.output import Speaker, speaking
+with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), signal.SIGINT) if _ == 0 else time.sleep(20)
+        except BaseException:
+            pass
+    time.sleep(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=15
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("Error: interrupted;")
+
+
+def test_a_tidy_end_that_takes_its_time_is_not_interrupted_again(tmp_path: Path) -> None:
+    code = """
+import contextlib, os, signal, time
+from featpipe.cli.output import Speaker, speaking
+
+class Slow:
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        try:
+            raise OSError
+        except OSError:
+            time.sleep(0.3)
+        time.sleep(0.3)
+        print("left", flush=True)
+
+def rows():
+    try:
+        yield
+    finally:
+        time.sleep(0.3)
+        print("closed", flush=True)
+
+with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+    try:
+        with Slow(), contextlib.contextmanager(rows)():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+    finally:
+        time.sleep(0.3)
+        print("kept", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=15
+    )
+    assert (done.returncode, done.stdout) == (143, "closed\nleft\nkept\n")
+    assert done.stderr.startswith("Error: interrupted;")

@@ -138,16 +138,27 @@ def _silence_stdout() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, _end_at_once)
-    _raise_outside_imports(number, frame)
+    _raise_until_it_ends(number, frame)
 
 
-def _raise_outside_imports(number: int, frame: FrameType | None) -> None:
-    """Interrupt now, or look again soon: an exception in the midst of importing a C++ library
-    such as torch aborts the process."""
-    if not _is_importing(frame):
-        raise _Interrupted(number)
-    signal.signal(signal.SIGALRM, lambda _, later: _raise_outside_imports(number, later))
+def _raise_until_it_ends(number: int, frame: FrameType | None) -> None:
+    """Interrupt now, and look again soon.
+
+    Not in the midst of importing a C++ library such as torch, which an exception would make
+    abort the process, and not while the interrupt is on its way up. But again where it was
+    swallowed, as by Python in a callback from C.
+    """
+    signal.signal(signal.SIGALRM, lambda _, later: _raise_until_it_ends(number, later))
     signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
+    if not _is_importing(frame) and not _is_on_its_way():
+        raise _Interrupted(number)
+
+
+def _is_on_its_way() -> bool:
+    error = sys.exception()
+    while error is not None and not isinstance(error, _Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def _is_importing(frame: FrameType | None) -> bool:
