@@ -172,16 +172,18 @@ def run(
         max_pixels=options.max_pixels,
     )
     try:
-        with pool, ahead(pool.decode(tasks), 2 * batch_size) as decoded, resources:
-            for picture in _timed(decoded, state, on_outcome):
-                _take(picture, state, on_outcome)
-            _flush(state)
-            _keep(state, on_outcome, leave=0)
+        try:
+            with pool, ahead(pool.decode(tasks), 2 * batch_size) as decoded, resources:
+                for picture in _timed(decoded, state, on_outcome):
+                    _take(picture, state, on_outcome)
+                _flush(state)
+                _keep(state, on_outcome, leave=0)
+        finally:
+            # Also when interrupted or failing: what is computed is kept.
+            if state.lanes is not None:
+                for batch, outputs in state.lanes.leftovers():
+                    _store(batch, outputs, state)
     finally:
-        # Also when interrupted or failing: what is computed is kept.
-        if state.lanes is not None:
-            for batch, outputs in state.lanes.leftovers():
-                _store(batch, outputs, state)
         writer.finish()
         state.timings.write = writer.write_seconds
         state.timings.waited_for_writer = writer.wait_seconds
