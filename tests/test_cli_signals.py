@@ -367,3 +367,42 @@ with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
     )
     assert (done.returncode, done.stdout) == (143, "closed\nleft\nkept\n")
     assert done.stderr.startswith("Error: interrupted;")
+
+
+def test_the_end_of_python_after_an_interrupt_is_not_interrupted(tmp_path: Path) -> None:
+    code = """
+import atexit, os, signal, time
+from featpipe.cli.output import Speaker, speaking
+
+def leave():
+    time.sleep(0.3)
+    print("left", flush=True)
+
+atexit.register(leave)
+with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=15
+    )
+    assert (done.returncode, done.stdout) == (143, "left\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_after_a_command_is_over_raises_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = f"""
+import os, time
+from featpipe.cli.output import Speaker, speaking
+with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+    print("done")
+os.kill(os.getpid(), {number:d})
+time.sleep(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=15
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "done\n", "")

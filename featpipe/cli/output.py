@@ -89,14 +89,19 @@ def speaking(speaker: Speaker) -> Iterator[None]:
         signal.signal(caught, _interrupt)
     try:
         try:
-            yield
+            try:
+                yield
+            finally:
+                # Here a full disk or a reader that has left can still be told.
+                if sys.stdout is not None:
+                    sys.stdout.flush()
         finally:
-            # Here a full disk or a reader that has left can still be told.
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            _stop_interrupting()
     except FeatpipeError as error:
         _fail(speaker, str(error), error.exit_code)
     except KeyboardInterrupt as error:
+        # Once more: this one may have come while it was being stopped.
+        _stop_interrupting()
         number: int = error.number if isinstance(error, _Interrupted) else signal.SIGINT
         _fail(
             speaker,
@@ -152,6 +157,19 @@ def _raise_until_it_ends(number: int, frame: FrameType | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
     if not _is_importing(frame) and not _is_on_its_way():
         raise _Interrupted(number)
+
+
+def _stop_interrupting() -> None:
+    """The command is over: nothing may be raised in the midst of Python's own end.
+
+    A first signal from here on ends the process as it would any other, a second one at once.
+    """
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(caught) is _interrupt:
+            signal.signal(caught, signal.SIG_DFL)
+    # Python takes handlers away before its last, and an alarm without one would kill it.
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _is_on_its_way() -> bool:
