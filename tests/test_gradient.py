@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_heads import overlapping, toy
 
-from featpipe.heads import adamw, batches, gradient, new_head
+from featpipe.heads import batches, gradient, new_head
 from featpipe.heads.adamw import AdamW
 from featpipe.heads.base import Head, mean_and_scale
 from featpipe.heads.batches import HeldRows, StreamedRows, rows_of
@@ -30,11 +30,7 @@ def train_all(heads: list[Head], seeds: list[int], train: Any, val: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("fused_from", [1, 10**9], ids=["fused", "together"])
-def test_each_head_is_updated_as_torch_updates_it(
-    fused_from: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adamw, "_FUSED_FROM", fused_from)
+def test_each_head_is_updated_as_torch_updates_it() -> None:
     torch.manual_seed(0)
     start, rates, decays = torch.randn(5, 3, 4), [1e-3, 0.1, 0.1, 1.0, 1e-2], [0, 1, 1, 0.5, 0.01]
     ours = AdamW(start.clone(), rates, decays)
@@ -56,7 +52,35 @@ def test_each_head_is_updated_as_torch_updates_it(
             optimisers[k].step()
         ours.step()
     for row, k in enumerate(kept):
-        assert torch.allclose(ours.value[row], theirs[k], rtol=1e-4, atol=1e-6)
+        found = ours.value[row] * ours.factors[row]
+        assert torch.allclose(found, theirs[k], rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_of_a_far_higher_rate_takes_nothing_from_its_neighbours() -> None:
+    train, val = toy(60, 3, (5,)), toy(30, 3, (5,), seed=1)
+    settings = [{"learning_rate": rate, "epochs": 3} for rate in (1e-3, 1e25)]
+    together = train_all(heads_of("linear", 3, settings), [0, 0], train, val)
+    (alone,) = train_all(heads_of("linear", 3, settings[:1]), [0], train, val)
+    for found, expected in zip(together[0].history.rows, alone.history.rows, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_step_is_one_update_of_each_tensor_however_many_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+    update = torch._fused_adamw_
+
+    def counted(*args: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        update(*args, **options)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", counted)
+    settings = [{"learning_rate": rate, "epochs": 2} for rate in np.geomspace(1e-4, 1e-2, 20)]
+    train_all(heads_of("linear", 2, settings), [0] * 20, toy(64, 2, (5,)), toy(30, 2, (5,)))
+    steps = 2 * -(-64 // new_head("linear", {}).batch_size)
+    assert calls == 2 * steps
 
 
 @pytest.mark.parametrize("classes", [2, 4])

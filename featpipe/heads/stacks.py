@@ -57,6 +57,13 @@ class Stack(ABC):
             name: AdamW(torch.stack([drawn[seed][name] for seed in seeds]).to(device), *options)
             for name in names
         }
+        self._heads_at_first, self._seeds_at_first = self.heads, self.seeds
+        self._factors_at_first = self._factors
+
+    @property
+    def _factors(self) -> torch.Tensor:
+        """What products with the parts' values (K, b, …) are multiplied by: (K, 1, 1)."""
+        return next(part.factors for part in self._parts.values() if part.value.dim() == 3)
 
     @staticmethod
     @abstractmethod
@@ -77,9 +84,10 @@ class Stack(ABC):
     @abstractmethod
     def _initial(self, seed: int) -> dict[str, torch.Tensor]: ...
 
-    @abstractmethod
     def layers(self, state: dict[str, torch.Tensor], k: int, steps: int) -> dict[str, np.ndarray]:
-        """A head's layers from its share of a :meth:`state`, as it was after so many steps."""
+        """Head ``k``'s layers from a :meth:`state`, as they were after so many of its steps."""
+        factor = float(self._factors_at_first[k])
+        return {name: (value[k] * factor).cpu().numpy() for name, value in state.items()}
 
     def learn(self, Z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One step on a batch; each head's loss and hits (K,), summed, as before the step."""
@@ -102,7 +110,7 @@ class Stack(ABC):
             part.keep(rows)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the heads have learned, (K, …) each; it changes with the next step."""
+        """What :meth:`layers` needs of the heads, (K, …) each; it changes with the next step."""
         return {name: part.value for name, part in self._parts.items()}
 
     def _losses(
@@ -132,11 +140,6 @@ class LinearStack(Stack):
     steps, are each other's opposites, and what the rows have in common does nothing but decay.
     """
 
-    def __init__(self, heads: Sequence[Head], seeds: Sequence[int], **options: Any) -> None:
-        super().__init__(heads, seeds, **options)
-        self._heads = self.heads
-        self._seeds_at_first = self.seeds
-
     @staticmethod
     def numbers_of(head: Head, width: int, classes: int) -> int:
         """See :meth:`Stack.numbers_of`."""
@@ -146,7 +149,7 @@ class LinearStack(Stack):
         """See :meth:`Stack.logits`."""
         weight, bias = self._parts["weight"].value, self._parts["bias"].value
         flat = torch.addmm(bias.view(-1), Z, weight.view(-1, self.width).T, alpha=self._inverse)
-        found = flat.view(len(Z), len(weight), -1).transpose(0, 1)
+        found = flat.view(len(Z), len(weight), -1).transpose(0, 1).mul_(self._factors)
         return torch.cat([-found, found], dim=2) if self.classes == 2 else found
 
     _logits_in_training = logits
@@ -165,16 +168,15 @@ class LinearStack(Stack):
 
     def layers(self, state: dict[str, torch.Tensor], k: int, steps: int) -> dict[str, np.ndarray]:
         """See :meth:`Stack.layers`."""
-        found = {name: value[k].cpu() for name, value in state.items()}
+        found = super().layers(state, k, steps)
         if self.classes == 2:
-            head: Any = self._heads[k]
+            head: Any = self._heads_at_first[k]
             left = (1 - head.learning_rate * head.weight_decay) ** steps
-            seed = self._seeds_at_first[k]
-            drawn = _linear(torch.Generator().manual_seed(seed), self.classes, self.width)
-            for name, half in found.items():
-                common = drawn[name].mean(dim=0, keepdim=True) * left
-                found[name] = torch.cat([common - half, common + half])
-        return {name: value.numpy().copy() for name, value in found.items()}
+            generator = torch.Generator().manual_seed(self._seeds_at_first[k])
+            for name, drawn in _linear(generator, self.classes, self.width).items():
+                common = drawn.numpy().mean(axis=0, keepdims=True) * left
+                found[name] = np.concatenate([common - found[name], common + found[name]])
+        return found
 
 
 class MLPStack(Stack):
@@ -227,18 +229,19 @@ class MLPStack(Stack):
     def _hidden(self, Z: torch.Tensor) -> torch.Tensor:
         weight, bias = self._parts["hidden.weight"].value, self._parts["hidden.bias"].value
         flat = torch.addmm(bias.view(-1), Z, weight.view(-1, self.width).T, alpha=self._inverse)
-        return flat.relu_().view(len(Z), len(weight), self.hidden).transpose(0, 1)
+        found = flat.view(len(Z), len(weight), self.hidden).transpose(0, 1)
+        return found.mul_(self._factors).relu_()
 
     def _output(self, H: torch.Tensor) -> torch.Tensor:
         weight, bias = self._parts["output.weight"].value, self._parts["output.bias"].value
-        return torch.baddbmm(bias[:, None, :], H, weight.transpose(1, 2))
+        return torch.baddbmm(bias[:, None, :], H, weight.transpose(1, 2)).mul_(self._factors)
 
     def _backward(self, Z: torch.Tensor, G: torch.Tensor) -> None:
         parts = self._parts
         torch.sum(G, dim=1, out=parts["output.bias"].gradient)
         torch.bmm(G.transpose(1, 2), self._seen, out=parts["output.weight"].gradient)
         # A unit that was dropped or silent is 0 and passes nothing back.
-        back = torch.bmm(G, parts["output.weight"].value).mul_(self._seen > 0)
+        back = torch.bmm(G * self._factors, parts["output.weight"].value).mul_(self._seen > 0)
         if self._drops:
             back.mul_(self._upscale)
         flat = back.transpose(0, 1).reshape(len(Z), -1)
@@ -257,10 +260,6 @@ class MLPStack(Stack):
             for name, outputs, inputs in shapes
             for part, value in _linear(generator, outputs, inputs).items()
         }
-
-    def layers(self, state: dict[str, torch.Tensor], k: int, steps: int) -> dict[str, np.ndarray]:
-        """See :meth:`Stack.layers`."""
-        return {name: value[k].cpu().numpy().copy() for name, value in state.items()}
 
 
 def _dropout_generator(seed: int, device: str) -> torch.Generator:
