@@ -49,7 +49,7 @@ class Stack(ABC):
         self.width, self.classes, self.device = width, classes, device
         self._inverse = 1 / scale
         self.steps = 0
-        self._class_numbers = torch.arange(classes, device=device)
+        self._class_numbers = torch.arange(classes, device=device)[:, None]
         drawn = {seed: self._initial(seed) for seed in dict.fromkeys(seeds)}
         names = next(iter(drawn.values()))
         options = self._settings("learning_rate"), self._settings("weight_decay")
@@ -62,7 +62,7 @@ class Stack(ABC):
 
     @property
     def _factors(self) -> torch.Tensor:
-        """What products with the parts' values (K, b, …) are multiplied by: (K, 1, 1)."""
+        """What products with the parts' values are multiplied by: (K, 1, 1)."""
         return next(part.factors for part in self._parts.values() if part.value.dim() == 3)
 
     @staticmethod
@@ -72,14 +72,17 @@ class Stack(ABC):
 
     @abstractmethod
     def logits(self, Z: torch.Tensor) -> torch.Tensor:
-        """Centred rows (b, d) → (K, b, classes), as for new rows."""
+        """Centred rows (b, d) → (K, classes, b), as for new rows.
+
+        Rows are last, for passes over the classes of one after the other are slow.
+        """
 
     @abstractmethod
     def _logits_in_training(self, Z: torch.Tensor) -> torch.Tensor: ...
 
     @abstractmethod
     def _backward(self, Z: torch.Tensor, G: torch.Tensor) -> None:
-        """Write gradients, given those of the logits (K, b, classes)."""
+        """Write gradients, given those of the logits (K, classes, b)."""
 
     @abstractmethod
     def _initial(self, seed: int) -> dict[str, torch.Tensor]: ...
@@ -119,15 +122,15 @@ class Stack(ABC):
         """Cross-entropy and hits (K,), summed over rows, and the gradient of each row's."""
         if self.classes == 2:
             # Far fewer and longer passes than softmax makes over pairs.
-            truth, margin = y.float(), logits[..., 1] - logits[..., 0]
+            truth, margin = y.float(), logits[:, 1] - logits[:, 0]
             losses = torch.nn.functional.softplus(margin * (1 - 2 * truth)).sum(dim=1)
             hits = ((margin > 0) == y).sum(dim=1)
             half = margin.sigmoid_().sub_(truth)
-            return losses, hits, torch.stack([-half, half], dim=2)
-        logs = torch.log_softmax(logits, dim=2)
-        losses = -logs.gather(2, y.expand(len(logs), -1)[..., None]).sum(dim=(1, 2))
-        hits = (logits.argmax(dim=2) == y).sum(dim=1)
-        return losses, hits, logs.exp_().sub_((y[:, None] == self._class_numbers).float())
+            return losses, hits, torch.stack([-half, half], dim=1)
+        logs = torch.log_softmax(logits, dim=1)
+        of_truth = logs.gather(1, y.expand(len(logs), 1, -1))[:, 0]
+        hits = (of_truth == logs.amax(dim=1)).sum(dim=1)
+        return -of_truth.sum(dim=1), hits, logs.exp_().sub_((y == self._class_numbers).float())
 
     def _settings(self, name: str) -> list[float]:
         return [float(getattr(head, name)) for head in self.heads]
@@ -148,19 +151,19 @@ class LinearStack(Stack):
     def logits(self, Z: torch.Tensor) -> torch.Tensor:
         """See :meth:`Stack.logits`."""
         weight, bias = self._parts["weight"].value, self._parts["bias"].value
-        flat = torch.addmm(bias.view(-1), Z, weight.view(-1, self.width).T, alpha=self._inverse)
-        found = flat.view(len(Z), len(weight), -1).transpose(0, 1).mul_(self._factors)
-        return torch.cat([-found, found], dim=2) if self.classes == 2 else found
+        flat = torch.addmm(bias.view(-1, 1), weight.view(-1, self.width), Z.T, alpha=self._inverse)
+        found = flat.view(len(weight), -1, len(Z)).mul_(self._factors)
+        return torch.cat([-found, found], dim=1) if self.classes == 2 else found
 
     _logits_in_training = logits
 
     def _backward(self, Z: torch.Tensor, G: torch.Tensor) -> None:
         if self.classes == 2:
-            G = G[..., 1:]
-        flat = G.transpose(0, 1).reshape(len(Z), -1)
+            G = G[:, 1:]
+        flat = G.reshape(-1, len(Z))
         weight, bias = self._parts["weight"].gradient, self._parts["bias"].gradient
-        torch.sum(flat, dim=0, out=bias.view(-1))
-        torch.mm(flat.mul_(self._inverse).T, Z, out=weight.view(-1, self.width))
+        torch.sum(flat, dim=1, out=bias.view(-1))
+        torch.mm(flat.mul_(self._inverse), Z, out=weight.view(-1, self.width))
 
     def _initial(self, seed: int) -> dict[str, torch.Tensor]:
         drawn = _linear(torch.Generator().manual_seed(seed), self.classes, self.width)
@@ -217,7 +220,7 @@ class MLPStack(Stack):
             # Heads of one seed drop by the same numbers, as each would alone.
             drawn = {
                 seed: torch.rand(
-                    len(Z), self.hidden, device=self.device, generator=self._generators[seed]
+                    self.hidden, len(Z), device=self.device, generator=self._generators[seed]
                 )
                 for seed in dict.fromkeys(self.seeds)
             }
@@ -228,26 +231,26 @@ class MLPStack(Stack):
 
     def _hidden(self, Z: torch.Tensor) -> torch.Tensor:
         weight, bias = self._parts["hidden.weight"].value, self._parts["hidden.bias"].value
-        flat = torch.addmm(bias.view(-1), Z, weight.view(-1, self.width).T, alpha=self._inverse)
-        found = flat.view(len(Z), len(weight), self.hidden).transpose(0, 1)
-        return found.mul_(self._factors).relu_()
+        flat = torch.addmm(bias.view(-1, 1), weight.view(-1, self.width), Z.T, alpha=self._inverse)
+        return flat.view(len(weight), self.hidden, len(Z)).mul_(self._factors).relu_()
 
     def _output(self, H: torch.Tensor) -> torch.Tensor:
         weight, bias = self._parts["output.weight"].value, self._parts["output.bias"].value
-        return torch.baddbmm(bias[:, None, :], H, weight.transpose(1, 2)).mul_(self._factors)
+        return torch.baddbmm(bias[..., None], weight, H).mul_(self._factors)
 
     def _backward(self, Z: torch.Tensor, G: torch.Tensor) -> None:
         parts = self._parts
-        torch.sum(G, dim=1, out=parts["output.bias"].gradient)
-        torch.bmm(G.transpose(1, 2), self._seen, out=parts["output.weight"].gradient)
+        torch.sum(G, dim=2, out=parts["output.bias"].gradient)
+        torch.bmm(G, self._seen.transpose(1, 2), out=parts["output.weight"].gradient)
+        weight = parts["output.weight"].value
         # A unit that was dropped or silent is 0 and passes nothing back.
-        back = torch.bmm(G * self._factors, parts["output.weight"].value).mul_(self._seen > 0)
+        back = torch.bmm(weight.transpose(1, 2), G * self._factors).mul_(self._seen > 0)
         if self._drops:
             back.mul_(self._upscale)
-        flat = back.transpose(0, 1).reshape(len(Z), -1)
-        torch.sum(flat, dim=0, out=parts["hidden.bias"].gradient.view(-1))
-        flat = flat.mul_(self._inverse)
-        torch.mm(flat.T, Z, out=parts["hidden.weight"].gradient.view(-1, self.width))
+        flat = back.view(-1, len(Z))
+        torch.sum(flat, dim=1, out=parts["hidden.bias"].gradient.view(-1))
+        flat.mul_(self._inverse)
+        torch.mm(flat, Z, out=parts["hidden.weight"].gradient.view(-1, self.width))
 
     def _initial(self, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
