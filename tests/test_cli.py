@@ -135,6 +135,37 @@ def test_help_and_version_import_nothing_heavy(args: list[str], tmp_path: Path) 
     assert not imported & {"torch", "torchvision", "sklearn", "h5py", "numpy", "PIL", "rich"}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "none"),
+    ],
+)
+def test_a_process_waits_for_its_threads_and_looks_for_garbage_less_than_python_would(
+    given: dict[str, str], expected: str
+) -> None:
+    code = (
+        "import gc, os, sys\n"
+        "sys.argv = ['featpipe', '--version']\n"
+        "from featpipe.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(os.environ.get('GOMP_SPINCOUNT', 'none'), gc.get_threshold()[0] > 10_000, "
+        "gc.get_freeze_count() > 0)\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=kept | given,
+    )
+    assert done.stdout.splitlines()[-1] == f"{expected} True True"
+
+
 def test_the_version_is_that_of_the_package(featpipe: Run) -> None:
     done = featpipe("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"featpipe {__version__}\n", "")

@@ -83,6 +83,29 @@ def test_one_step_is_one_update_of_each_tensor_however_many_heads(
     assert calls == 2 * steps
 
 
+@pytest.mark.parametrize(("width", "heads", "threads"), [(512, 1, 1), (512, 200, 3), (25088, 1, 3)])
+def test_small_steps_take_one_thread(
+    width: int, heads: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    learn = Stack.learn
+
+    def watched(self: Stack, Z: torch.Tensor, y: torch.Tensor) -> Any:
+        seen.add(torch.get_num_threads())
+        return learn(self, Z, y)
+
+    monkeypatch.setattr(Stack, "learn", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        given = heads_of("linear", 2, [{"epochs": 1}] * heads)
+        train_all(given, [0] * heads, toy(20, 2, (width,)), toy(20, 2, (width,)))
+        assert seen == {threads}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_head_is_trained_as_torch_would_train_it(kind: str, classes: int) -> None:

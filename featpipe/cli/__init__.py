@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from types import FrameType
+
+_OBJECTS_BEFORE_A_LOOK = 50_000
+"""New ones before garbage is looked for; Python's own 700 make for hundreds of looks at start."""
 
 
 def main() -> None:
@@ -13,9 +17,24 @@ def main() -> None:
     # Until a command has its own: importing takes a while, and there is nothing to keep yet.
     for caught in (signal.SIGINT, signal.SIGTERM):
         signal.signal(caught, _end_before_it_began)
+    _settle_in()
     from featpipe.cli.app import run
 
-    run()
+    try:
+        run()
+    finally:
+        # Else Python looks through all of it again at its end, which takes longer than a head.
+        gc.freeze()
+
+
+def _settle_in() -> None:
+    """Choose for the whole process what a library may not choose for others."""
+    # Importing torch makes half a million objects, and all of them stay.
+    gc.set_threshold(_OBJECTS_BEFORE_A_LOOK)
+    # Threads of OpenMP otherwise spin for milliseconds at the end of every operation: where
+    # another process has one of the cores, they take from it what the last thread needs.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def _end_before_it_began(number: int, _frame: FrameType | None) -> None:

@@ -6,7 +6,8 @@ drawn from the run's seed; a head's own seed decides its initial weights and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ from featpipe.heads.stacks import LinearStack, MLPStack, Stack
 STACK_SHARE = 0.25
 """Of the memory that is free, what a stack may take; a larger one is trained in parts."""
 _MEASURE_BYTES = 16 * 2**20
+_SMALL_STEP = 2**23
+"""Multiplications of a step below which a second thread costs more than it brings."""
+_READING = 16
+"""Multiplications that take the time of gathering, converting and centring one number."""
 _COPIES = 6
 """Of every number learned: itself, its gradient, two moments, the best, one while compacting."""
 _STACKS: dict[str, type[Stack]] = {"linear": LinearStack, "mlp": MLPStack}
@@ -124,7 +129,7 @@ def train_all(
             device=device,
         )
         order = np.random.default_rng(seed)
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads_for(stack, rows.width):
             found = _Training(stack, rows, val_rows, order, told).run(only_best=only_best)
         outcomes.update(zip(numbers, found, strict=True))
         if only_best:
@@ -132,6 +137,20 @@ def train_all(
             for i, outcome in outcomes.items():
                 outcome.layers = outcome.layers if i == best else {}
     return [outcomes[i] for i in range(len(heads))]
+
+
+@contextlib.contextmanager
+def _threads_for(stack: Stack, width: int) -> Iterator[None]:
+    """One thread where steps are small, and two would mostly wait for each other."""
+    schedule: Any = stack.heads[0]
+    numbers = sum(stack.numbers_of(head, width, stack.classes) for head in stack.heads)
+    before = torch.get_num_threads()
+    if schedule.batch_size * (_READING * width + numbers) < _SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _parts(heads: Sequence[Head], rows: Rows, device: str) -> list[list[int]]:
