@@ -146,7 +146,10 @@ def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
     space = space_of_width(X.shape[1])
     _keep(cache, space, X, y, rows)
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
-    imports = "import featpipe.cli.app, featpipe.training, featpipe.heads.gradient"
+    imports = (
+        "import featpipe.cli\nfeatpipe.cli.settle_in()\n"
+        "import featpipe.cli.app, featpipe.training, featpipe.heads.gradient"
+    )
     seconds = []
     for arguments in (
         [sys.executable, "-c", imports],

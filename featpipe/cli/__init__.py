@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -17,20 +18,18 @@ def main() -> None:
     # Until a command has its own: importing takes a while, and there is nothing to keep yet.
     for caught in (signal.SIGINT, signal.SIGTERM):
         signal.signal(caught, _end_before_it_began)
-    _settle_in()
+    settle_in()
     from featpipe.cli.app import run
 
-    try:
-        run()
-    finally:
-        # Else Python looks through all of it again at its end, which takes longer than a head.
-        gc.freeze()
+    run()
 
 
-def _settle_in() -> None:
+def settle_in() -> None:
     """Choose for the whole process what a library may not choose for others."""
-    # Importing torch makes half a million objects, and all of them stay.
+    # Importing torch makes half a million objects, and all of them stay. Looking through them
+    # at Python's end, too, takes longer than training a head.
     gc.set_threshold(_OBJECTS_BEFORE_A_LOOK)
+    atexit.register(gc.freeze)
     # Threads of OpenMP otherwise spin for milliseconds at the end of every operation: where
     # another process has one of the cores, they take from it what the last thread needs.
     if "OMP_WAIT_POLICY" not in os.environ:
