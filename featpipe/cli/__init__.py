@@ -26,14 +26,20 @@ def main() -> None:
 
 def settle_in() -> None:
     """Choose for the whole process what a library may not choose for others."""
-    # Importing torch makes half a million objects, and all of them stay. Looking through them
-    # at Python's end, too, takes longer than training a head.
+    # Importing torch makes half a million objects, and all of them stay.
     gc.set_threshold(_OBJECTS_BEFORE_A_LOOK)
-    atexit.register(gc.freeze)
+    atexit.register(_leave)
     # Threads of OpenMP otherwise spin for milliseconds at the end of every operation: where
     # another process has one of the cores, they take from it what the last thread needs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _leave() -> None:
+    # Python looks through everything once more at its end, which takes longer than a head.
+    # Triton's bindings, though, take for leaks, and name, what is not looked through.
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _end_before_it_began(number: int, _frame: FrameType | None) -> None:
