@@ -19,7 +19,7 @@ test-all: check
 	$(BIN)/pytest $(AT_ONCE) -m "not gpu"
 
 reliability: $(VENV)/installed-dev
-	$(BIN)/pytest --full --timeout 3600 -m "not gpu" $(wildcard tests/test_reliability_*.py)
+	$(BIN)/pytest --full --timeout 3600 -m "not gpu" tests/reliability
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(PACKAGE)

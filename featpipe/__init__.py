@@ -13,22 +13,22 @@ from featpipe._version import __version__
 
 if TYPE_CHECKING:
     from featpipe.api import evaluate, extract, predict, train_head
-    from featpipe.errors import FeatpipeError
-    from featpipe.features import open_features
+    from featpipe.base.errors import FeatpipeError
+    from featpipe.integrations.arrays import open_features
+    from featpipe.integrations.sklearn import CachedFeatures
+    from featpipe.integrations.torch import FeatureDataset
     from featpipe.store.rows import FeatureRows
-    from featpipe.torch_dataset import FeatureDataset
-    from featpipe.transformer import CachedFeatures
 
 _HOMES = {
     "extract": "featpipe.api",
     "train_head": "featpipe.api",
     "evaluate": "featpipe.api",
     "predict": "featpipe.api",
-    "open_features": "featpipe.features",
-    "FeatpipeError": "featpipe.errors",
+    "open_features": "featpipe.integrations.arrays",
+    "FeatpipeError": "featpipe.base.errors",
     "FeatureRows": "featpipe.store.rows",
-    "FeatureDataset": "featpipe.torch_dataset",
-    "CachedFeatures": "featpipe.transformer",
+    "FeatureDataset": "featpipe.integrations.torch",
+    "CachedFeatures": "featpipe.integrations.sklearn",
 }
 
 __all__ = [

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featpipe import evaluation, extraction, prediction, training
+from featpipe.base.cache import default_cache
+from featpipe.datasets.shards import parse_shard
+from featpipe.datasets.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
 from featpipe.engine.options import parse_options
-from featpipe.evaluation import Evaluation
-from featpipe.extraction import ExtractResult
-from featpipe.features import default_cache
-from featpipe.prediction import Prediction
-from featpipe.shards import parse_shard
-from featpipe.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
-from featpipe.training import TrainResult
+from featpipe.stages import evaluate as evaluation
+from featpipe.stages import extract as extraction
+from featpipe.stages import predict as prediction
+from featpipe.stages import train as training
+from featpipe.stages.evaluate import Evaluation
+from featpipe.stages.extract import ExtractResult
+from featpipe.stages.predict import Prediction
+from featpipe.stages.train import TrainResult
 
 PathLike = str | os.PathLike[str]
 
@@ -58,8 +61,8 @@ def extract(
         ``i/n``: only that part, for one of n jobs.
     **options
         ``backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device,
-        batch_size, workers, max_pixels``; see :class:`featpipe.engine.request.FeatureRequest` and
-        :class:`featpipe.engine.runner.EngineOptions`.
+        batch_size, workers, max_pixels``; see :class:`featpipe.engine.plan.FeatureRequest` and
+        :class:`featpipe.engine.loop.EngineOptions`.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def train_head(
     device: str = "auto",
     **params: Any,
 ) -> TrainResult:
-    """Train a head on a data set's cached features; see :func:`featpipe.training.train_head`.
+    """Train a head on a data set's cached features; see :func:`featpipe.stages.train.train_head`.
 
     ``**params`` are the head's hyper-parameters, such as ``hidden=512, dropout=0.3`` for
     ``mlp`` or ``C=0.01`` for ``logistic``; with ``sweep=True`` they are not varied.
@@ -123,7 +126,7 @@ def train_head(
 def evaluate(
     head: PathLike, *, on: str | None = None, split: str = "test", cache: PathLike | None = None
 ) -> Evaluation:
-    """Score a head on a split; see :func:`featpipe.evaluation.evaluate`."""
+    """Score a head on a split; see :func:`featpipe.stages.evaluate.evaluate`."""
     return evaluation.evaluate(Path(head), cache=_root(cache), on=on, split=split)
 
 
@@ -135,7 +138,7 @@ def predict(
     weights: str | None = None,
     device: str = "auto",
 ) -> list[Prediction]:
-    """Classify files and folders; see :func:`featpipe.prediction.predict`."""
+    """Classify files and folders; see :func:`featpipe.stages.predict.predict`."""
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found = prediction.predict(
         Path(head), several, cache=_root(cache), weights=weights, device=device

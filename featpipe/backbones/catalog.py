@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 
-from featpipe.errors import UsageError
+from featpipe.base.errors import UsageError
 
 DEFAULT_BACKBONE = "vgg16"
 DEFAULT_TAP = "block5_pool"

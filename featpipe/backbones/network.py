@@ -10,8 +10,8 @@ from torch import nn
 
 from featpipe.backbones import winograd
 from featpipe.backbones.catalog import Backbone
-from featpipe.errors import FeatureOverflowError
-from featpipe.space import FeatureSpace, Preprocessing
+from featpipe.base.errors import FeatureOverflowError
+from featpipe.base.space import FeatureSpace, Preprocessing
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,16 +12,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+from featpipe.base.hardware import cpu_claims
+from featpipe.base.progress import Progress, no_progress
 from featpipe.bench import peers
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.pictures import write_pictures
 from featpipe.decoding.pool import DecodePool, Task
-from featpipe.engine.request import FeaturePlan, FeatureRequest
-from featpipe.engine.runner import EngineOptions, default_batch_size, default_workers
-from featpipe.extraction import extract
-from featpipe.hardware import cpu_claims
-from featpipe.progress import Progress, no_progress
+from featpipe.engine.loop import EngineOptions, default_batch_size, default_workers
+from featpipe.engine.plan import FeaturePlan, FeatureRequest
 from featpipe.sources import list_pictures
+from featpipe.stages.extract import extract
 from featpipe.weights.tensors import random_tensors
 
 _SEED = 0
@@ -151,7 +151,7 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
 
 def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
     from featpipe.backbones.network import Network
-    from featpipe.engine.lanes import Lanes
+    from featpipe.engine.inference_pool import Lanes
 
     batch_size = default_batch_size(plan.device, pixels.shape[1])
     backbone = plan.weights.backbone

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.base.hardware import resolve_device
+from featpipe.base.progress import Progress, no_progress
+from featpipe.base.space import FeatureSpace
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.read import space_of_width
-from featpipe.hardware import resolve_device
+from featpipe.datasets.files import OK, SPLITS, Dataset, save_dataset
 from featpipe.heads import new_head
 from featpipe.heads.base import mean_and_scale
 from featpipe.heads.logistic import C_GRID
-from featpipe.progress import Progress, no_progress
-from featpipe.space import FeatureSpace
-from featpipe.store.datasets import OK, SPLITS, Dataset, save_dataset
 from featpipe.store.feature_store import FeatureStore
 
 FOLDS = 5
@@ -94,7 +94,7 @@ def bench_heads(
 def _linear(
     X: np.ndarray, y: np.ndarray, rows: int, count: int, device: str
 ) -> Callable[[], float]:
-    from featpipe.heads.gradient import train_all
+    from featpipe.heads.training.loop import train_all
 
     rates = np.geomspace(1e-5, 1e-2, count)
 
@@ -148,7 +148,7 @@ def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
     imports = (
         "import featpipe.cli\nfeatpipe.cli.settle_in()\n"
-        "import featpipe.cli.app, featpipe.training, featpipe.heads.gradient"
+        "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.loop"
     )
     seconds = []
     for arguments in (

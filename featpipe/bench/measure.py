@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featpipe.hardware import cpu_count
-from featpipe.progress import Progress, no_progress
+from featpipe.base.hardware import cpu_count
+from featpipe.base.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from featpipe.base.progress import Progress, no_progress
+from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.bench.measure import Contender, Report, in_turns
-from featpipe.progress import Progress, no_progress
-from featpipe.space import FeatureSpace, Preprocessing
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
 

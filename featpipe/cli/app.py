@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from featpipe.cli import bench_commands, cache_commands, weights_commands
-from featpipe.cli.common import (
+from featpipe.cli.commands import bench as bench_commands
+from featpipe.cli.commands import cache as cache_commands
+from featpipe.cli.commands import weights as weights_commands
+from featpipe.cli.console import EXIT_QUARANTINED, Speaker, speaking
+from featpipe.cli.options import (
     AsJson,
     Cache,
     Device,
@@ -21,7 +24,6 @@ from featpipe.cli.common import (
     Verbose,
     cache_root,
 )
-from featpipe.cli.output import EXIT_QUARANTINED, Speaker, speaking
 
 app = typer.Typer(
     name="featpipe",
@@ -174,12 +176,12 @@ def extract(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.cli import text
+        from featpipe.cli import formatting as text
+        from featpipe.datasets.shards import parse_shard
+        from featpipe.datasets.splits import DEFAULT_FRACTIONS
         from featpipe.engine.options import parse_options
-        from featpipe.extraction import extract as extract_features
-        from featpipe.extraction import plan_extraction
-        from featpipe.shards import parse_shard
-        from featpipe.splits import DEFAULT_FRACTIONS
+        from featpipe.stages.extract import extract as extract_features
+        from featpipe.stages.extract import plan_extraction
 
         request, options = parse_options(
             {
@@ -290,10 +292,10 @@ def train_head(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.cli import text
-        from featpipe.splits import DEFAULT_VAL_FRACTION
-        from featpipe.training import head_params
-        from featpipe.training import train_head as train
+        from featpipe.cli import formatting as text
+        from featpipe.datasets.splits import DEFAULT_VAL_FRACTION
+        from featpipe.stages.train import head_params
+        from featpipe.stages.train import train_head as train
 
         params = {
             "learning_rate": learning_rate,
@@ -344,8 +346,8 @@ def evaluate(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.cli import text
-        from featpipe.evaluation import evaluate as score
+        from featpipe.cli import formatting as text
+        from featpipe.stages.evaluate import evaluate as score
 
         done = score(head, cache=cache_root(cache), on=on, split=split)
         speaker.result(done.as_json(), text.of_evaluation(done))
@@ -380,9 +382,9 @@ def predict(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.cli import text
+        from featpipe.cli import formatting as text
         from featpipe.engine.options import parse_options
-        from featpipe.prediction import predict as classify
+        from featpipe.stages.predict import predict as classify
 
         _, options = parse_options({"batch_size": batch_size, "workers": workers})
         found = classify(
@@ -427,8 +429,8 @@ def run_recipe(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe import recipes
-        from featpipe.cli import text
+        from featpipe.cli import formatting as text
+        from featpipe.stages import recipe as recipes
 
         loaded = recipes.load_recipe(recipe)
         if check:
@@ -469,7 +471,7 @@ def backbones(
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
         from featpipe.backbones.catalog import BACKBONES, get_backbone
-        from featpipe.cli import text
+        from featpipe.cli import formatting as text
 
         if name is None:
             speaker.result({"backbones": list(BACKBONES)}, "\n".join(BACKBONES))
@@ -488,8 +490,8 @@ def doctor(
     """
     speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
     with speaking(speaker):
-        from featpipe.cli import text
-        from featpipe.cli.checkup import check_up
+        from featpipe.cli import formatting as text
+        from featpipe.cli.doctor import check_up
 
         found = check_up(cache_root(cache))
         speaker.result(found, text.of_pairs(found))

@@ -12,8 +12,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from featpipe.errors import BadImageError
-from featpipe.space import Preprocessing
+from featpipe.base.errors import BadImageError
+from featpipe.base.space import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """Formats that are opened at all; none of their decoders starts another program."""

@@ -25,13 +25,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from featpipe.base.disk import file_fingerprint
+from featpipe.base.errors import FeatpipeError, StorageError
+from featpipe.base.ids import sortable
+from featpipe.base.space import Preprocessing
 from featpipe.decoding import frames
 from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.worker import SLOTS
-from featpipe.disk import file_fingerprint
-from featpipe.errors import FeatpipeError, StorageError
-from featpipe.ids import sortable
-from featpipe.space import Preprocessing
 
 DEFAULT_TIME_LIMIT_S = 60.0
 DEFAULT_MEMORY_BYTES = 4 * 2**30
@@ -66,7 +66,7 @@ class Decoded:
     stage, reason : str
         Only for ``bad``.
     stat : tuple of int or None
-        See :func:`featpipe.disk.file_fingerprint`; taken just before reading.
+        See :func:`featpipe.base.disk.file_fingerprint`; taken just before reading.
     read_s, decode_s : float
         Worker time, seconds.
     """

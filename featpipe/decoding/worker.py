@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from featpipe.base.disk import file_fingerprint
+from featpipe.base.errors import BadImageError
+from featpipe.base.space import Preprocessing
 from featpipe.decoding import frames
 from featpipe.decoding.pixels import load_pixels
-from featpipe.disk import file_fingerprint
-from featpipe.errors import BadImageError
-from featpipe.space import Preprocessing
 
 SLOTS = 2
 """Tasks a worker may hold: one at work, one waiting, each with its own shared pixels."""

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from featpipe.engine.request import FeatureRequest
-from featpipe.engine.runner import EngineOptions
-from featpipe.errors import UsageError
+from featpipe.base.errors import UsageError
+from featpipe.engine.loop import EngineOptions
+from featpipe.engine.plan import FeatureRequest
 
 _SEVERAL = {"tap": "taps", "pool": "pools"}
 _REQUEST = {f.name for f in dataclasses.fields(FeatureRequest)} - set(_SEVERAL.values())

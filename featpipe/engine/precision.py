@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featpipe.disk import names_in, write_atomically
-from featpipe.errors import StorageError
-from featpipe.hardware import cpu_claims, matrix_precision
-from featpipe.space import PRECISIONS
+from featpipe.base.disk import names_in, write_atomically
+from featpipe.base.errors import StorageError
+from featpipe.base.hardware import cpu_claims, matrix_precision
+from featpipe.base.space import PRECISIONS
 
 WORTH = 1.2
 """bf16 keeps 8 bits of every number: it must be so many times as fast to be chosen."""

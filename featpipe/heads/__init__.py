@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from featpipe.errors import UsageError
+from featpipe.base.errors import UsageError
 
 if TYPE_CHECKING:
     from featpipe.heads.base import Head

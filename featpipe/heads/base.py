@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from featpipe.errors import DamageError, UsageError
+from featpipe.base.errors import DamageError, UsageError
 
 _BLOCK_BYTES = 64 * 2**20
 

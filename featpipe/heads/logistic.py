@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.errors import UsageError
+from featpipe.base.errors import UsageError
 from featpipe.heads.base import History, MatrixHead, Tick, blocks_of, number, softmax, whole
 from featpipe.heads.solver import DenseMatrix, Matrix, Solution, losses, solve
 

@@ -60,7 +60,7 @@ class MLPHead(Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from featpipe.heads.gradient import train
+        from featpipe.heads.training.loop import train
 
         return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)
 

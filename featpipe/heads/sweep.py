@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.errors import DataError
+from featpipe.base.errors import DataError
 from featpipe.heads import head_class, new_head
 from featpipe.heads.base import Head, History
 
@@ -158,7 +158,7 @@ def run_sweep(
         head.classes_ = np.array(classes)
     if not head_class(plan.kind).sweep_grid:
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, told=told)
-    from featpipe.heads.gradient import train_all
+    from featpipe.heads.training.loop import train_all
 
     outcomes = train_all(
         plan.heads,

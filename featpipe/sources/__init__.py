@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from featpipe.disk import read_regular
-from featpipe.errors import NotFoundError, UsageError
-from featpipe.names import visible
+from featpipe.base.disk import read_regular
+from featpipe.base.errors import NotFoundError, UsageError
+from featpipe.base.text import visible
 from featpipe.sources.digits import DIGITS, open_digits, read_digit
 from featpipe.sources.folder import list_pictures, open_folder
 from featpipe.sources.listing import LIST_SUFFIXES, open_list

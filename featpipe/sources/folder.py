@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from featpipe.errors import DataError, StorageError
+from featpipe.base.errors import DataError, StorageError
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 NOT_PICTURES = frozenset(

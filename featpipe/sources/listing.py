@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from featpipe.disk import read_regular
-from featpipe.errors import DataError, StorageError
-from featpipe.names import visible
+from featpipe.base.disk import read_regular
+from featpipe.base.errors import DataError, StorageError
+from featpipe.base.text import visible
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")

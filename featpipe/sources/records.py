@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featpipe.errors import DataError
+from featpipe.base.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",

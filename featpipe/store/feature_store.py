@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.disk import names_in, read_regular, remove_leftovers, write_atomically
-from featpipe.errors import DamageError, NotFoundError, StorageError
-from featpipe.space import FeatureSpace
+from featpipe.base.disk import names_in, read_regular, remove_leftovers, write_atomically
+from featpipe.base.errors import DamageError, NotFoundError, StorageError
+from featpipe.base.space import FeatureSpace
 from featpipe.store.index import Index, load_index
 from featpipe.store.rows import FeatureRows
 from featpipe.store.segments import build_segment, stored_space, write_segment

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.disk import names_in, read_regular, write_atomically
-from featpipe.errors import StorageError
-from featpipe.ids import DIGEST_BYTES, sortable
-from featpipe.space import FeatureSpace
+from featpipe.base.disk import names_in, read_regular, write_atomically
+from featpipe.base.errors import StorageError
+from featpipe.base.ids import DIGEST_BYTES, sortable
+from featpipe.base.space import FeatureSpace
 from featpipe.store.segments import Segment, read_segment
 
 INDEX_NAME = "index.npz"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.disk import move_aside
-from featpipe.errors import FeatpipeError
-from featpipe.space import FeatureSpace
+from featpipe.base.disk import move_aside
+from featpipe.base.errors import FeatpipeError
+from featpipe.base.space import FeatureSpace
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.segments import read_segment, whole_rows
-from featpipe.store.survey import Damage
+from featpipe.store.verification import Damage
 
 ASIDE = "aside"
 """Folder of the cache that damaged files are moved to, under their own relative path."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.disk import is_regular
-from featpipe.errors import DamageError, StorageError
+from featpipe.base.disk import is_regular
+from featpipe.base.errors import DamageError, StorageError
 
 _WIDE_ROW_BYTES = 4096
 """Rows of this size are copied one by one: gathering them by segment copies each twice."""

@@ -20,11 +20,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featpipe.disk import is_regular, write_atomically
-from featpipe.errors import DamageError, StorageError, other_version
-from featpipe.ids import DIGEST_BYTES
-from featpipe.space import FORMAT_VERSION, FeatureSpace
-from featpipe.store.attributes import read_number, read_text, write_text
+from featpipe.base.disk import is_regular, write_atomically
+from featpipe.base.errors import DamageError, StorageError, other_version
+from featpipe.base.hdf5 import read_number, read_text, write_text
+from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.space import FORMAT_VERSION, FeatureSpace
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.disk import write_atomically
-from featpipe.errors import DamageError, WeightsError
+from featpipe.base.disk import write_atomically
+from featpipe.base.errors import DamageError, WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".hdf5")
 

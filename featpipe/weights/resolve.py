@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from featpipe.backbones.catalog import BACKBONES, Backbone
-from featpipe.errors import DamageError, UsageError, WeightsError
+from featpipe.base.errors import DamageError, UsageError, WeightsError
 from featpipe.weights import catalog
 from featpipe.weights.catalog import Normalisation
+from featpipe.weights.providers import fetch_named, own_copy
 from featpipe.weights.readers import SUFFIXES, read_weights_file
-from featpipe.weights.roads import fetch_named, own_copy
 from featpipe.weights.tensors import (
     checked_tensors,
     random_tensors,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from featpipe.backbones.catalog import Backbone
-from featpipe.errors import WeightsError
+from featpipe.base.errors import WeightsError
 
 Tensors = Mapping[str, np.ndarray]
 

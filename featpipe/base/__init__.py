@@ -1,0 +1,1 @@
+"""What every other room stands on: feature spaces, errors, ids, files on disk, hardware."""

@@ -1,0 +1,14 @@
+"""Where the cache lies if nobody names a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEFAULT_CACHE = Path("cache")
+CACHE_VARIABLE = "FEATPIPE_CACHE"
+
+
+def default_cache() -> Path:
+    """``$FEATPIPE_CACHE``, else ``./cache``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)

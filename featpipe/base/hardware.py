@@ -1,0 +1,142 @@
+"""Which device and compute precision to use, found without importing torch where possible."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from pathlib import Path
+
+from featpipe.base.errors import UsageError
+
+_NATIVE_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""CPU flags (x86 and Arm) of processors that multiply bf16 in hardware."""
+
+
+def resolve_device(device: str = "auto") -> str:
+    """``auto`` → ``cuda`` or ``mps`` where usable, else ``cpu``; other names are checked.
+
+    Raises
+    ------
+    UsageError
+        The device is not usable here.
+    """
+    if device == "auto":
+        return _best_device()
+    if device == "cpu":
+        return device
+    import torch
+
+    kind, _, number = device.partition(":")
+    usable = {
+        "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+        if (number.isdecimal() and number.isascii() and len(number) < 6) or not number
+        else False,
+        "mps": torch.backends.mps.is_available() and not number,
+    }
+    if not usable.get(kind, False):
+        raise UsageError(
+            f"expected a device this machine has, found {device!r}; use --device auto or cpu"
+        )
+    return device
+
+
+@functools.cache
+def _best_device() -> str:
+    # Importing torch takes seconds: on a machine without any accelerator, do not ask it.
+    if not (sys.platform == "darwin" or any(Path("/dev").glob("nvidia*")) or _has_wsl_gpu()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _has_wsl_gpu() -> bool:
+    return os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")
+
+
+@functools.cache
+def matrix_precision(device: str) -> str:
+    """What the matrix units of an accelerator multiply in: ``bf16``, ``fp16``, else ``fp32``."""
+    if not device.startswith("cuda"):
+        return "fp32"
+    import torch
+
+    # bf16 matrix units came with compute capability 8.0, fp16 ones with 7.0.
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+
+
+@functools.cache
+def cpu_claims() -> str:
+    """A processor that says it multiplies bf16: its kind, and by which flags; else empty.
+
+    Letters, digits, ``_`` and ``-`` only, such as ``GenuineIntel-6-207-amx_bf16-avx512_bf16``.
+    """
+    facts = _cpu_facts()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    claims = sorted(_NATIVE_BF16.intersection(flags))
+    if not claims:
+        return ""
+    x86 = ("vendor_id", "cpu family", "model")
+    arm = ("CPU implementer", "CPU variant", "CPU part")
+    kind = [facts[name] for name in (*x86, *arm) if name in facts]
+    return re.sub(r"[^\w-]", "_", "-".join([*kind, *claims]), flags=re.ASCII)
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux tells of the first processor; nothing elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes this process may still take, on the device or (``cpu``, ``mps``) in main memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    bounds = [bound for bound in (_free_by_kernel(), _free_by_cgroup()) if bound is not None]
+    return min(bounds) if bounds else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free_by_kernel() -> int | None:
+    found = _numbers_in(Path("/proc/meminfo")).get("MemAvailable:")
+    return None if found is None else found * 1024
+
+
+def _free_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves; file pages it could drop count as free."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        if limit == "max":
+            return None
+        droppable = _numbers_in(folder / "memory.stat").get("inactive_file", 0)
+        return max(0, int(limit) - used + droppable)
+    except (OSError, ValueError):
+        return None
+
+
+def _numbers_in(path: Path) -> dict[str, int]:
+    """First and second word of every line, where the second is a number."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.split() for line in lines]
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

@@ -1,0 +1,210 @@
+"""The feature space: everything that decides the numbers, and its fingerprint.
+
+A feature space is a pure function from image bytes to one tensor. Its canonical JSON is
+hashed; the hash names its store and binds a head to the features it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from featpipe.base.errors import DamageError
+
+FORMAT_VERSION = 1
+
+POOLINGS = ("none", "avg", "max")
+RESIZES = ("crop", "squash")
+DECODERS = ("pillow", "pillow-draft")
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = ("float16", "float32")
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_MAX_SIDE = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Image bytes to float tensor: decode, EXIF rotation, RGB, resize, crop, normalise.
+
+    Attributes
+    ----------
+    size : int
+        Side of the square given to the backbone, pixels.
+    resize : {"crop", "squash"}
+        ``crop``: shorter side to ``size * 256 / 224``, then the central square (torchvision's
+        ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect ratio.
+    mean, std : tuple of float
+        Per channel, in ``channels`` order, for values scaled to 0..1.
+    channels : {"rgb", "bgr"}
+        Order in which the backbone expects the channels.
+    decoder : {"pillow", "pillow-draft"}
+        The decoder that defines the pixels. ``pillow-draft``: JPEGs are scaled by 1/2, 1/4 or
+        1/8 while they are decoded, as far as they stay larger than the backbone's input.
+    interpolation : str
+        Resampling filter (always antialiased).
+    version : int
+        Raised whenever the same bytes would give other pixels.
+    """
+
+    size: int
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels: str = "rgb"
+    decoder: str = "pillow"
+    interpolation: str = "bilinear"
+    version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpace:
+    """One way of turning image bytes into a tensor.
+
+    Attributes
+    ----------
+    backbone : str
+        Name of the frozen network, for example ``vgg16``.
+    weights : str
+        SHA-256 (hex) of the tensors up to the tap.
+    tap : str
+        Named place whose output is kept, for example ``block5_pool``.
+    pooling : {"none", "avg", "max"}
+        ``none`` keeps the map (C, H, W); the others reduce it to (C,).
+    preprocessing : Preprocessing
+    view : int
+        0 is the image itself.
+    precision : {"fp32", "bf16", "fp16"}
+        Compute precision of the backbone.
+    dtype : {"float16", "float32"}
+        Stored dtype.
+    shape : tuple of int
+        Shape of one row; follows from the fields above.
+    """
+
+    backbone: str
+    weights: str
+    tap: str
+    pooling: str
+    preprocessing: Preprocessing
+    precision: str
+    dtype: str
+    shape: tuple[int, ...]
+    view: int = 0
+    format: int = FORMAT_VERSION
+
+    @cached_property
+    def canonical_json(self) -> str:
+        """The one spelling of this space that is hashed (sorted keys, no blanks, ASCII)."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 (hex) of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json.encode("ascii")).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Folder name of the store: ``<backbone>-<tap>-<12 hex>``.
+
+        Raises
+        ------
+        DamageError
+            No store of this space can be: its names are none, or its rows of no known dtype.
+        """
+        if not (_NAME.fullmatch(self.backbone) and _NAME.fullmatch(self.tap)):
+            found = f"{self.backbone!r} and {self.tap!r}"
+        elif self.dtype not in DTYPES:
+            found = f"dtype {self.dtype!r}"
+        else:
+            return f"{self.backbone}-{self.tap}-{self.id[:12]}"
+        raise DamageError(
+            f"expected a feature space with a backbone, a tap and one of {', '.join(DTYPES)}, "
+            f"found {found}; remove the file it came from and make it anew"
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureSpace:
+        """Parse a space written by :attr:`canonical_json` (key order does not matter).
+
+        Raises
+        ------
+        DamageError
+            The text is not a feature space of a format version this featpipe knows.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            found = fields.get("format")
+            if found != FORMAT_VERSION:
+                raise DamageError(_other_format(found))
+            prep = dict(fields.pop("preprocessing"))
+            prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
+            shape = tuple(fields.pop("shape"))
+            space = cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
+            _check_fields(space)
+            return space
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            raise DamageError(
+                f"expected the JSON of a feature space, found something else ({error}); "
+                "remove the file it came from and make it anew"
+            ) from error
+
+    def differences(self, other: FeatureSpace) -> list[str]:
+        """Fields in which two spaces differ, each as ``field: mine, not theirs``."""
+        return _differences(dataclasses.asdict(self), dataclasses.asdict(other), "")
+
+
+def _other_format(found: object) -> str:
+    newer = isinstance(found, int) and found > FORMAT_VERSION
+    written, advice = ("a newer", "update featpipe") if newer else ("another", "make it anew")
+    return (
+        f"expected feature space format {FORMAT_VERSION}, found {found!r}; this featpipe reads "
+        f"{FORMAT_VERSION}: it was written by {written} version; {advice}"
+    )
+
+
+def _check_fields(space: FeatureSpace) -> None:
+    """Refuse values of another kind: they would only fail later, and less clearly."""
+    prep = space.preprocessing
+    texts = [space.backbone, space.weights, space.tap, space.pooling, space.precision, space.dtype]
+    texts += [prep.resize, prep.channels, prep.decoder, prep.interpolation]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field is no text")
+    if not all(type(n) is int and n >= 0 for n in (space.view, prep.version)):
+        raise ValueError("a field is no whole number")
+    if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in (prep.size, *space.shape)):
+        raise ValueError(f"size {prep.size!r}, shape {space.shape!r}")
+    numbers = (*prep.mean, *prep.std)
+    if len(numbers) != 6 or not all(type(n) in (int, float) for n in numbers):
+        raise ValueError("mean and std are not three numbers each")
+    if not all(abs(n) < math.inf for n in numbers):
+        raise ValueError("mean and std are not finite")
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str) -> list[str]:
+    found = []
+    for key, value in mine.items():
+        other = theirs[key]
+        if isinstance(value, dict):
+            found += _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            found.append(f"{prefix}{key}: {_short(value)}, not {_short(other)}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text

@@ -1,0 +1,147 @@
+"""``featpipe bench``: measure this machine, and featpipe beside what else people use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.options import AsJson, Device, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from featpipe.bench.measure import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help=(
+        "Measure featpipe on this machine beside what else people use, in turns, as ratios.\n\n"
+        "Peers are measured where they are installed: pip install '.[bench]'.\n\n"
+        "Example: featpipe bench extract --quick"
+    ),
+)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Little work, one round: a first look.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; medians of them are reported.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Where to write what is measured.  [default: a temporary folder]"),
+]
+
+
+def _report(speaker: Speaker, folder: Path | None, measure: Callable[[Path], Report]) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="featpipe-bench-", dir=folder) as temporary:
+        report = measure(Path(temporary))
+    speaker.result(report.as_json(), report.as_text())
+
+
+@app.command("extract")
+def extract(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures.  [default: made-up photographs]")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Pictures per round.  [default: 480; 20000 on a GPU]")
+    ] = None,
+    rounds: Rounds = 3,
+    quick: Quick = False,
+    device: Device = "auto",
+    folder: Folder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pictures per second: end to end, each stage alone, and beside peers.
+
+    Example: featpipe bench extract --data photos/ --count 500
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.bench.extract import bench_extract
+
+        _report(
+            speaker,
+            folder,
+            lambda where: bench_extract(
+                where,
+                count=32 if quick else count,
+                rounds=1 if quick else rounds,
+                device=device,
+                data=data,
+                progress=speaker.progress,
+            ),
+        )
+
+
+@app.command("read")
+def read(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of 50 kB to read.")] = 20_000,
+    many: Annotated[int, typer.Option(min=1, help="Rows of a store to open.")] = 1_000_000,
+    rounds: Rounds = 5,
+    quick: Quick = False,
+    folder: Folder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Gigabytes per second from the store, and how long a large one takes to open.
+
+    Example: featpipe bench read --rows 50000
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.bench.read import bench_read
+
+        _report(
+            speaker,
+            folder,
+            lambda where: bench_read(
+                where,
+                rows=2_000 if quick else rows,
+                many=50_000 if quick else many,
+                rounds=1 if quick else rounds,
+                progress=speaker.progress,
+            ),
+        )
+
+
+@app.command("heads")
+def heads(
+    rows: Annotated[int, typer.Option(min=50, help="Rows to train on.")] = 1500,
+    width: Annotated[int, typer.Option(min=1, help="Numbers of a row.")] = 25_088,
+    classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 2,
+    rounds: Rounds = 3,
+    quick: Quick = False,
+    device: Device = "auto",
+    folder: Folder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Heads per second: many at once, exact logistic regression, train-head as a command.
+
+    Example: featpipe bench heads --width 512 --classes 10
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.bench.heads import bench_heads
+
+        _report(
+            speaker,
+            folder,
+            lambda where: bench_heads(
+                where,
+                rows=300 if quick else rows,
+                width=2048 if quick else width,
+                classes=classes,
+                rounds=1 if quick else rounds,
+                device=device,
+                progress=speaker.progress,
+            ),
+        )

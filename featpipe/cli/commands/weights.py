@@ -1,0 +1,66 @@
+"""``featpipe weights``: where the backbone's weights are, and fetching them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The backbone's weights.\n\nExample: featpipe weights list",
+)
+
+
+@app.command("list")
+def list_weights(
+    cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
+    """List the named weights of every backbone and which of them are here.
+
+    Example: featpipe weights list
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.backbones.catalog import BACKBONES
+        from featpipe.weights.catalog import known_names
+        from featpipe.weights.providers import own_copy
+
+        rows = []
+        for backbone in BACKBONES.values():
+            for name in known_names(backbone):
+                path = own_copy(cache_root(cache), backbone, name)
+                here = str(path) if path.exists() else None
+                rows.append({"backbone": backbone.name, "weights": name, "path": here})
+        lines = [f"{r['backbone']} {r['weights']:<20} {r['path'] or 'not here'}" for r in rows]
+        speaker.result({"weights": rows}, "\n".join(lines))
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="[default: IMAGENET1K_V1]")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="[default: vgg16]")] = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Bring named weights into the cache, by the first road that works, and check them.
+
+    Example: featpipe weights fetch IMAGENET1K_V1 --backbone vgg16
+    """
+    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
+    with speaking(speaker):
+        from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+        from featpipe.weights import DEFAULT_WEIGHTS, fetch_weights
+
+        network = get_backbone(backbone or DEFAULT_BACKBONE)
+        path, digest = fetch_weights(name or DEFAULT_WEIGHTS, network, cache_root(cache))
+        found = {"path": str(path), "sha256_of_tensors": digest}
+        speaker.result(found, f"{path}\n  tensors {digest}")

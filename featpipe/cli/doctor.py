@@ -1,0 +1,34 @@
+"""``featpipe doctor``: facts about this machine, in the words of the other commands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+from featpipe.base.hardware import cpu_count, resolve_device
+from featpipe.engine.precision import choose_precision
+from featpipe.weights import DEFAULT_WEIGHTS
+from featpipe.weights.providers import own_copy
+
+_PACKAGES = ("featpipe", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow")
+
+
+def check_up(cache: Path) -> dict[str, Any]:
+    """Versions, device, precision, cores, weights and room on the cache's disk."""
+    device = resolve_device()
+    weights = own_copy(cache, get_backbone(DEFAULT_BACKBONE), DEFAULT_WEIGHTS)
+    nearest = next(p for p in (cache, *cache.absolute().parents) if p.exists())
+    return {
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "device": device,
+        "precision": choose_precision("auto", device, cache, remember=False),
+        "cores": cpu_count(),
+        "cache": str(cache),
+        "cache_free_gib": round(shutil.disk_usage(nearest).free / 2**30, 1),
+        "weights": str(weights) if weights.exists() else "not here yet: fetched on first use",
+    }

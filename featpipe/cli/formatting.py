@@ -1,0 +1,252 @@
+"""Results as text for people, and text options as values."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from featpipe.base.errors import UsageError
+from featpipe.base.text import visible
+
+if TYPE_CHECKING:
+    # A command pays for its own stage's imports, not for those of all whose results are shown here.
+    from featpipe.backbones.catalog import Backbone
+    from featpipe.stages.evaluate import Evaluation
+    from featpipe.stages.extract import DryRun, ExtractResult
+    from featpipe.stages.predict import Prediction
+    from featpipe.stages.recipe import RecipeResult
+    from featpipe.stages.train import SweepResult, TrainResult
+
+_SHOWN_BAD = 10
+_SHOWN_CLASSES = 10
+_SHOWN_TRIALS = 10
+
+
+def parse_shares(text: str) -> list[float]:
+    """``0.7,0.15,0.15`` → three floats.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"expected --split like 0.7,0.15,0.15, found {text!r}") from None
+
+
+def parse_percent(text: str) -> float:
+    """``5%`` or ``5`` → 0.05.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"expected --max-bad of 0% to 100%, found {text!r}")
+    return value / 100
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def of_extraction(done: ExtractResult) -> str:
+    """What an extraction did."""
+    lines = [
+        f"{done.dataset}: {done.images} pictures: {done.computed} computed, {done.reused} reused, "
+        f"{done.duplicates} duplicates, {done.quarantined} quarantined"
+    ]
+    if done.computed:
+        stages = ", ".join(f"{k} {v:.1f} s" for k, v in done.stage_seconds.items())
+        lines.append(
+            f"  {done.seconds:.1f} s, {done.images_per_second:.1f} pictures/s; "
+            f"bottleneck: {done.bottleneck} ({stages})"
+        )
+    else:
+        lines.append("  nothing to compute: no picture was decoded, the backbone did not run")
+    for space in done.spaces:
+        shape = " x ".join(map(str, space.shape))
+        lines.append(
+            f"  {space.name}: {space.tap}, pooling {space.pooling}, {shape}, {space.dtype}"
+        )
+    if done.splits:
+        lines.append("  " + ", ".join(f"{name} {n}" for name, n in done.splits.items()))
+    if done.classes:
+        lines.append("  " + _classes(done.classes))
+    return "\n".join(lines + _bad(done))
+
+
+def _classes(classes: Sequence[str]) -> str:
+    shown = ", ".join(map(visible, classes[:_SHOWN_CLASSES]))
+    more = f", … ({len(classes)} in all)" if len(classes) > _SHOWN_CLASSES else ""
+    return f"classes: {shown}{more}"
+
+
+def _bad(done: ExtractResult) -> list[str]:
+    lines = [f"  quarantined {visible(p)}: {stage}: {why}" for p, stage, why in done.bad]
+    if len(lines) > _SHOWN_BAD:
+        more = len(lines) - _SHOWN_BAD
+        lines = [*lines[:_SHOWN_BAD], f"  … and {more} more; --json lists them all"]
+    return lines
+
+
+def of_plan(plan: DryRun) -> str:
+    """What an extraction would do."""
+    return (
+        f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
+        f"{plan.to_read} to read (what turns out to be known is not decoded), {plan.quarantined} "
+        "quarantined before; nothing was done"
+    )
+
+
+def of_training(done: TrainResult) -> str:
+    """What a training gave."""
+    best = {k: v for k, v in done.best.items() if k in ("epoch", "C")}
+    at = ", ".join(f"{k} {v:g}" for k, v in best.items())
+    table = [] if done.sweep is None else [*_of_sweep(done.sweep), ""]
+    told = (
+        f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
+        f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {at} kept), train "
+        f"{done.train['accuracy']:.2%}\n  {done.head}"
+    )
+    return "\n".join([*table, told])
+
+
+def _of_sweep(sweep: SweepResult) -> list[str]:
+    """The best combinations as a table, what they differ in and how they did; then advice."""
+    shown = sweep.rows[:_SHOWN_TRIALS]
+    titles = [name.replace("_", "-") for name in sweep.varied]
+    measures = {"best_epoch": "epoch", "cv_loss": "cv loss", "val_loss": "val loss"}
+    measures |= {"val_accuracy": "val", "train_accuracy": "train"}
+    found = [name for name in measures if any(row.get(name) is not None for row in shown)]
+    table = [[*titles, *(measures[name] for name in found)]]
+    for row in shown:
+        values = {**row["params"], "seed": row["seed"]}
+        scores = [] if row["diverged"] else [_score(name, row[name]) for name in found]
+        table.append([*(f"{values[name]:g}" for name in sweep.varied), *(scores or ["diverged"])])
+    columns = itertools.zip_longest(*table, fillvalue="")
+    widths = [max(8, *map(len, column)) for column in columns]
+    lines = [" ".join(map(str.rjust, row, widths)) for row in table]
+    if len(sweep.rows) > _SHOWN_TRIALS:
+        lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    for name, edge in sweep.at_edge.items():
+        best, beyond = sweep.rows[0]["params"][name], {"smallest": "smaller", "largest": "larger"}
+        lines.append(
+            f"the best {name.replace('_', '-')}, {best:g}, is the {edge} tried: "
+            f"a {beyond[edge]} one may do better"
+        )
+    return lines
+
+
+def _score(name: str, value: float) -> str:
+    if name == "best_epoch":
+        return str(value)
+    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def of_evaluation(done: Evaluation) -> str:
+    """How a head did."""
+    m = done.metrics
+    low, high = m["accuracy_ci95"]
+    auc = "" if m["roc_auc"] is None else f", ROC-AUC {m['roc_auc']:.4f}"
+    lines = [
+        f"accuracy {m['accuracy']:.2%} (95 %: {low:.2%} to {high:.2%}) on {m['n']} pictures of "
+        f"{done.dataset}/{done.split}",
+        f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
+    ]
+    if done.trained_on:
+        shown = ", ".join(map(visible, done.duplicates[:3]))
+        lines.append(
+            f"  warning: {done.trained_on} of them were also trained on or validated with"
+            f"{': ' if shown else ''}{shown}"
+        )
+    return "\n".join([*lines, f"  report: {done.report}"])
+
+
+def of_recipe(done: RecipeResult) -> str:
+    """What a recipe gave, with a table of its heads."""
+    lines = [of_extraction(done.extract), "", f"{'head':<10} {'val':>8} {'test':>8}  report"]
+    for trained, scored in done.heads:
+        lines.append(
+            f"{trained.kind:<10} {trained.val['accuracy']:>8.2%} "
+            f"{scored.metrics['accuracy']:>8.2%}  {scored.report}"
+        )
+    return "\n".join(lines)
+
+
+def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
+    """The taps of a backbone with their shapes."""
+    return [
+        {
+            "tap": tap.name,
+            "node": tap.node,
+            "shape": [tap.channels, size // tap.stride, size // tap.stride],
+        }
+        for tap in backbone.taps.values()
+    ]
+
+
+def of_taps(rows: list[dict[str, Any]]) -> str:
+    """A table of taps."""
+    lines = [f"{'tap':<14} {'node':<12} shape"]
+    for row in rows:
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(f"{row['tap']:<14} {row['node']:<12} {shape}")
+    return "\n".join(lines)
+
+
+def of_pairs(pairs: dict[str, Any]) -> str:
+    """Names and values, aligned."""
+    width = max(map(len, pairs), default=0)
+    return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in pairs.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(visible(str(inner)) for inner in value)
+    return str(value)
+
+
+def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+    """Predictions as CSV with a header; returns how many had an error."""
+    plain = csv.writer(stream, lineterminator="\n")
+    # The csv module leaves a lone carriage return bare, and readers take it for a line's end.
+    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    errors, found_any = 0, False
+    classes: list[str] = []
+    header = ["path", "label", "probability", "error"]
+    for prediction in found:
+        if not found_any:
+            found_any = True
+            classes = prediction.classes if all_classes else []
+            plain.writerow([*header, *classes])
+        every = prediction.probabilities or {}
+        probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
+        extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
+        errors += prediction.error is not None
+        (quoted if "\r" in prediction.path else plain).writerow(
+            [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
+        )
+    if not found_any:
+        plain.writerow(header)
+    return errors
+
+
+def write_json_lines(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+    """Predictions as JSON lines; returns how many had an error."""
+    errors = 0
+    for prediction in found:
+        errors += prediction.error is not None
+        stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
+    return errors

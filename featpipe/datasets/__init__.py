@@ -1,0 +1,1 @@
+"""Data sets: frozen lists of pictures with ids, labels and splits."""

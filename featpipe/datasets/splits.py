@@ -1,0 +1,113 @@
+"""Train, validation and test by content: stable as data grows, duplicates never straddle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from featpipe.base.errors import UsageError
+from featpipe.base.ids import sortable
+
+DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
+"""Train, validation, test."""
+DEFAULT_VAL_FRACTION = 0.2
+"""Share of train set aside where a data set has train and test but no validation."""
+
+
+def split_by_content(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    fractions: Sequence[float] = DEFAULT_FRACTIONS,
+    *,
+    salt: str = "split",
+) -> np.ndarray:
+    """Assign each picture to a part by a hash of its content.
+
+    The hash alone decides, so a picture keeps its part when others come or go, and equal
+    pictures share one. Where that leaves a class without a picture in some part though it
+    has enough different ones, the class's pictures nearest the part's range are moved there:
+    stratification for classes too small for chance. A picture so moved may go back once its
+    class has grown enough to fill that part by itself.
+
+    Parameters
+    ----------
+    ids : ndarray of uint8, shape (n, 32)
+    labels : ndarray of int64, shape (n,)
+    fractions : sequence of float
+        Share of each part; they sum to 1.
+    salt : str
+        Makes independent splits of the same pictures.
+
+    Returns
+    -------
+    ndarray of int8, shape (n,)
+        Part number.
+    """
+    _check_sum(fractions)
+    edges = np.concatenate([[0.0], np.cumsum(fractions)])
+    wanted = np.flatnonzero(np.asarray(fractions) > 0).tolist()
+    # Shares written in decimals may sum to a little less than 1: the rest is the last one's.
+    edges[wanted[-1] + 1 :] = 1.0
+    _, first, inverse = np.unique(sortable(ids), return_index=True, return_inverse=True)
+    place = np.array([_uniform(salt, row.tobytes()) for row in ids[first]])
+    part = np.searchsorted(edges[1:-1], place, side="right").astype(np.int8)
+    label_of = labels[first]
+    for label in np.unique(label_of):
+        _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges, wanted)
+    return part[inverse]
+
+
+def check_shares(fractions: Sequence[float]) -> None:
+    """Refuse what cannot be the shares of train, val and test.
+
+    Raises
+    ------
+    UsageError
+    """
+    if len(fractions) != len(DEFAULT_FRACTIONS):
+        raise UsageError(f"expected three shares (train,val,test), found {len(fractions)}")
+    _check_sum(fractions)
+
+
+def _check_sum(fractions: Sequence[float]) -> None:
+    if len(fractions) < 2 or not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
+        raise UsageError(
+            f"expected shares that are not negative and sum to 1, found "
+            f"{','.join(f'{f:g}' for f in fractions)}"
+        )
+
+
+def check_val_fraction(fraction: float) -> None:
+    """Refuse what cannot be the share of train to validate on.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"expected --val above 0 and below 1, found {fraction:g}")
+
+
+def _fill_empty_parts(
+    members: np.ndarray,
+    place: np.ndarray,
+    part: np.ndarray,
+    edges: np.ndarray,
+    wanted: list[int],
+) -> None:
+    if len(members) < len(wanted):
+        return
+    for k in wanted:
+        if (part[members] == k).any():
+            continue
+        counts = np.bincount(part[members], minlength=len(edges) - 1)
+        spare = members[counts[part[members]] > 1]
+        distance = np.maximum(edges[k] - place[spare], place[spare] - edges[k + 1])
+        part[spare[np.argmin(distance)]] = k
+
+
+def _uniform(salt: str, image_id: bytes) -> float:
+    digest = hashlib.sha256(b"featpipe:" + salt.encode() + b":" + image_id).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

@@ -1,0 +1,1 @@
+"""Training heads with PyTorch: one loop for every head that learns by gradients."""

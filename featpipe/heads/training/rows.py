@@ -1,0 +1,197 @@
+"""Feature rows on their way to the heads: held where they fit, else streamed in blocks.
+
+Either way rows keep their stored dtype until a batch is taken, and a batch is centred float32
+in a buffer that the next one overwrites. Order is drawn by NumPy, so it is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from featpipe.base.hardware import free_memory
+from featpipe.heads.base import mean_and_scale_of
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+HELD_SHARE = 0.5
+"""Of the memory that is free, what rows may take before they are streamed instead."""
+_BLOCK_BYTES = 64 * 2**20
+_PIECE_BYTES = 16 * 2**20
+_BLOCKS_AT_ONCE = 4
+"""Blocks whose rows are shuffled among one another."""
+
+
+def rows_of(X: Any, y: np.ndarray, device: str) -> Rows:
+    """Rows (n, …) and their classes (n,), held on the device, in memory, or streamed."""
+    if fits(X, device):
+        return HeldRows(X, y, device, home=device)
+    if device != "cpu" and fits(X, "cpu"):
+        return HeldRows(X, y, device, home="cpu")
+    return StreamedRows(X, y, device)
+
+
+def fits(X: Any, device: str) -> bool:
+    """Whether rows in their stored dtype fit into the share of a device's free memory."""
+    return _row_bytes(X) * len(X) <= HELD_SHARE * free_memory(device)
+
+
+class Rows(ABC):
+    """Labelled rows of d features.
+
+    Attributes
+    ----------
+    X : array-like, shape (n, …)
+        The rows in the cheapest form to read them once more.
+    y : Tensor of int64, shape (n,), on the device
+    """
+
+    X: Any
+    y: torch.Tensor
+
+    def __init__(self, X: Any, y: np.ndarray, device: str) -> None:
+        self.X, self.device = X, device
+        self.y = torch.from_numpy(y).to(device)
+        self.width = int(np.prod(X.shape[1:]))
+        self.dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
+        self._mean = torch.zeros(self.width, device=device)
+        self._centred = torch.empty(0, self.width, device=device)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def centre_on(self, mean: np.ndarray) -> None:
+        """Subtract ``mean`` (d,) from every row that is handed out."""
+        self._mean = torch.from_numpy(mean).to(self.device)
+
+    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """As :func:`featpipe.heads.base.mean_and_scale`, to be asked before :meth:`centre_on`.
+
+        PyTorch widens float16 several times faster than NumPy.
+        """
+        total, squares = torch.zeros(self.width, dtype=torch.float64), 0.0
+        step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
+        buffer = torch.empty(min(step, len(self)), self.width, dtype=torch.float64)
+        for _, rows in self._stored(step):
+            wide = buffer[: len(rows)].copy_(rows)
+            total += wide.sum(dim=0)
+            squares += float(wide.view(-1) @ wide.view(-1))
+        return mean_and_scale_of(total.numpy(), squares, len(self))
+
+    @abstractmethod
+    def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
+        """Every row once, in batches (b, d) float32 with their classes (b,)."""
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """The same, unshuffled."""
+        for start, rows in self._stored(size):
+            yield self._centre(rows), self.y[start : start + len(rows)]
+
+    @abstractmethod
+    def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """All rows in order, as stored, at most ``size`` at once; with the first one's number."""
+
+    def _centre(self, rows: torch.Tensor) -> torch.Tensor:
+        # One buffer for all batches: fresh memory of this size costs more than the arithmetic.
+        if len(self._centred) < len(rows):
+            self._centred = torch.empty(len(rows), self.width, device=self.device)
+        return self._centred[: len(rows)].copy_(rows).sub_(self._mean)
+
+
+class HeldRows(Rows):
+    """Rows that were read once and stay at home."""
+
+    def __init__(self, X: Any, y: np.ndarray, device: str, *, home: str) -> None:
+        super().__init__(X, y, device)
+        self.home = home
+        self._rows = torch.empty(len(X), self.width, dtype=self.dtype, device=home)
+        for start, stop in _blocks(X):
+            block = np.asarray(X[start:stop]).reshape(stop - start, -1)
+            if home == "cpu":
+                self._rows[start:stop].numpy()[:] = block
+            else:
+                self._rows[start:stop] = torch.from_numpy(np.array(block))
+        if home == "cpu":
+            self.X = self._rows.numpy()
+        self._taken = torch.empty(0, self.width, dtype=self.dtype, device=home)
+
+    def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
+        """See :meth:`Rows.shuffled`."""
+        if len(self._taken) < min(size, len(self)):
+            self._taken = self._rows.new_empty(min(size, len(self)), self.width)
+        chosen = torch.from_numpy(order.permutation(len(self)))
+        at_home = chosen.to(self.home)
+        y = self.y[chosen.to(self.device)]
+        for start in range(0, len(self), size):
+            index = at_home[start : start + size]
+            taken = torch.index_select(self._rows, 0, index, out=self._taken[: len(index)])
+            yield self._centre(taken), y[start : start + size]
+
+    def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for start in range(0, len(self), size):
+            yield start, self._rows[start : start + size]
+
+
+class StreamedRows(Rows):
+    """Rows that are read again in every epoch, a few blocks of neighbours at a time.
+
+    Blocks come in shuffled order, and the rows of those that are in memory together are
+    shuffled among one another; what does not fill a batch waits for the next ones.
+    """
+
+    def __init__(self, X: Any, y: np.ndarray, device: str) -> None:
+        super().__init__(X, y, device)
+        self._spans = list(_blocks(X))
+        self._longest = max((stop - start for start, stop in self._spans), default=0)
+        self._pool = torch.empty(0, self.width, dtype=self.dtype)
+
+    def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
+        """See :meth:`Rows.shuffled`."""
+        spans = [self._spans[i] for i in order.permutation(len(self._spans))]
+        self._make_room(min(len(self), self._longest * _BLOCKS_AT_ONCE + size))
+        numbers = np.empty(0, np.int64)
+        for first in range(0, len(spans), _BLOCKS_AT_ONCE):
+            for start, stop in spans[first : first + _BLOCKS_AT_ONCE]:
+                self._read(start, stop, len(numbers))
+                numbers = np.concatenate([numbers, np.arange(start, stop)])
+            is_last = first + _BLOCKS_AT_ONCE >= len(spans)
+            mixed = order.permutation(len(numbers))
+            whole = len(mixed) if is_last else len(mixed) // size * size
+            for at in range(0, whole, size):
+                index = mixed[at : min(at + size, whole)]
+                yield self._batch(self._pool[torch.from_numpy(index)], numbers[index])
+            rest = mixed[whole:]
+            self._pool[: len(rest)] = self._pool[torch.from_numpy(rest)]
+            numbers = numbers[rest]
+
+    def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        self._make_room(self._longest)
+        for start, stop in self._spans:
+            self._read(start, stop, 0)
+            for at in range(start, stop, size):
+                yield at, self._pool[at - start : min(at + size, stop) - start]
+
+    def _make_room(self, rows: int) -> None:
+        if len(self._pool) < rows:
+            self._pool = torch.empty(rows, self.width, dtype=self.dtype)
+
+    def _read(self, start: int, stop: int, place: int) -> None:
+        block = np.asarray(self.X[start:stop]).reshape(stop - start, -1)
+        self._pool[place : place + stop - start].numpy()[:] = block
+
+    def _batch(self, rows: torch.Tensor, numbers: np.ndarray) -> Batch:
+        return self._centre(rows), self.y[torch.from_numpy(numbers).to(self.device)]
+
+
+def _row_bytes(X: Any) -> int:
+    return int(np.prod(X.shape[1:])) * np.dtype(X.dtype).itemsize
+
+
+def _blocks(X: Any) -> Iterator[tuple[int, int]]:
+    step = max(1, _BLOCK_BYTES // max(1, _row_bytes(X)))
+    for start in range(0, len(X), step):
+        yield start, min(start + step, len(X))

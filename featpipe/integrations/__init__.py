@@ -1,0 +1,1 @@
+"""Cached features for other libraries: NumPy, scikit-learn and PyTorch."""

@@ -1,0 +1,116 @@
+"""A scikit-learn transformer: picture paths in, cached features out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from featpipe.base.cache import default_cache
+from featpipe.base.errors import DataError, UsageError
+from featpipe.decoding.pool import Task
+from featpipe.engine.loop import Outcome, run
+from featpipe.engine.options import parse_options
+from featpipe.store.feature_store import FeatureStore
+
+
+class CachedFeatures(TransformerMixin, BaseEstimator):
+    """Backbone features of picture files, computed once and kept.
+
+    Stateless: nothing is learned in ``fit``. A grid search over what comes behind it, or over
+    its own ``tap`` and ``pool``, computes each picture once per feature space.
+
+    Parameters
+    ----------
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size,
+    workers
+        As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
+    """
+
+    def __init__(
+        self,
+        cache: str | os.PathLike[str] | None = None,
+        backbone: str | None = None,
+        weights: str | None = None,
+        tap: str | None = None,
+        pool: str | None = None,
+        size: int | None = None,
+        resize: str | None = None,
+        decoder: str | None = None,
+        precision: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self.cache = cache
+        self.backbone = backbone
+        self.weights = weights
+        self.tap = tap
+        self.pool = pool
+        self.size = size
+        self.resize = resize
+        self.decoder = decoder
+        self.precision = precision
+        self.dtype = dtype
+        self.device = device
+        self.batch_size = batch_size
+        self.workers = workers
+
+    def fit(self, X: Any, y: Any = None) -> CachedFeatures:
+        """Learn nothing."""
+        return self
+
+    def transform(self, X: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+        """Features of picture files.
+
+        Parameters
+        ----------
+        X : array-like of path, shape (n,) or (n, 1)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, features)
+            Maps are flattened, C H W.
+
+        Raises
+        ------
+        DataError
+            A picture is unreadable: rows cannot be left out here.
+        """
+        paths = [os.fspath(path) for path in np.asarray(X, dtype=object).reshape(-1)]
+        options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}
+        request, engine_options = parse_options(options)
+        root = default_cache() if self.cache is None else Path(self.cache)
+        plan = request.resolve(root)
+        if len(plan.spaces) != 1:
+            raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
+        store = FeatureStore(root, plan.spaces[0])
+        ids = np.zeros((len(paths), 32), np.uint8)
+
+        def on_outcome(outcome: Outcome) -> None:
+            if outcome.image_id is None or outcome.kind == "bad":
+                raise DataError(
+                    f"expected readable pictures, found {paths[outcome.key]!r} "
+                    f"({outcome.stage}: {outcome.reason}); leave it out"
+                )
+            ids[outcome.key] = np.frombuffer(outcome.image_id, np.uint8)
+
+        if not paths:
+            raise DataError("expected at least one picture, found none")
+        tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
+        run(tasks, plan, [store], on_outcome, engine_options)
+        return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        return tags

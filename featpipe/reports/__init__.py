@@ -1,0 +1,6 @@
+"""One self-contained HTML page per evaluation: readable offline, everything escaped."""
+
+from featpipe.reports.mistakes import Mistake
+from featpipe.reports.page import write_report
+
+__all__ = ["Mistake", "write_report"]

@@ -1,0 +1,1 @@
+"""The folder of one training run: its head and everything that is written beside it."""

@@ -1,0 +1,1 @@
+"""The stages of the pipeline: extract, train, evaluate, predict; and looking after a cache."""

@@ -1,0 +1,160 @@
+"""Stage 3: a head meets a split it has not seen; metrics and a report are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.base.disk import write_atomically
+from featpipe.base.errors import DataError
+from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset
+from featpipe.datasets.spaces import require_space
+from featpipe.reports import Mistake, write_report
+from featpipe.reports.metrics import score
+from featpipe.runs.head_files import TrainedHead, load_head
+from featpipe.sources import image_reader
+from featpipe.store.feature_store import FeatureStore
+
+WORST_MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a head did on a split.
+
+    Attributes
+    ----------
+    head, dataset, split : str
+    metrics : dict
+        See :func:`featpipe.reports.metrics.score`.
+    duplicates : list of str
+        Paths of evaluated pictures whose very bytes the head was trained on, where that is
+        not the split's own meaning.
+    trained_on : int
+        How many of the evaluated pictures the head was trained or validated on.
+    report : Path
+        The HTML page; ``metrics.json`` lies beside it.
+    seconds : float
+    """
+
+    head: str
+    dataset: str
+    split: str
+    metrics: dict[str, Any]
+    duplicates: list[str]
+    trained_on: int
+    report: Path
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as the command prints it."""
+        rest = dataclasses.asdict(self)
+        metrics = rest.pop("metrics")
+        return {**rest, **metrics, "report": str(self.report)}
+
+
+def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "test") -> Evaluation:
+    """Score a head on a split and write ``metrics.json`` and ``report.html`` beside it.
+
+    Parameters
+    ----------
+    head : Path
+        Run folder.
+    cache : Path
+    on : str, optional
+        Data set; default: the one the head was trained on.
+    split : {"test", "val", "train", "all"}
+
+    Raises
+    ------
+    SpaceMismatchError
+        The data set has no features of the head's space.
+    DataError
+        Nothing to score, or a class the head does not know.
+    """
+    started = time.perf_counter()
+    trained = load_head(head)
+    name = on if on is not None else str(trained.dataset["name"])
+    dataset = load_dataset(cache, name)
+    require_space(dataset, trained.space)
+    chosen = dataset.in_split(split)
+    chosen = chosen[dataset.label[chosen] != NO_LABEL]
+    classes: list[str] = trained.head.classes_.tolist()
+    y = _labels(dataset, chosen, classes, split)
+    rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
+    probabilities = trained.head.predict_proba(rows)
+    metrics = score(y, probabilities, classes)
+    seen = _trained_on(dataset, chosen, trained)
+    own = split != "test" and dataset.name == trained.dataset["name"]
+    mistakes = _worst_mistakes(dataset, chosen, y, probabilities, classes)
+    folder = head.parent if head.is_file() else head
+    stem = "" if on is None and split == "test" else f"-{name}-{split}"
+    result = Evaluation(
+        head=str(folder),
+        dataset=name,
+        split=split,
+        metrics=metrics,
+        duplicates=[] if own else seen,
+        trained_on=len(seen),
+        report=folder / f"report{stem}.html",
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    text = json.dumps({"schema": 1, **result.as_json()}, indent=2) + "\n"
+    write_atomically(folder / f"metrics{stem}.json", text.encode("ascii"))
+    write_report(result.report, trained, result.as_json(), mistakes)
+    return result
+
+
+def _labels(dataset: Dataset, chosen: np.ndarray, classes: list[str], split: str) -> np.ndarray:
+    if not len(chosen):
+        raise DataError(
+            f"expected labelled pictures in split '{split}' of '{dataset.name}', found none"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    names = [dataset.classes[i] for i in dataset.label[chosen]]
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise DataError(
+            f"expected only classes the head knows ({', '.join(map(repr, classes[:5]))}"
+            f"{', …' if len(classes) > 5 else ''}) in split '{split}' of '{dataset.name}', found "
+            f"{', '.join(map(repr, unknown[:5]))}; train on pictures of every class"
+        )
+    return np.array([number[name] for name in names], np.int64)
+
+
+def _trained_on(dataset: Dataset, chosen: np.ndarray, trained: TrainedHead) -> list[str]:
+    """Paths of the chosen pictures whose very bytes the head was trained or validated on."""
+    seen = {row.tobytes() for row in trained.train_ids}
+    return [dataset.paths[i] for i in chosen if dataset.image_sha256[i].tobytes() in seen]
+
+
+def _worst_mistakes(
+    dataset: Dataset,
+    chosen: np.ndarray,
+    y: np.ndarray,
+    probabilities: np.ndarray,
+    classes: list[str],
+) -> list[Mistake]:
+    """The wrong predictions that gave the truth the least probability."""
+    predicted = probabilities.argmax(axis=1)
+    truth = probabilities[np.arange(len(y)), y]
+    wrong = np.flatnonzero(predicted != y)
+    wrong = wrong[np.argsort(truth[wrong], kind="stable")][:WORST_MISTAKES]
+    read = image_reader(dataset.source)
+    return [
+        Mistake(
+            path=dataset.paths[chosen[i]],
+            truth=classes[y[i]],
+            predicted=classes[predicted[i]],
+            probability=float(probabilities[i, predicted[i]]),
+            image_id=dataset.image_sha256[chosen[i]].tobytes(),
+            read=read,
+        )
+        for i in wrong
+    ]

@@ -1,0 +1,149 @@
+"""Stage 4: pictures never seen, through exactly the training preprocessing, to class names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.base.progress import Bar, Progress, no_progress
+from featpipe.decoding.pool import Task
+from featpipe.engine.loop import EngineOptions, Outcome, run
+from featpipe.engine.plan import FeaturePlan, plan_for_space
+from featpipe.runs.head_files import TrainedHead, load_head
+from featpipe.sources import list_pictures
+from featpipe.store.feature_store import FeatureStore
+
+_CHUNK = 4096
+"""Pictures between two answers: what is answered is committed."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says of one file.
+
+    Attributes
+    ----------
+    path : str
+    classes : list of str
+        All the head knows.
+    label : str or None
+        Most probable class; None where the file is unreadable.
+    probability : float or None
+        Of that class.
+    probabilities : dict of str to float, or None
+        Of every class.
+    error : str or None
+        Stage and reason, where the file is unreadable.
+    """
+
+    path: str
+    classes: list[str]
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    error: str | None = None
+
+    def as_json(self, *, all_classes: bool = False) -> dict[str, Any]:
+        """The prediction as the command prints it."""
+        line: dict[str, Any] = {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "error": self.error,
+        }
+        return {**line, "probabilities": self.probabilities} if all_classes else line
+
+
+def predict(
+    head: Path,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    cache: Path,
+    weights: str | None = None,
+    device: str = "auto",
+    options: EngineOptions | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[Prediction]:
+    """Classify files, and all pictures below folders, in the order given.
+
+    Features go through the cache like those of any extraction: a picture seen before is
+    neither decoded nor computed.
+
+    Parameters
+    ----------
+    head : Path
+        Run folder.
+    paths : sequence of path
+    cache : Path
+    weights : str, optional
+        Where the backbone's weights are now, if not where they were in training.
+    device : str
+    options : EngineOptions, optional
+    progress : Progress
+
+    Raises
+    ------
+    NotFoundError, SpaceMismatchError, WeightsError, StorageError
+        An unreadable picture raises nothing: its prediction carries the error.
+    """
+    trained = load_head(head)
+    plan = plan_for_space(trained.space, weights or trained.weights_spec, cache, device=device)
+    files = [file for path in paths for file in _files_of(os.fspath(path))]
+    return _predictions(files, trained, plan, cache, options, progress)
+
+
+def _files_of(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return [os.path.join(path, inner) for inner in list_pictures(Path(path))[0]]
+    return [path]
+
+
+def _predictions(
+    files: list[str],
+    trained: TrainedHead,
+    plan: FeaturePlan,
+    cache: Path,
+    options: EngineOptions | None,
+    progress: Progress,
+) -> Iterator[Prediction]:
+    store = FeatureStore(cache, trained.space)
+    with progress("predict", len(files)) as bar:
+        for start in range(0, len(files), _CHUNK):
+            chunk = files[start : start + _CHUNK]
+            yield from _predict_chunk(chunk, trained, plan, store, options, bar)
+
+
+def _predict_chunk(
+    files: list[str],
+    trained: TrainedHead,
+    plan: FeaturePlan,
+    store: FeatureStore,
+    options: EngineOptions | None,
+    bar: Bar,
+) -> list[Prediction]:
+    ids = np.zeros((len(files), 32), np.uint8)
+    errors: dict[int, str] = {}
+
+    def on_outcome(outcome: Outcome) -> None:
+        bar.advance()
+        if outcome.kind == "bad":
+            errors[outcome.key] = f"{outcome.stage}: {outcome.reason}"
+        elif outcome.image_id is not None:
+            ids[outcome.key] = np.frombuffer(outcome.image_id, np.uint8)
+
+    tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(files))
+    run(tasks, plan, [store], on_outcome, options)
+    good = [i for i in range(len(files)) if i not in errors]
+    probabilities = trained.head.predict_proba(store.rows(ids[good]))
+    classes = trained.head.classes_.tolist()
+    found = {i: Prediction(files[i], classes, error=error) for i, error in errors.items()}
+    for i, row in zip(good, probabilities, strict=True):
+        best = int(row.argmax())
+        every = dict(zip(classes, row.tolist(), strict=True))
+        found[i] = Prediction(files[i], classes, classes[best], float(row[best]), every)
+    return [found[i] for i in range(len(files))]

@@ -1,0 +1,154 @@
+"""The feature space: its one spelling, its fingerprint, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.samples import small_space
+
+from featpipe.base.errors import DamageError
+from featpipe.base.space import FORMAT_VERSION, FeatureSpace, Preprocessing
+
+CANONICAL = (
+    '{"backbone":"tiny","dtype":"float16","format":1,"pooling":"avg","precision":"fp32",'
+    '"preprocessing":{"channels":"rgb","decoder":"pillow","interpolation":"bilinear",'
+    '"mean":[0.25,0.5,0.75],"resize":"crop","size":8,"std":[1.0,0.5,0.125],"version":1},'
+    '"shape":[4],"tap":"block1_pool","view":0,"weights":"' + "ab" * 32 + '"}'
+)
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+triples = st.tuples(numbers, numbers, numbers)
+texts = st.text(max_size=20)
+spaces = st.builds(
+    FeatureSpace,
+    backbone=texts,
+    weights=texts,
+    tap=texts,
+    pooling=texts,
+    preprocessing=st.builds(
+        Preprocessing, size=st.integers(1, 4096), resize=texts, mean=triples, std=triples
+    ),
+    precision=texts,
+    dtype=texts,
+    shape=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
+    view=st.integers(0, 10**9),
+    format=st.just(FORMAT_VERSION),
+)
+
+OTHER_VALUES = {
+    "backbone": "vgg19",
+    "weights": "cd" * 32,
+    "tap": "block2_pool",
+    "pooling": "max",
+    "precision": "bf16",
+    "dtype": "float32",
+    "shape": (4, 1),
+    "view": 1,
+    "format": 2,
+}
+OTHER_PREPROCESSING = {
+    "size": 9,
+    "resize": "squash",
+    "mean": (0.25, 0.5, 0.7500000001),
+    "std": (0.5, 1.0, 0.125),
+    "channels": "bgr",
+    "decoder": "turbojpeg",
+    "interpolation": "bicubic",
+    "version": 2,
+}
+
+
+def changed(field: str) -> FeatureSpace:
+    if field in OTHER_VALUES:
+        return small_space(**{field: OTHER_VALUES[field]})
+    prep = dataclasses.replace(small_space().preprocessing, **{field: OTHER_PREPROCESSING[field]})
+    return small_space(preprocessing=prep)
+
+
+def test_the_canonical_spelling_is_pinned() -> None:
+    # Any change here orphans every store ever written: raise the format version instead.
+    assert small_space().canonical_json == CANONICAL
+    assert small_space().id == hashlib.sha256(CANONICAL.encode()).hexdigest()
+    assert small_space().name == f"tiny-block1_pool-{small_space().id[:12]}"
+
+
+def test_these_tests_name_every_field() -> None:
+    fields = {field.name for field in dataclasses.fields(FeatureSpace)}
+    assert fields == set(OTHER_VALUES) | {"preprocessing"}
+    prep = {field.name for field in dataclasses.fields(Preprocessing)}
+    assert prep == set(OTHER_PREPROCESSING)
+
+
+@pytest.mark.parametrize("field", [*OTHER_VALUES, *OTHER_PREPROCESSING])
+def test_every_field_decides_the_fingerprint(field: str) -> None:
+    # A key that forgets a field gives hits that are silently wrong.
+    assert changed(field).id != small_space().id
+    assert changed(field).name != small_space().name
+
+
+@pytest.mark.parametrize("field", [*OTHER_VALUES, *OTHER_PREPROCESSING])
+def test_differences_name_the_field_that_differs(field: str) -> None:
+    (found,) = small_space().differences(changed(field))
+    prefix = "preprocessing." if field in OTHER_PREPROCESSING else ""
+    assert found.startswith(f"{prefix}{field}: ")
+    assert ", not " in found
+
+
+def test_differences_give_mine_before_theirs_and_shorten_digests() -> None:
+    mine, theirs = small_space(), small_space(weights="cd" * 32, tap="block2_pool")
+    assert mine.differences(theirs) == [
+        "weights: abababababab…, not cdcdcdcdcdcd…",
+        "tap: block1_pool, not block2_pool",
+    ]
+    assert mine.differences(small_space()) == []
+
+
+@given(spaces)
+def test_any_space_survives_its_json(space: FeatureSpace) -> None:
+    again = FeatureSpace.from_json(space.canonical_json)
+    assert again == space
+    assert again.id == space.id
+    assert space.canonical_json.isascii()
+
+
+def test_the_order_of_keys_and_blanks_do_not_matter() -> None:
+    fields = json.loads(CANONICAL)
+    text = json.dumps(dict(reversed(fields.items())), indent=4)
+    assert FeatureSpace.from_json(text).id == small_space().id
+
+
+def test_a_newer_format_is_refused_by_its_number() -> None:
+    with pytest.raises(DamageError, match="expected feature space format 1, found 2"):
+        FeatureSpace.from_json(CANONICAL.replace('"format":1', '"format":2'))
+
+
+def test_a_space_without_format_is_refused() -> None:
+    with pytest.raises(DamageError, match="found None"):
+        FeatureSpace.from_json(CANONICAL.replace('"format":1,', ""))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not json",
+        "[]",
+        "null",
+        CANONICAL[:-1],
+        "[" * 100_000,
+        CANONICAL.replace('"tap":"block1_pool",', ""),
+        CANONICAL.replace('"tap":', '"unheard_of":1,"tap":'),
+        CANONICAL.replace('"size":8,', ""),
+        CANONICAL.replace('"shape":[4]', '"shape":["wide"]'),
+        CANONICAL.replace('"shape":[4]', '"shape":4'),
+        CANONICAL.replace('"mean":[0.25,0.5,0.75]', '"mean":1'),
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(DamageError, match="expected the JSON of a feature space"):
+        FeatureSpace.from_json(text)

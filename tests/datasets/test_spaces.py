@@ -1,0 +1,197 @@
+"""Cached features as arrays: the right rows, or a message that names the choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.samples import in_splits, small_space, stored_set
+
+import featpipe
+from featpipe.base.cache import default_cache
+from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
+from featpipe.base.space import FeatureSpace
+from featpipe.datasets.files import load_dataset
+from featpipe.datasets.spaces import choose_space, require_space
+from featpipe.engine.loop import EngineOptions
+from featpipe.engine.plan import FeatureRequest
+from featpipe.integrations.arrays import open_features
+from featpipe.stages.extract import extract
+from featpipe.store.feature_store import FeatureStore
+
+PREP = small_space().preprocessing
+SEVERAL = [
+    small_space(),
+    small_space(tap="block2_pool", pooling="none", shape=(2, 3, 3), dtype="float32"),
+    small_space(tap="block2_pool"),
+]
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 10), ("val", 4), ("test", 6), ("all", 20)])
+def test_a_split_is_its_rows_and_labels(split: str, n: int, cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=5, val=2, test=3))
+    X, y = open_features("set", split, cache=cache)
+    assert X.shape == (n, 4) and len(X) == n and X.dtype == np.float16
+    assert y.shape == (n,) and y.dtype == np.int64
+    rows = dataset.in_split(split)
+    assert np.array_equal(y, dataset.label[rows])
+    stored = FeatureStore(cache, small_space()).rows(dataset.image_sha256)
+    assert np.array_equal(np.asarray(X), np.asarray(stored)[rows])
+    # The centre of a class lies six away on its own axis.
+    assert (np.asarray(X)[:, :2].argmax(axis=1) == y).mean() > 0.9
+
+
+def test_maps_keep_their_shape_and_dtype(cache: Path) -> None:
+    stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    X, _ = open_features("set", tap="block2_pool", pool="none", cache=cache)
+    assert X.shape == (6, 2, 3, 3) and X.dtype == np.float32
+    assert X[0].shape == (2, 3, 3)
+
+
+def test_unlabelled_pictures_are_minus_one(cache: Path) -> None:
+    samples = [("a.png", None, None), ("b.png", "dog", None), ("c.png", None, None)]
+    stored_set(cache, samples)
+    _, y = open_features("set", "all", cache=cache)
+    assert y.tolist() == [-1, 0, -1]
+
+
+def test_features_are_mapped_and_cannot_be_written(cache: Path) -> None:
+    stored_set(cache, in_splits(train=3))
+    X, _ = open_features("set", cache=cache)
+    assert isinstance(X, featpipe.FeatureRows)
+    with pytest.raises(ValueError, match="read-only"):
+        X[0:1][0, 0] = 1
+
+
+def test_a_choice_among_several_spaces_must_be_made(cache: Path) -> None:
+    stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    with pytest.raises(UsageError, match=r"--tap and --pool .* found 3: block1_pool/avg.*none"):
+        open_features("set", cache=cache)
+    with pytest.raises(UsageError, match=r"found 2: block2_pool/none .*, block2_pool/avg"):
+        open_features("set", tap="block2_pool", cache=cache)
+    with pytest.raises(UsageError, match=r"found 2: block1_pool/avg .*, block2_pool/avg"):
+        open_features("set", pool="avg", cache=cache)
+    # Half a choice is enough where it leaves one.
+    assert open_features("set", tap="block1_pool", cache=cache)[0].shape == (6, 4)
+    assert open_features("set", pool="none", cache=cache)[0].shape == (6, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"tap": "block5_pool"}, {"pool": "max"}, {"view": 1}, {"tap": "x", "pool": "none"}]
+)
+def test_a_choice_that_fits_nothing_names_what_there_is(
+    choice: dict[str, Any], cache: Path
+) -> None:
+    stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    with pytest.raises(NotFoundError, match=r"found: block1_pool/avg \(8px crop fp32\), block2"):
+        open_features("set", cache=cache, **choice)
+
+
+def test_what_is_not_there_is_named(cache: Path) -> None:
+    stored_set(cache, in_splits(train=3, test=2))
+    with pytest.raises(NotFoundError, match=r"data set 'sets' .* found: set; make it"):
+        open_features("sets", cache=cache)
+    with pytest.raises(NotFoundError, match=r"a split 'val' .* found: train, test"):
+        open_features("set", "val", cache=cache)
+
+
+def test_of_spaces_that_differ_otherwise_the_latest_comes_first(cache: Path) -> None:
+    sizes = [
+        small_space(preprocessing=dataclasses.replace(PREP, size=size)) for size in (32, 16, 64)
+    ]
+    dataset = stored_set(cache, in_splits(train=3), spaces=sizes)
+    assert choose_space(dataset)[0] == sizes[0]
+
+
+def test_the_latest_extraction_is_opened(
+    photo_folder: Path, cache: Path, tiny: dict[str, Any]
+) -> None:
+    for size, side in ((16, 8), (32, 16), (16, 8)):
+        extract(
+            photo_folder,
+            name="set",
+            cache=cache,
+            request=FeatureRequest(**{**tiny, "size": size}),
+            options=EngineOptions(workers=1),
+        )
+        X, _ = open_features("set", "all", cache=cache)
+        assert X.shape == (40, 64, side, side)
+    # Both are still there, and each keeps the name of its weights.
+    dataset = load_dataset(cache, "set")
+    assert len(dataset.spaces) == 2
+    assert choose_space(dataset)[1] == "random:0"
+
+
+def test_a_space_that_is_there_is_enough(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    for space in SEVERAL:
+        require_space(dataset, FeatureSpace.from_json(space.canonical_json))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"precision": "bf16"}, "precision: bf16, not fp32"),
+        ({"dtype": "float32"}, "dtype: float32, not float16"),
+        ({"weights": "cd" * 32}, "weights: cdcdcdcdcdcd…, not abababababab…"),
+        (
+            {"preprocessing": dataclasses.replace(PREP, size=9)},
+            r"preprocessing\.size: 9, not 8",
+        ),
+        ({"view": 1}, "view: 1, not 0"),
+    ],
+)
+def test_the_nearest_space_and_its_differences_are_named(
+    change: dict[str, Any], named: str, cache: Path
+) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=[SEVERAL[1], SEVERAL[0]])
+    with pytest.raises(SpaceMismatchError, match=rf"found others \({named}\); extract 'set'"):
+        require_space(dataset, small_space(**change))
+
+
+def test_a_set_without_features_says_so(cache: Path) -> None:
+    dataset = dataclasses.replace(stored_set(cache, in_splits(train=3)), spaces=[])
+    with pytest.raises(SpaceMismatchError, match="no features at all"):
+        require_space(dataset, small_space())
+    with pytest.raises(NotFoundError, match="found: none; extract them"):
+        choose_space(dataset)
+
+
+def test_a_damaged_row_is_refused_when_read(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=4))
+    (segment,) = FeatureStore(cache, small_space()).segments_folder.glob("*.h5")
+    X, _ = open_features("set", cache=cache)
+    (place,) = [
+        i
+        for i in range(segment.stat().st_size)
+        if segment.read_bytes()[i : i + 8] == np.asarray(X[2]).tobytes()
+    ]
+    data = bytearray(segment.read_bytes())
+    data[place + 3] ^= 4
+    segment.chmod(0o644)
+    segment.write_bytes(data)
+    X, y = open_features("set", cache=cache)
+    assert len(y) == len(dataset.in_split("train"))
+    assert np.isfinite(X[1]).all()
+    with pytest.raises(DamageError, match="checksum"):
+        X[2]
+
+
+def test_the_cache_root_is_found_in_the_environment(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_set(cache, in_splits(train=3))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATPIPE_CACHE", raising=False)
+    assert default_cache() == Path("cache")
+    assert open_features("set")[0].shape == (6, 4)
+    monkeypatch.setenv("FEATPIPE_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(NotFoundError, match="elsewhere"):
+        open_features("set")
+    # What is said outright beats the environment.
+    assert open_features("set", cache=str(cache))[0].shape == (6, 4)
+    monkeypatch.setenv("FEATPIPE_CACHE", "")
+    assert default_cache() == Path("cache")

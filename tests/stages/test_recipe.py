@@ -1,0 +1,515 @@
+"""Recipes: what is wrong in one is said before anything runs; a right one runs from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.command import Run, json_of
+
+from featpipe.base.errors import NotFoundError, StorageError, UsageError
+from featpipe.engine.options import parse_options
+from featpipe.stages.recipe import Recipe, load_recipe
+
+PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+
+GOOD: dict[str, Any] = {
+    "dataset": {"name": "colours", "data": "photos"},
+    "extract": {
+        "weights": "random:0",
+        "tap": "block1_pool",
+        "size": 16,
+        "resize": "squash",
+        "precision": "fp32",
+        "device": "cpu",
+    },
+    "head": [
+        {"kind": "linear", "epochs": 20, "device": "cpu"},
+        {"kind": "logistic", "C": 0.01, "seed": 3},
+    ],
+}
+
+
+def toml_value(value: Any) -> str:
+    """A value in TOML's spelling, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # TOML, unlike JSON, has inf and nan
+    return json.dumps(value)
+
+
+def toml(document: dict[str, Any]) -> str:
+    return "".join(f"{json.dumps(name)} = {toml_value(v)}\n" for name, v in document.items())
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The good recipe with other tables; a table of None is left out."""
+    return {name: table for name, table in {**GOOD, **changes}.items() if table is not None}
+
+
+def write(folder: Path, document: dict[str, Any] | str | bytes) -> Path:
+    path = folder / "recipe.toml"
+    text = toml(document) if isinstance(document, dict) else document
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def refusal(folder: Path, document: dict[str, Any] | str | bytes) -> str:
+    """What is said against a recipe, less the name of the file it begins with."""
+    path = write(folder, document)
+    with pytest.raises(UsageError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.toml")), ids=lambda path: path.name)
+def test_a_shipped_recipe_is_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.heads
+    parse_options(recipe.extract)[0].resolve(Path("cache"))
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"quickstart.toml", "cats_dogs.toml"} <= {path.name for path in PIPELINES.glob("*.toml")}
+
+
+def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, changed(evaluate={"split": "val"})))
+    assert recipe.dataset == GOOD["dataset"]
+    assert recipe.extract == GOOD["extract"]
+    assert [(head.kind, head.options, head.params) for head in recipe.heads] == [
+        ("linear", {"device": "cpu"}, {"epochs": 20}),
+        ("logistic", {"seed": 3}, {"C": 0.01}),
+    ]
+    assert recipe.evaluate == {"split": "val"}
+
+
+def test_a_recipe_needs_no_extract_table(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, changed(extract=None))).extract == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ("photos", "{folder}/photos"),
+        ("../photos", "{folder}/../photos"),
+        ("/absolute/photos", "/absolute/photos"),
+        ("sklearn:digits", "sklearn:digits"),
+    ],
+)
+def test_relative_data_counts_from_the_folder_of_the_recipe(
+    tmp_path: Path, data: str, found: str
+) -> None:
+    recipe = load_recipe(write(tmp_path, changed(dataset={"name": "x", "data": data})))
+    assert os.path.normpath(recipe.data) == os.path.normpath(found.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            {"datset": {}},
+            "expected a known section, found 'datset'; did you mean 'dataset'?",
+        ),
+        (
+            changed(heads=[]),
+            "expected a known section, found 'heads'; did you mean 'head'?",
+        ),
+        (
+            changed(dataset={"nam": "x"}),
+            "expected a known key of [dataset], found 'nam'; did you mean 'name'?",
+        ),
+        (
+            changed(dataset={"name": "x", "data": "y", "max-bad": 0.1}),
+            "expected a known key of [dataset], found 'max-bad'; did you mean 'max_bad'?",
+        ),
+        (
+            changed(extract={"taps": ["block1_pool"]}),
+            "expected a known key of [extract], found 'taps'; did you mean 'tap'?",
+        ),
+        (
+            changed(head=[{"kind": "mlp", "hiden": 3}]),
+            "expected a known key of [[head]], found 'hiden'; did you mean 'hidden'?",
+        ),
+        (
+            # hidden is an option of another kind of head.
+            changed(head=[{"kind": "logistic", "max-iter": 3}]),
+            "expected a known key of [[head]], found 'max-iter'; did you mean 'max_iter'?",
+        ),
+        (
+            changed(evaluate={"splt": "test"}),
+            "expected a known key of [evaluate], found 'splt'; did you mean 'split'?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_at_every_level_and_the_nearest_named(
+    tmp_path: Path, document: dict[str, Any], message: str
+) -> None:
+    assert refusal(tmp_path, document) == message
+
+
+def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path, changed(head=[{"kind": "logistic", "hidden": 3}]))
+    assert said == (
+        "expected only what a 'logistic' head has (C, max_iter, folds) in its [[head]], "
+        "found 'hidden', which is for 'mlp'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (changed(dataset="x"), "expected a table [dataset], found 'x'"),
+        (changed(dataset=[{"name": "x"}]), "expected a table [dataset], found [{'name': 'x'}]"),
+        (changed(extract=3), "expected a table [extract], found 3"),
+        (changed(evaluate=True), "expected a table [evaluate], found True"),
+        (
+            changed(dataset={"name": 5, "data": "y"}),
+            "expected a text for 'name' in [dataset], found 5",
+        ),
+        (
+            changed(dataset={"name": "x", "data": ["y"]}),
+            "expected a text for 'data' in [dataset], found ['y']",
+        ),
+        (
+            changed(dataset={"name": "x", "data": "y", "max_bad": "10%"}),
+            "expected a number for 'max_bad' in [dataset], found '10%'",
+        ),
+        (
+            changed(dataset={"name": "x", "data": "y", "split": "0.7,0.15,0.15"}),
+            "expected a list of numbers for 'split' in [dataset], found '0.7,0.15,0.15'",
+        ),
+        (
+            changed(dataset={"name": "x", "data": "y", "split": [0.5, "0.5"]}),
+            "expected a list of numbers for 'split' in [dataset], found [0.5, '0.5']",
+        ),
+        (
+            changed(extract={"size": "big"}),
+            "expected a whole number (or 'auto' where that is a choice) for 'size', found 'big'",
+        ),
+        (changed(extract={"batch_size": 0}), "expected --batch-size of at least 1, found 0"),
+        (
+            changed(head=[{"kind": "linear", "seed": 1.5}]),
+            "expected a whole number for 'seed' in [[head]], found 1.5",
+        ),
+        (
+            changed(head=[{"kind": "linear", "seed": True}]),
+            "expected a whole number for 'seed' in [[head]], found True",
+        ),
+        (
+            changed(head=[{"kind": "linear", "epochs": "many"}]),
+            "expected a number for 'epochs' in [[head]], found 'many'",
+        ),
+        (
+            changed(head=[{"kind": "linear", "epochs": True}]),
+            "expected a number for 'epochs' in [[head]], found True",
+        ),
+        (
+            changed(head=[{"kind": "linear", "epochs": 0}]),
+            "expected --epochs above 0, found 0",
+        ),
+        (
+            changed(head=[{"kind": "mlp", "dropout": 1.0}]),
+            "expected --dropout of 0 to below 1, found 1.0",
+        ),
+        (changed(evaluate={"split": 1}), "expected a text for 'split' in [evaluate], found 1"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(
+    tmp_path: Path, document: dict[str, Any], message: str
+) -> None:
+    # A message may go on with what to do; what it says of the value is exact.
+    assert refusal(tmp_path, document).startswith(message)
+
+
+@pytest.mark.parametrize("kind", ["linaer", 5, ["linear"], None])
+def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, kind: Any) -> None:
+    head = {} if kind is None else {"kind": kind}
+    assert refusal(tmp_path, changed(head=[head])).startswith(
+        f"expected kind = one of linear, mlp, logistic in [[head]], found {kind!r}"
+    )
+
+
+@pytest.mark.parametrize("head", [None, [], "linear", {"kind": "linear"}, ["linear"]])
+def test_a_recipe_without_a_list_of_heads_is_refused(tmp_path: Path, head: Any) -> None:
+    assert refusal(tmp_path, changed(head=head)).startswith("expected at least one [[head]] table")
+
+
+@pytest.mark.parametrize("key", ["name", "data"])
+def test_a_data_set_without_name_or_data_is_refused(tmp_path: Path, key: str) -> None:
+    dataset = {k: v for k, v in GOOD["dataset"].items() if k != key}
+    said = refusal(tmp_path, changed(dataset=dataset))
+    assert said.startswith(f"expected '{key}' in [dataset], found none")
+
+
+def test_an_empty_recipe_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "").startswith("expected 'name' in [dataset], found none")
+
+
+def test_what_is_not_toml_is_refused_with_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    assert refusal(tmp_path, "[dataset]\nname =\n") == (
+        f"expected TOML in {path}, found: Invalid value (at line 2, column 7)"
+    )
+
+
+def test_what_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    said = refusal(tmp_path, b'[dataset]\nname = "caf\xe9"\n')
+    assert said.startswith(f"expected UTF-8 text in {path}, found: ")
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    assert "expected TOML" in refusal(tmp_path, "a = " + "[" * 100_000)
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path, "size = " + "9" * 5000)
+
+
+def test_a_number_for_tap_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path, changed(extract={"tap": 5}))
+
+
+def test_a_hyper_parameter_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path, changed(head=[{"kind": "linear", "epochs": 10**20}]))
+
+
+@pytest.mark.parametrize("key", ["hidden", "epochs", "batch_size", "patience"])
+def test_a_fraction_is_refused_where_only_whole_numbers_make_sense(
+    tmp_path: Path, key: str
+) -> None:
+    refusal(tmp_path, changed(head=[{"kind": "mlp", key: 2.5}]))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        changed(extract={"tap": "block9_pool"}),
+        changed(extract={"pool": "mean"}),
+        changed(extract={"size": 0}),
+        changed(extract={"backbone": "resnet50"}),
+        changed(dataset={"name": "../x", "data": "y"}),
+        changed(dataset={"name": "x", "data": "y", "split": [0.5, 0.5]}),
+        changed(dataset={"name": "x", "data": "y", "split": [0.9, 0.9, 0.9]}),
+        changed(dataset={"name": "x", "data": "y", "max_bad": 10}),
+        changed(head=[{"kind": "linear", "seed": -1}]),
+        changed(head=[{"kind": "linear", "val": 7.0}]),
+        changed(evaluate={"split": "tset"}),
+    ],
+    ids=lambda d: next(
+        toml_value(table)[:40] for name, table in d.items() if table != GOOD.get(name)
+    ),
+)
+def test_a_value_that_cannot_be_meant_is_refused_before_anything_runs(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    refusal(tmp_path, document)
+
+
+def test_a_missing_recipe_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        load_recipe(tmp_path / "no.toml")
+    assert str(caught.value) == (
+        f"expected a recipe at {tmp_path}/no.toml, found none; the ones that come with featpipe "
+        "are in its 'pipelines' folder"
+    )
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"^expected a recipe at "):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="too long"):
+        load_recipe(tmp_path / ("x" * 300))
+
+
+_WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8)
+_SCALARS = st.one_of(
+    st.booleans(), st.integers(-(2**40), 2**40), st.floats(), _WORDS, st.just("auto")
+)
+_ANYTHING = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+# A number for tap or pool and fractions have their own tests above.
+_EXTRACT_KEYS = ["size", "weights", "backbone", "batch_size", "device", "dtype", "resize"]
+_HEAD_KEYS = ["kind", "epochs", "hidden", "dropout", "C", "seed", "val", "tap", "learning_rate"]
+
+
+def _table(keys: list[str]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(st.sampled_from(keys) | _WORDS, _ANYTHING, max_size=4)
+
+
+@st.composite
+def _broken_recipes(draw: st.DrawFn) -> dict[str, Any]:
+    """The good recipe with something replaced, at any level, by anything."""
+    document: dict[str, Any] = {
+        name: dict(t) if isinstance(t, dict) else t for name, t in GOOD.items()
+    }
+    for _ in range(draw(st.integers(1, 3))):
+        match draw(st.integers(0, 5)):
+            case 0:
+                name = draw(st.sampled_from([*GOOD, "evaluate"]) | _WORDS)
+                document[name] = draw(_ANYTHING)
+            case 1:
+                document.pop(draw(st.sampled_from(list(GOOD))), None)
+            case 2:
+                table = draw(_table(["name", "data", "split", "max_bad", "root"]))
+                document["dataset"] = {**GOOD["dataset"], **table}
+            case 3:
+                document["extract"] = draw(_table(_EXTRACT_KEYS))
+            case 4:
+                document["head"] = [draw(st.just(GOOD["head"][0]) | _table(_HEAD_KEYS))]
+            case 5:
+                document["evaluate"] = draw(_table(["on", "split"]))
+    return document
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(_broken_recipes())
+def test_a_broken_recipe_gives_nothing_but_a_usage_error(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    path = write(tmp_path, document)
+    try:
+        recipe = load_recipe(path)
+    except UsageError as error:
+        assert str(error).startswith((f"{path}: expected ", "expected TOML"))
+        return
+    # What passed is a recipe with all its parts.
+    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe.data, str)
+    assert all(head.kind in ("linear", "mlp", "logistic") for head in recipe.heads)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace")))
+def test_any_bytes_give_nothing_but_a_usage_error(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(UsageError):
+        load_recipe(path)
+
+
+# From here on through the command line.
+
+
+def test_check_says_valid_and_runs_nothing(featpipe: Run, tmp_path: Path) -> None:
+    write(tmp_path, changed(dataset={"name": "x", "data": "sklearn:digits"}))
+    done = featpipe("run", "recipe.toml", "--check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "recipe.toml: valid\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.toml"]
+
+
+def test_check_as_json(featpipe: Run, tmp_path: Path) -> None:
+    write(tmp_path, changed(dataset={"name": "x", "data": "sklearn:digits"}))
+    done = featpipe("run", "recipe.toml", "--check", "--json")
+    assert json_of(done) == {"schema": 1, "recipe": "recipe.toml", "valid": True}
+
+
+def test_check_exits_2_with_one_line_where_the_recipe_is_wrong(
+    featpipe: Run, tmp_path: Path
+) -> None:
+    write(tmp_path, {"datset": {}})
+    done = featpipe("run", "recipe.toml", "--check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "Error: recipe.toml: expected a known section, found 'datset'; did you mean 'dataset'?\n"
+    )
+
+
+def test_a_recipe_runs_end_to_end_again_and_anew(
+    featpipe: Run, inside: Run, tmp_path: Path, photo_folder: Path
+) -> None:
+    # The recipe's folder is not the current one: its data is found all the same.
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path, GOOD)
+    where = {"cwd": tmp_path / "elsewhere"}
+    command = ("run", "../recipe.toml", "--out", "out", "--json")
+
+    done = featpipe(*command, **where)
+    assert done.returncode == 0, done.stderr
+    found = json_of(done)
+    assert found["recipe"] == "../recipe.toml"
+    assert found["extract"]["computed"] == 40
+    assert [head["train"]["kind"] for head in found["heads"]] == ["linear", "logistic"]
+    assert [head["train"]["head"] for head in found["heads"]] == ["out/1-linear", "out/2-logistic"]
+    assert [head["evaluation"]["split"] for head in found["heads"]] == ["test", "test"]
+    # Two classes that differ in colour alone, by design.
+    assert all(head["evaluation"]["accuracy"] == 1 for head in found["heads"])
+    for name in ("1-linear", "2-logistic"):
+        files = {path.name for path in (tmp_path / "elsewhere/out" / name).iterdir()}
+        assert {"head.json", "head.safetensors", "metrics.json", "report.html"} <= files
+
+    again = inside(*command, **where)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.splitlines()[-1] == (
+        "Error: expected a run folder without a head, found one in out/1-linear; "
+        "name another --out, or replace it with --overwrite"
+    )
+
+    anew = inside(*command[:-1], "--overwrite", **where)
+    assert anew.returncode == 0, anew.stderr
+    lines = anew.stdout.splitlines()
+    assert lines[0].startswith("colours: 40 pictures: 0 computed, 40 reused")
+    assert re.fullmatch(r"head +val +test +report", lines[-3])
+    assert re.fullmatch(r"linear +100\.00% +100\.00% +out/1-linear/report\.html", lines[-2])
+    assert re.fullmatch(r"logistic +100\.00% +100\.00% +out/2-logistic/report\.html", lines[-1])
+
+
+def test_data_on_the_command_line_replaces_the_recipes_and_counts_from_here(
+    inside: Run, tmp_path: Path, photo_folder: Path
+) -> None:
+    (photo_folder / "red" / "broken.png").write_bytes(b"not a picture")
+    dataset = {"name": "colours", "data": "nowhere"}
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path / "recipes", changed(dataset=dataset, head=[{"kind": "logistic", "C": 1}]))
+    done = inside("run", "recipes/recipe.toml", "--data", "photos", "--json")
+    # Something is quarantined: the document is printed all the same.
+    assert done.returncode == 3, done.stderr
+    found = json_of(done)
+    assert found["extract"]["quarantined"] == 1
+    assert found["heads"][0]["train"]["head"] == "runs/colours-logistic-1"
+
+
+def test_a_recipe_whose_data_is_missing_exits_10(featpipe: Run, tmp_path: Path) -> None:
+    write(tmp_path, changed(dataset={"name": "x", "data": "nowhere"}))
+    done = featpipe("run", "recipe.toml")
+    assert (done.returncode, done.stdout) == (10, "")
+    assert done.stderr == (
+        "Error: expected the pictures of recipe recipe.toml in nowhere, found nothing there; name "
+        "yours with --data\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_end_to_end(featpipe: Run, tmp_path: Path, shared: Path) -> None:
+    weights = tmp_path / "cache" / "weights" / "vgg16-IMAGENET1K_V1.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.symlink_to(next((shared / "weights").glob("vgg16*v1*.safetensors")))
+    done = featpipe("run", PIPELINES / "quickstart.toml", "--json", timeout=1200)
+    assert done.returncode == 0, done.stderr
+    found = json_of(done)
+    assert found["extract"]["images"] == 1797
+    assert [head["train"]["kind"] for head in found["heads"]] == ["linear", "mlp", "logistic"]
+    for head in found["heads"]:
+        assert head["evaluation"]["accuracy"] > 0.95
+        assert (tmp_path / head["evaluation"]["report"]).is_file()

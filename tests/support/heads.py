@@ -1,0 +1,23 @@
+"""Toy problems for heads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def toy(
+    n: int, classes: int = 2, shape: tuple[int, ...] = (8,), *, seed: int = 0, dtype: str = "f4"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clouds that a plane can tell apart, each far out on its own axis, with a common offset."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    X = rng.normal(3.0, 1.0, (n, int(np.prod(shape))))
+    X[np.arange(n), y] += 8
+    return X.reshape(n, *shape).astype(dtype), y
+
+
+def overlapping(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two clouds that cannot be told apart without mistakes."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    return (rng.normal(size=(n, 8)) + 0.4 * y[:, None]).astype(np.float32), y

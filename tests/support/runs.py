@@ -1,0 +1,42 @@
+"""A trained head to save and load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from featpipe.heads import new_head
+from featpipe.runs.head_files import (
+    TrainedHead,
+)
+from support.samples import image_ids, small_space
+
+CLASSES = ["cat", "<dog>", "caf\udce9 猫"]
+
+
+def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
+    """A head for small_space() and three classes, trained for a moment."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(30) % 3
+    X = (rng.normal(size=(30, 4)) + 2 * np.eye(3, 4)[y]).astype(np.float16)
+    head = new_head(kind, PARAMS[kind])
+    head.classes_ = np.array(CLASSES)
+    history = head.fit(X, y, X, y, seed=seed, device="cpu", tick=lambda row: None)
+    return TrainedHead(
+        head=head,
+        space=small_space(),
+        weights_spec="random:0",
+        dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
+        history=history,
+        metrics={"train": {"n": 30}, "val": {"n": 30}},
+        info={"seed": seed},
+        train_ids=image_ids(*range(30)),
+    )
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "linear": {"epochs": 3, "weight_decay": 0.5},
+    "mlp": {"epochs": 3, "hidden": 7, "dropout": 0.25},
+    "logistic": {},
+}
