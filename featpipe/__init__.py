@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featpipe._version import __version__
 
 if TYPE_CHECKING:
-    from featpipe.api import evaluate, extract, predict, train_head
+    from featpipe.api import evaluate, extract, predict, run_recipe, train_head
     from featpipe.base.errors import FeatpipeError
     from featpipe.integrations.arrays import open_features
     from featpipe.integrations.sklearn import CachedFeatures
@@ -24,6 +24,7 @@ _HOMES = {
     "train_head": "featpipe.api",
     "evaluate": "featpipe.api",
     "predict": "featpipe.api",
+    "run_recipe": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
     "FeatpipeError": "featpipe.base.errors",
     "FeatureRows": "featpipe.store.rows",
@@ -41,6 +42,7 @@ __all__ = [
     "extract",
     "open_features",
     "predict",
+    "run_recipe",
     "train_head",
 ]
 

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.cache import default_cache
-from featpipe.datasets.shards import parse_shard
-from featpipe.datasets.splits import DEFAULT_FRACTIONS, DEFAULT_VAL_FRACTION
-from featpipe.engine.options import parse_options
+from featpipe.base.progress import Progress, no_progress
+from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.specs.extract import ExtractSpec
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.predict import PredictSpec
+from featpipe.specs.recipe import load_recipe
+from featpipe.specs.shipped import find_recipe
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
 from featpipe.stages import predict as prediction
+from featpipe.stages import recipe as recipes
 from featpipe.stages import train as training
 from featpipe.stages.evaluate import Evaluation
 from featpipe.stages.extract import ExtractResult
 from featpipe.stages.predict import Prediction
+from featpipe.stages.recipe import RecipeResult
 from featpipe.stages.train import TrainResult
 
 PathLike = str | os.PathLike[str]
@@ -28,106 +34,82 @@ def extract(
     *,
     name: str,
     cache: PathLike | None = None,
-    split: Sequence[float] = DEFAULT_FRACTIONS,
-    root: PathLike | None = None,
-    follow_links: bool = False,
-    max_bad: float = 1.0,
-    retry_quarantined: bool = False,
-    rehash: bool = False,
-    shard: str | None = None,
+    progress: Progress = no_progress,
     **options: Any,
 ) -> ExtractResult:
-    """Compute what is missing of the features of DATA and freeze its list as data set ``name``.
+    """Compute what is missing of the features of DATA and freeze its list as a data set.
 
     Parameters
     ----------
     data : str or path
         An image folder, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or ``sklearn:digits``.
     name : str
+        Name of the data set.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    split : sequence of three floats
-        Shares of train, val and test where DATA has no splits.
-    root : path, optional
-        For a list: the folder its paths may not leave.
-    follow_links : bool
-        For a list: whether links may lead its paths out of that folder.
-    max_bad : float
-        Largest share of unreadable pictures, 0..1.
-    retry_quarantined : bool
-    rehash : bool
-        Read also the files that have not changed by size and times.
-    shard : str, optional
-        ``i/n``: only that part, for one of n jobs.
+    progress : Progress
+        Opens a progress bar; default: none.
     **options
-        ``backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device,
-        batch_size, workers, max_pixels``; see :class:`featpipe.engine.plan.FeatureRequest` and
-        :class:`featpipe.engine.loop.EngineOptions`.
+        As in ``featpipe extract``; see :class:`featpipe.specs.extract.ExtractSpec`.
 
     Raises
     ------
     FeatpipeError
+        See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
-    request, engine_options = parse_options(options)
-    return extraction.extract(
-        data,
-        name=name,
-        cache=_root(cache),
-        request=request,
-        options=engine_options,
-        fractions=split,
-        root=None if root is None else Path(root),
-        follow_links=follow_links,
-        max_bad=max_bad,
-        retry_quarantined=retry_quarantined,
-        rehash=rehash,
-        shard=None if shard is None else parse_shard(shard),
-    )
+    spec = ExtractSpec.from_options({"name": name, **options})
+    return extraction.extract(data, spec, cache=_root(cache), progress=progress)
 
 
 def train_head(
     name: str,
     *,
-    head: str = "linear",
     cache: PathLike | None = None,
-    tap: str | None = None,
-    pool: str | None = None,
-    sweep: bool = False,
-    seeds: int = 1,
-    seed: int = 0,
-    val: float = DEFAULT_VAL_FRACTION,
-    out: PathLike | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    **params: Any,
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> TrainResult:
-    """Train a head on a data set's cached features; see :func:`featpipe.stages.train.train_head`.
+    """Train a head on a data set's cached features.
 
-    ``**params`` are the head's hyper-parameters, such as ``hidden=512, dropout=0.3`` for
-    ``mlp`` or ``C=0.01`` for ``logistic``; with ``sweep=True`` they are not varied.
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : Progress
+        Opens a progress bar; default: none.
+    **options
+        As in ``featpipe train-head``: ``head``, its hyper-parameters such as ``hidden=512`` for
+        ``mlp`` or ``C=0.01`` for ``logistic``, which feature space (``tap``, ``size``, …), and the
+        rest of :class:`featpipe.specs.heads.HeadSpec`. With ``sweep=True``, hyper-parameters that
+        are given are not varied.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
     """
-    return training.train_head(
-        name,
-        cache=_root(cache),
-        head=head,
-        params=params,
-        tap=tap,
-        pool=pool,
-        sweep=sweep,
-        seeds=seeds,
-        seed=seed,
-        val_fraction=val,
-        out=None if out is None else Path(out),
-        overwrite=overwrite,
-        device=device,
-    )
+    spec = HeadSpec.from_options(options)
+    return training.train_head(name, spec, cache=_root(cache), progress=progress)
 
 
-def evaluate(
-    head: PathLike, *, on: str | None = None, split: str = "test", cache: PathLike | None = None
-) -> Evaluation:
-    """Score a head on a split; see :func:`featpipe.stages.evaluate.evaluate`."""
-    return evaluation.evaluate(Path(head), cache=_root(cache), on=on, split=split)
+def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -> Evaluation:
+    """Score a head on a split and write metrics and a report into its run folder.
+
+    Parameters
+    ----------
+    head : path
+        Run folder.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``on`` and ``split``; see :class:`featpipe.specs.evaluate.EvaluateSpec`.
+
+    Raises
+    ------
+    NotFoundError, SpaceMismatchError, DataError, DamageError, StorageError
+    """
+    spec = EvaluateSpec.from_options(options)
+    return evaluation.evaluate(Path(head), spec, cache=_root(cache))
 
 
 def predict(
@@ -135,15 +117,79 @@ def predict(
     paths: Sequence[PathLike] | PathLike,
     *,
     cache: PathLike | None = None,
-    weights: str | None = None,
-    device: str = "auto",
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> list[Prediction]:
-    """Classify files and folders; see :func:`featpipe.stages.predict.predict`."""
+    """Classify files, and all pictures below folders, in the order given.
+
+    Parameters
+    ----------
+    head : path
+        Run folder.
+    paths : path or sequence of path
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : Progress
+        Opens a progress bar; default: none.
+    **options
+        ``weights``, ``device``, ``batch_size``, ``workers`` and ``max_pixels``; see
+        :class:`featpipe.specs.predict.PredictSpec`.
+
+    Raises
+    ------
+    NotFoundError, SpaceMismatchError, WeightsError, StorageError
+        An unreadable picture raises nothing: its prediction carries the error.
+    """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found = prediction.predict(
-        Path(head), several, cache=_root(cache), weights=weights, device=device
+    spec = PredictSpec.from_options(options)
+    return list(
+        prediction.predict(Path(head), several, spec, cache=_root(cache), progress=progress)
     )
-    return list(found)
+
+
+def run_recipe(
+    recipe: PathLike,
+    *,
+    data: PathLike | None = None,
+    cache: PathLike | None = None,
+    out: PathLike | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> RecipeResult:
+    """Extract, train and evaluate as a recipe says.
+
+    Parameters
+    ----------
+    recipe : path or str
+        A TOML file, or the name of a recipe that comes with featpipe, such as ``quickstart``.
+    data : path, optional
+        Instead of the recipe's data.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    out : path, optional
+        Folder for the run folders; default: ``runs``.
+    device : str, optional
+        Instead of the recipe's.
+    overwrite : bool
+        Replace heads that ``out`` already holds.
+    progress : Progress
+        Opens a progress bar; default: none.
+
+    Raises
+    ------
+    FeatpipeError
+        See the classes in :mod:`featpipe.base.errors`.
+    """
+    return recipes.run_recipe(
+        load_recipe(find_recipe(recipe)),
+        cache=_root(cache),
+        data=None if data is None else os.fspath(data),
+        out=None if out is None else Path(out),
+        device=device,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def _root(cache: PathLike | None) -> Path:

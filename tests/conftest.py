@@ -54,7 +54,7 @@ def tiny() -> dict[str, Any]:
     """Request fields of the cheapest feature space: random weights, one block, 16 px."""
     return {
         "weights": "random:0",
-        "taps": ("block1_pool",),
+        "tap": ("block1_pool",),
         "size": 16,
         "resize": "squash",
         "precision": "fp32",

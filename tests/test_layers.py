@@ -16,7 +16,9 @@ PACKAGE = Path(featpipe.__file__).parent
 LAYERS = [
     ["_version"],
     ["base"],
-    ["sources", "decoding", "backbones", "heads"],
+    ["backbones"],
+    ["specs"],
+    ["sources", "decoding", "heads"],
     ["weights", "datasets", "runs"],
     ["store", "reports"],
     ["engine"],

@@ -1,6 +1,6 @@
-"""File and class names are anyone's text: how to show them on one line."""
+"""Text that comes from outside, such as file and class names, made safe to print."""
 
 
-def visible(text: str) -> str:
-    """Control characters and bytes that are no UTF-8, spelled out."""
+def escape(text: str) -> str:
+    """Replace characters that are not printable, and bytes that are not UTF-8, by escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -18,9 +18,10 @@ from featpipe.bench import peers
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.pictures import write_pictures
 from featpipe.decoding.pool import DecodePool, Task
-from featpipe.engine.loop import EngineOptions, default_batch_size, default_workers
-from featpipe.engine.plan import FeaturePlan, FeatureRequest
+from featpipe.engine.loop import default_batch_size, default_workers
+from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures
+from featpipe.specs.extract import ExtractSpec
 from featpipe.stages.extract import extract
 from featpipe.weights.tensors import random_tensors
 
@@ -58,23 +59,21 @@ def bench_extract(
         Folder of pictures to use instead of made-up ones; its first ``count``.
     progress : Progress
     """
-    request = FeatureRequest(weights=str(_weights(folder)), device=device)
-    plan = request.resolve(folder / "cache")
+    spec = ExtractSpec(name="bench", weights=str(_weights(folder)), device=device, root=Path("/"))
+    plan = plan_features(spec, folder / "cache")
     count = count or (480 if plan.device == "cpu" else 20_000)
     if data is None:
         data = folder / "pictures"
         write_pictures(data, count)
     files = [data / path for path in list_pictures(data)[0][:count]]
     # Every round begins with an empty cache, which would be measured for its precision anew.
-    request = dataclasses.replace(request, precision=plan.spaces[0].precision)
+    spec = dataclasses.replace(spec, precision=plan.spaces[0].precision)
     listing = folder / "list.csv"
     listing.write_text("path\n" + "".join(f'"{file}"\n' for file in files), encoding="utf-8")
     pixels = _pixels(files, plan)
     absent = {peer: why for peer in ("openvino", "keras") if (why := peers.unusable(peer))}
     contenders = [
-        Contender(
-            "featpipe: files to committed rows", _end_to_end(listing, folder, request, count)
-        ),
+        Contender("featpipe: files to committed rows", _end_to_end(listing, folder, spec, count)),
         Contender("featpipe: decoding alone", _decoding(files, plan)),
         Contender("featpipe: backbone alone", _backbone(pixels, plan)),
         *_peers(files, pixels, folder, plan, absent),
@@ -125,13 +124,11 @@ def _pixels(files: list[Path], plan: FeaturePlan) -> np.ndarray:
     return different[np.arange(wanted) % len(different)]
 
 
-def _end_to_end(
-    listing: Path, folder: Path, request: FeatureRequest, count: int
-) -> Callable[[], float]:
+def _end_to_end(listing: Path, folder: Path, spec: ExtractSpec, count: int) -> Callable[[], float]:
     def run() -> float:
         cache = folder / "cache"
         shutil.rmtree(cache, ignore_errors=True)
-        done = extract(listing, name="bench", cache=cache, request=request, root=Path("/"))
+        done = extract(listing, spec, cache=cache)
         assert done.computed == count, "a picture was not computed"
         return float(count)
 
@@ -142,7 +139,7 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
     def run() -> float:
         tasks = [Task(key, str(file)) for key, file in enumerate(files)]
         preprocessing = plan.spaces[0].preprocessing
-        workers = EngineOptions().workers or default_workers(plan.device)
+        workers = default_workers(plan.device)
         with DecodePool(preprocessing, workers=workers, known=_KNOWN_NOTHING) as pool:
             return float(sum(done is not None for done in pool.decode(tasks)))
 

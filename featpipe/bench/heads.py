@@ -147,7 +147,7 @@ def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
     _keep(cache, space, X, y, rows)
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
     imports = (
-        "import featpipe.cli\nfeatpipe.cli.settle_in()\n"
+        "import featpipe.cli\nfeatpipe.cli.configure_process()\n"
         "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.loop"
     )
     seconds = []

@@ -1,4 +1,4 @@
-"""What a command says: results on stdout, everything else on stderr, and one exit code."""
+"""What a command prints: results on stdout, everything else on stderr, and one exit code."""
 
 from __future__ import annotations
 
@@ -9,35 +9,28 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, NoReturn
 
-from featpipe.base.errors import FeatpipeError
+from featpipe.base.errors import FeatpipeError, StorageError
 from featpipe.base.progress import Progress, no_progress
-from featpipe.base.text import visible
+from featpipe.base.text import escape
+from featpipe.cli.signals import Interrupted, raise_interrupts, stop_raising_interrupts
 
 SCHEMA = 1
 EXIT_QUARANTINED = 3
-_LOOK_AGAIN_S = 0.02
 
 
-class _Interrupted(KeyboardInterrupt):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class Speaker:
-    """One command's voice.
+class Console:
+    """Where one command prints.
 
     Parameters
     ----------
     as_json : bool
-        One JSON document instead of text.
+        Print one JSON document instead of text.
     quiet : bool
-        No progress, only warnings.
+        Print no progress, only warnings.
     verbose : bool
-        More of what is done; tracebacks.
+        Print details and tracebacks.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -61,131 +54,76 @@ class Speaker:
         return choose_progress()
 
     def result(self, document: dict[str, Any], text: str) -> None:
-        """Print a command's result."""
+        """Print a command's result: the document as JSON, or the text."""
         print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
 
     @staticmethod
     def warn(text: str) -> None:
-        """A line on stderr, as the library's own warnings."""
+        """Print a warning as the library prints its own."""
         logging.getLogger("featpipe").warning("%s", text)
 
     @staticmethod
     def dumps(document: dict[str, Any]) -> str:
-        """ASCII JSON: any file name survives any terminal."""
+        """ASCII JSON, so that any file name survives any terminal."""
         return json.dumps(document, ensure_ascii=True, default=str)
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # File and class names are in it: no name may end the line or steer a terminal.
-        text = visible(super().format(record))
+        # Messages contain file and class names, which must not end the line or steer a terminal.
+        text = escape(super().format(record))
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 
 @contextlib.contextmanager
-def speaking(speaker: Speaker) -> Iterator[None]:
-    """Turn errors into one line and an exit code, signals into a tidy end."""
-    for caught in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(caught, _interrupt)
+def reporting_errors(console: Console) -> Iterator[None]:
+    """Turn an error of the command inside into one line on stderr and an exit code."""
+    raise_interrupts()
     try:
         try:
             try:
                 yield
             finally:
-                # Here a full disk or a reader that has left can still be told.
+                # A full disk or a reader that has gone is still reported from here.
                 if sys.stdout is not None:
                     sys.stdout.flush()
         finally:
-            _stop_interrupting()
+            stop_raising_interrupts()
     except FeatpipeError as error:
-        _fail(speaker, str(error), error.exit_code)
+        _fail(console, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        # Once more: this one may have come while it was being stopped.
-        _stop_interrupting()
-        number: int = error.number if isinstance(error, _Interrupted) else signal.SIGINT
+        # Again, because this one may have come while interrupts were being stopped.
+        stop_raising_interrupts()
+        number: int = error.number if isinstance(error, Interrupted) else signal.SIGINT
         _fail(
-            speaker,
+            console,
             "interrupted; what was finished is kept, the same command goes on from there",
             128 + number,
         )
     except BrokenPipeError:
-        # The reader of our stdout has gone, as in `featpipe predict … | head`.
+        # The reader of stdout has gone, as in `featpipe predict … | head`.
         _silence_stdout()
         sys.exit(1)
     except OSError as error:
         _silence_stdout()
-        _fail(
-            speaker,
-            f"expected reading and writing to work, but: {error}; mend that and run it again",
-            74,
-        )
+        message = f"expected reading and writing to work, but: {error}; mend that and run it again"
+        _fail(console, message, StorageError.exit_code)
     except MemoryError:
-        _fail(speaker, "expected enough memory, found too little; see the limits in the docs", 1)
+        _fail(console, "expected enough memory, found too little; see the limits in the docs", 1)
 
 
-def _fail(speaker: Speaker, message: str, code: int) -> NoReturn:
-    if speaker.verbose:
+def _fail(console: Console, message: str, code: int) -> NoReturn:
+    if console.verbose:
         import traceback
 
         traceback.print_exc()
     if sys.stderr is not None:
-        print(f"Error: {visible(' '.join(message.splitlines()))}", file=sys.stderr)
+        print(f"Error: {escape(' '.join(message.splitlines()))}", file=sys.stderr)
     sys.exit(code)
 
 
 def _silence_stdout() -> None:
-    """Keep Python from trying again at its end what could not be written."""
-    # What stands for stdout inside another program may be no file at all.
+    """Keep Python from writing again at its end what could not be written."""
+    # Inside another program stdout may be an object that is no file.
     with contextlib.suppress(AttributeError, OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, _end_at_once)
-    _raise_until_it_ends(number, frame)
-
-
-def _raise_until_it_ends(number: int, frame: FrameType | None) -> None:
-    """Interrupt now, and look again soon.
-
-    Not in the midst of importing a C++ library such as torch, which an exception would make
-    abort the process, and not while the interrupt is on its way up. But again where it was
-    swallowed, as by Python in a callback from C.
-    """
-    signal.signal(signal.SIGALRM, lambda _, later: _raise_until_it_ends(number, later))
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
-    if not _is_importing(frame) and not _is_on_its_way():
-        raise _Interrupted(number)
-
-
-def _stop_interrupting() -> None:
-    """The command is over: nothing may be raised in the midst of Python's own end.
-
-    A first signal from here on ends the process as it would any other, a second one at once.
-    """
-    for caught in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(caught) is _interrupt:
-            signal.signal(caught, signal.SIG_DFL)
-    # Python takes handlers away before its last, and an alarm without one would kill it.
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _is_on_its_way() -> bool:
-    error = sys.exception()
-    while error is not None and not isinstance(error, _Interrupted):
-        error = error.__context__
-    return error is not None
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _end_at_once(number: int, _frame: FrameType | None) -> None:
-    os._exit(128 + number)

@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from featpipe.base.errors import UsageError
-from featpipe.base.text import visible
+from featpipe.base.text import escape
 
 if TYPE_CHECKING:
     # A command pays for its own stage's imports, not for those of all whose results are shown here.
@@ -23,35 +22,6 @@ if TYPE_CHECKING:
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
 _SHOWN_TRIALS = 10
-
-
-def parse_shares(text: str) -> list[float]:
-    """``0.7,0.15,0.15`` → three floats.
-
-    Raises
-    ------
-    UsageError
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"expected --split like 0.7,0.15,0.15, found {text!r}") from None
-
-
-def parse_percent(text: str) -> float:
-    """``5%`` or ``5`` → 0.05.
-
-    Raises
-    ------
-    UsageError
-    """
-    try:
-        value = float(text.strip().removesuffix("%"))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise UsageError(f"expected --max-bad of 0% to 100%, found {text!r}")
-    return value / 100
 
 
 def counted(number: int, noun: str) -> str:
@@ -86,13 +56,13 @@ def of_extraction(done: ExtractResult) -> str:
 
 
 def _classes(classes: Sequence[str]) -> str:
-    shown = ", ".join(map(visible, classes[:_SHOWN_CLASSES]))
+    shown = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
     more = f", … ({len(classes)} in all)" if len(classes) > _SHOWN_CLASSES else ""
     return f"classes: {shown}{more}"
 
 
 def _bad(done: ExtractResult) -> list[str]:
-    lines = [f"  quarantined {visible(p)}: {stage}: {why}" for p, stage, why in done.bad]
+    lines = [f"  quarantined {escape(p)}: {stage}: {why}" for p, stage, why in done.bad]
     if len(lines) > _SHOWN_BAD:
         more = len(lines) - _SHOWN_BAD
         lines = [*lines[:_SHOWN_BAD], f"  … and {more} more; --json lists them all"]
@@ -164,7 +134,7 @@ def of_evaluation(done: Evaluation) -> str:
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
     if done.trained_on:
-        shown = ", ".join(map(visible, done.duplicates[:3]))
+        shown = ", ".join(map(escape, done.duplicates[:3]))
         lines.append(
             f"  warning: {done.trained_on} of them were also trained on or validated with"
             f"{': ' if shown else ''}{shown}"
@@ -214,7 +184,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {inner}" for name, inner in value.items())
     if isinstance(value, list):
-        return ", ".join(visible(str(inner)) for inner in value)
+        return ", ".join(escape(str(inner)) for inner in value)
     return str(value)
 
 

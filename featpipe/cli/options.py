@@ -1,11 +1,15 @@
-"""Options that several commands share: spelled once, explained once."""
+"""Options that several commands share, and how an option of a spec becomes a flag."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from featpipe.specs.fields import Spec, default_of, options_of
+from featpipe.specs.heads import HEAD_PARAMS
 
 
 def _folder(text: str) -> Path:
@@ -27,12 +31,54 @@ Cache = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail; tracebacks.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 HeadFolder = Annotated[
     Path, typer.Argument(metavar="HEAD", help="Run folder of a head.", show_default=False)
 ]
-Tap = Annotated[str | None, typer.Option(help="Which tap, where the data set has several.")]
-Pool = Annotated[str | None, typer.Option(help="Which pooling, where there are several.")]
+
+
+def flag_of(spec: type[Spec], name: str, **settings: Any) -> Any:
+    """The flag of an option of a spec, with the option's help and default."""
+    known = options_of(spec)[name]
+    words = known.default_text or _shown(default_of(spec, name))
+    default = f"  [default: {words}]" if words else ""
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=known.help.removesuffix(".") + "." + default,
+        show_default=False,
+        **settings,
+    )
+
+
+def hyper_parameter(name: str) -> Any:
+    """The flag of a hyper-parameter: which kinds of heads have it, its help and its defaults."""
+    owners = {kind: params for kind, params in HEAD_PARAMS.items() if name in options_of(params)}
+    known = next(iter(options_of(params)[name] for params in owners.values()))
+    defaults = {kind: _shown(default_of(params, name)) for kind, params in owners.items()}
+    words = known.default_text or next(iter(defaults.values()))
+    if len(set(defaults.values())) > 1:
+        words = ", ".join(f"{value} for {kind}" for kind, value in defaults.items())
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{', '.join(owners)}: {known.help}  [default: {words}]",
+        show_default=False,
+    )
+
+
+def _shown(default: object) -> str:
+    if default is None or isinstance(default, bool) or default is dataclasses.MISSING:
+        return ""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def given(context: typer.Context, spec: type[Spec]) -> dict[str, Any]:
+    """What the command line says of a spec's options, by name; None where it says nothing."""
+    return {
+        name: None if value == () else value
+        for name, value in context.params.items()
+        if name in options_of(spec)
+    }
 
 
 def cache_root(cache: Path | None) -> Path:

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ import h5py
 import numpy as np
 
 from featpipe.base.disk import names_in, read_regular, write_atomically
-from featpipe.base.errors import DamageError, NotFoundError, StorageError, UsageError, other_version
+from featpipe.base.errors import DamageError, NotFoundError, StorageError, other_version
 from featpipe.base.hdf5 import read_number, read_text, write_text
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.names import SHARD_MARK, check_file_name
 from featpipe.base.space import FeatureSpace
 
 DATASET_VERSION = 1
@@ -31,12 +31,8 @@ NO_SPLIT = -1
 NO_LABEL = -1
 OK, QUARANTINED = 0, 1
 
-SHARD_MARK = ".shard-"
-"""Stands between a data set's name and a part's number in the names of parts."""
-
 _UNSEALED = hashlib.sha256(b"featpipe data set").hexdigest().encode()
 """Stands where the digest of the file will, while that is taken: not one bit is left out."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _COLUMNS: dict[str, type[np.generic]] = {
     "label": np.int64,
     "split": np.int8,
@@ -166,11 +162,7 @@ def dataset_path(cache: Path, name: str) -> Path:
     UsageError
         The name could leave the folder, or is not a plain file name.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"expected a data set name of letters, digits, '.', '_' and '-' (at most 100, "
-            f"beginning with a letter or digit), found {name!r}"
-        )
+    check_file_name(name)
     return cache / "datasets" / f"{name}.h5"
 
 

@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featpipe.base.errors import NotFoundError, UsageError
-from featpipe.datasets.files import NO_LABEL, SHARD_MARK, Dataset, load_dataset, save_dataset
+from featpipe.base.errors import NotFoundError
+from featpipe.base.names import SHARD_MARK
+from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset, save_dataset
 from featpipe.datasets.splits import split_by_content
 from featpipe.sources.records import Record
-
-MAX_SHARDS = 10_000
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part ``number`` (from 1) of ``count``.
-
-    Raises
-    ------
-    UsageError
-        There is no such part.
-    """
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count <= MAX_SHARDS:
-            raise UsageError(
-                f"expected --shard i/n with i from 1 to n (at most {MAX_SHARDS}), found {self}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def dataset_name(self, name: str) -> str:
-        """Name of the part's own data set file."""
-        return f"{name}{SHARD_MARK}{self.number}-of-{self.count}"
-
-    @property
-    def slice(self) -> slice:
-        """Which records of the whole list are this part's."""
-        return slice(self.number - 1, None, self.count)
+from featpipe.specs.kinds import Part
 
 
-def parse_shard(text: str) -> Shard:
-    """``2/8`` → the second of eight.
-
-    Raises
-    ------
-    UsageError
-    """
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match:
-        raise UsageError(f"expected --shard i/n, like 2/8, found {text!r}")
-    return Shard(int(match[1]), int(match[2]))
+def shard_name(name: str, shard: Part) -> str:
+    """Name of a part's own data set: ``pets`` and 2/8 → ``pets.shard-2-of-8``."""
+    return f"{name}{SHARD_MARK}{shard.number}-of-{shard.count}"
 
 
 def list_digest(records: Sequence[Record]) -> str:
@@ -81,7 +39,7 @@ def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset
     shards = []
     for number in range(1, count + 1):
         try:
-            shard = load_dataset(cache, Shard(number, count).dataset_name(name))
+            shard = load_dataset(cache, shard_name(name, Part(number, count)))
         except NotFoundError:
             return None
         if shard.info.get("list") != whole_list:

@@ -5,45 +5,96 @@ from __future__ import annotations
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.files import Dataset
+from featpipe.specs.fields import flag
+from featpipe.specs.spaces import SpaceQuery
 
 
-def choose_space(
-    dataset: Dataset, *, tap: str | None = None, pool: str | None = None, view: int = 0
-) -> tuple[FeatureSpace, str]:
-    """The one feature space of a data set that fits, and how its weights were named.
+def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str]:
+    """The one feature space of a data set that has the fields asked for.
+
+    Returns
+    -------
+    space : FeatureSpace
+    weights : str
+        How its weights were named when its features were made.
 
     Raises
     ------
     NotFoundError
-        None fits.
+        No space has them.
     UsageError
-        More than one fits.
+        Several spaces have them; the fields in which those differ are named.
     """
     held = [FeatureSpace.from_json(text) for text in dataset.spaces]
-    fitting = [
-        space
-        for space in held
-        if tap in (None, space.tap) and pool in (None, space.pooling) and view == space.view
-    ]
+    fitting = [space for space in held if _has(space, _weights_name(dataset, space), query)]
     if not fitting:
         raise NotFoundError(
-            f"expected features of data set '{dataset.name}' at tap {tap or 'any'}, pool "
-            f"{pool or 'any'}, view {view}, found: {_listed(held) or 'none'}; "
-            "extract them, or choose one of those"
+            f"expected features of data set '{dataset.name}' with {_asked(query)}, found: "
+            f"{_listed(held) or 'none'}; extract them, or choose one of those"
         )
-    # Of several that differ in other options, the latest extraction's comes first.
-    if len({(space.tap, space.pooling) for space in fitting}) > 1:
+    if len(fitting) > 1:
         raise UsageError(
-            f"expected --tap and --pool that name one of the feature spaces of "
-            f"'{dataset.name}', found {len(fitting)}: {_listed(fitting)}"
+            f"expected options that choose one of the feature spaces of '{dataset.name}', found "
+            f"{len(fitting)} spaces that differ in {_choices(dataset, fitting)}: "
+            f"{_listed(fitting)}"
         )
-    named = dataset.info.get("weights")
-    if not isinstance(named, dict) or not isinstance(named.get(fitting[0].id), str):
+    space = fitting[0]
+    weights = _weights_name(dataset, space)
+    if not weights:
         raise DamageError(
-            f"expected data set '{dataset.name}' to name the weights of {fitting[0].name}, found "
-            "none; run the same 'featpipe extract' again"
+            f"expected data set '{dataset.name}' to name the weights of {space.name}, found none; "
+            "run the same 'featpipe extract' again"
         )
-    return fitting[0], named[fitting[0].id]
+    return space, weights
+
+
+def _weights_name(dataset: Dataset, space: FeatureSpace) -> str:
+    named = dataset.info.get("weights")
+    found = named.get(space.id) if isinstance(named, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _fields(space: FeatureSpace) -> dict[str, object]:
+    """What a query can ask of a space, except for its weights, by the names of the options."""
+    return {
+        "backbone": space.backbone,
+        "tap": space.tap,
+        "pool": space.pooling,
+        "size": space.preprocessing.size,
+        "resize": space.preprocessing.resize,
+        "decoder": space.preprocessing.decoder,
+        "precision": space.precision,
+        "dtype": space.dtype,
+        "view": space.view,
+    }
+
+
+def _has(space: FeatureSpace, weights: str, query: SpaceQuery) -> bool:
+    if query.weights not in (None, weights) and not _is_digest(query.weights, space):
+        return False
+    return all(getattr(query, name) in (None, value) for name, value in _fields(space).items())
+
+
+def _is_digest(weights: str | None, space: FeatureSpace) -> bool:
+    """Whether a text is the beginning of the digest of a space's weights."""
+    return weights is not None and len(weights) >= 8 and space.weights.startswith(weights)
+
+
+def _asked(query: SpaceQuery) -> str:
+    given = {name: getattr(query, name) for name in SpaceQuery.option_names()}
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+
+
+def _choices(dataset: Dataset, spaces: list[FeatureSpace]) -> str:
+    """The options in which spaces differ, each with its values; by digest if by nothing else."""
+    tables = [{"weights": _weights_name(dataset, space), **_fields(space)} for space in spaces]
+    values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
+    differing = {name: found for name, found in values.items() if len(found) > 1}
+    if not differing:
+        differing = {"weights": [space.weights[:12] for space in spaces]}
+    return ", ".join(
+        f"{flag(name)} ({', '.join(map(str, found))})" for name, found in differing.items()
+    )
 
 
 def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
@@ -71,6 +122,7 @@ def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
 
 def _listed(spaces: list[FeatureSpace]) -> str:
     return ", ".join(
-        f"{s.tap}/{s.pooling} ({s.preprocessing.size}px {s.preprocessing.resize} {s.precision})"
+        f"{s.tap}/{s.pooling} ({s.backbone} {s.preprocessing.size}px {s.preprocessing.resize} "
+        f"{s.precision})"
         for s in spaces
     )

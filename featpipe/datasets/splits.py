@@ -7,19 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featpipe.base.errors import UsageError
 from featpipe.base.ids import sortable
-
-DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
-"""Train, validation, test."""
-DEFAULT_VAL_FRACTION = 0.2
-"""Share of train set aside where a data set has train and test but no validation."""
+from featpipe.specs.extract import DEFAULT_SPLIT
+from featpipe.specs.kinds import check_sum
 
 
 def split_by_content(
     ids: np.ndarray,
     labels: np.ndarray,
-    fractions: Sequence[float] = DEFAULT_FRACTIONS,
+    fractions: Sequence[float] = DEFAULT_SPLIT,
     *,
     salt: str = "split",
 ) -> np.ndarray:
@@ -45,7 +41,7 @@ def split_by_content(
     ndarray of int8, shape (n,)
         Part number.
     """
-    _check_sum(fractions)
+    check_sum(fractions)
     edges = np.concatenate([[0.0], np.cumsum(fractions)])
     wanted = np.flatnonzero(np.asarray(fractions) > 0).tolist()
     # Shares written in decimals may sum to a little less than 1: the rest is the last one's.
@@ -57,37 +53,6 @@ def split_by_content(
     for label in np.unique(label_of):
         _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges, wanted)
     return part[inverse]
-
-
-def check_shares(fractions: Sequence[float]) -> None:
-    """Refuse what cannot be the shares of train, val and test.
-
-    Raises
-    ------
-    UsageError
-    """
-    if len(fractions) != len(DEFAULT_FRACTIONS):
-        raise UsageError(f"expected three shares (train,val,test), found {len(fractions)}")
-    _check_sum(fractions)
-
-
-def _check_sum(fractions: Sequence[float]) -> None:
-    if len(fractions) < 2 or not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
-        raise UsageError(
-            f"expected shares that are not negative and sum to 1, found "
-            f"{','.join(f'{f:g}' for f in fractions)}"
-        )
-
-
-def check_val_fraction(fraction: float) -> None:
-    """Refuse what cannot be the share of train to validate on.
-
-    Raises
-    ------
-    UsageError
-    """
-    if not 0 < fraction < 1:
-        raise UsageError(f"expected --val above 0 and below 1, found {fraction:g}")
 
 
 def _fill_empty_parts(

@@ -14,10 +14,10 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from featpipe.base.errors import BadImageError
 from featpipe.base.space import Preprocessing
+from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """Formats that are opened at all; none of their decoders starts another program."""
-DEFAULT_MAX_PIXELS = 50_000_000
 _MAX_ELONGATION = 8
 _RESIZE_MARGIN = 256 / 224
 

@@ -30,8 +30,8 @@ from featpipe.base.errors import FeatpipeError, StorageError
 from featpipe.base.ids import sortable
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import frames
-from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.worker import SLOTS
+from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 
 DEFAULT_TIME_LIMIT_S = 60.0
 DEFAULT_MEMORY_BYTES = 4 * 2**30

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featpipe.base.errors import UsageError
 from featpipe.base.hardware import cpu_count
-from featpipe.decoding.pixels import DEFAULT_MAX_PIXELS
 from featpipe.decoding.pool import Decoded, DecodePool, Task
 from featpipe.engine.plan import FeaturePlan
 from featpipe.engine.prefetch import ahead
 from featpipe.engine.writer import SegmentWriter
+from featpipe.specs.extract import EngineOptions
 from featpipe.store.feature_store import FeatureStore
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 16
 """Decoding processes that are started by themselves."""
-_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -85,36 +83,6 @@ class Timings:
         return {
             name: round(getattr(self, name), 3) for name in ("read", "decode", "backbone", "write")
         }
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to run, which never changes the numbers.
-
-    Attributes
-    ----------
-    batch_size : int or None
-        Images per forward pass; None chooses by device and picture size.
-    workers : int or None
-        Decoding processes; None chooses by device and cores.
-    max_pixels : int
-        Larger pictures are quarantined.
-    """
-
-    batch_size: int | None = None
-    workers: int | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                option = name.replace("_", "-")
-                raise UsageError(f"expected --{option} of at least 1, found {value}")
-        if self.workers is not None and self.workers > _MOST_WORKERS:
-            raise UsageError(
-                f"expected --workers of 1 to {_MOST_WORKERS} processes, found {self.workers}"
-            )
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from featpipe.base.errors import UsageError
+from featpipe.specs.heads import check_params, params_of
 
 if TYPE_CHECKING:
     from featpipe.heads.base import Head
@@ -15,7 +15,6 @@ _CLASSES = {
     "mlp": ("featpipe.heads.mlp", "MLPHead"),
     "logistic": ("featpipe.heads.logistic", "LogisticHead"),
 }
-HEAD_KINDS = tuple(_CLASSES)
 
 
 def head_class(kind: str) -> type[Head]:
@@ -26,8 +25,7 @@ def head_class(kind: str) -> type[Head]:
     UsageError
         There is no such kind.
     """
-    if kind not in _CLASSES:
-        raise UsageError(f"expected a head of {', '.join(_CLASSES)}, found {kind!r}")
+    params_of(kind)
     module, name = _CLASSES[kind]
     found: type[Head] = getattr(importlib.import_module(module), name)
     return found
@@ -41,11 +39,5 @@ def new_head(kind: str, params: dict[str, Any]) -> Head:
     UsageError
         The kind has no such hyper-parameter, or it has an impossible value.
     """
-    chosen = head_class(kind)
-    known = chosen.param_names()
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise UsageError(
-            f"expected hyper-parameters of '{kind}' ({', '.join(known)}), found {unknown[0]!r}"
-        )
-    return chosen(**params)
+    check_params(kind, params)
+    return head_class(kind)(**params)

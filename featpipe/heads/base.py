@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from featpipe.base.errors import DamageError, UsageError
+from featpipe.base.errors import DamageError
 
 _BLOCK_BYTES = 64 * 2**20
 
@@ -159,45 +159,6 @@ class MatrixHead(Head):
     def set_layers(self, layers: dict[str, np.ndarray]) -> None:
         """See :meth:`Head.set_layers`."""
         self.weight_, self.bias_ = layers["weight"], layers["bias"]
-
-
-MAX_WHOLE = 2**31 - 1
-
-
-def whole(head: Head, *names: str) -> None:
-    """Refuse hyper-parameters that are not whole numbers above zero.
-
-    Raises
-    ------
-    UsageError
-    """
-    for name in names:
-        number(head, name, 0, above=True)
-        value = getattr(head, name)
-        if not isinstance(value, int | np.integer) or value > MAX_WHOLE:
-            raise UsageError(
-                f"expected --{_option(name)} to be a whole number up to {MAX_WHOLE}, "
-                f"found {value!r}"
-            )
-
-
-def number(head: Head, name: str, low: float, high: float = np.inf, *, above: bool = False) -> None:
-    """Refuse a hyper-parameter that is not a number from ``low`` (or above it) to below ``high``.
-
-    Raises
-    ------
-    UsageError
-    """
-    value = getattr(head, name)
-    fits = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not fits or not (low <= value < high) or (above and value == low):
-        bounds = f"{'above' if above else 'of'} {low:g}"
-        bounds += f" to below {high:g}" if np.isfinite(high) else "" if above else " or more"
-        raise UsageError(f"expected --{_option(name)} {bounds}, found {value!r}")
-
-
-def _option(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

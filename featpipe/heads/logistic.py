@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featpipe.base.errors import UsageError
-from featpipe.heads.base import History, MatrixHead, Tick, blocks_of, number, softmax, whole
+from featpipe.heads.base import History, MatrixHead, Tick, blocks_of, softmax
 from featpipe.heads.solver import DenseMatrix, Matrix, Solution, losses, solve
+from featpipe.specs.heads import LogisticParams
 
 log = logging.getLogger("featpipe")
 
@@ -28,8 +28,7 @@ _COLUMNS = 2**12
 Back = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass
-class LogisticHead(MatrixHead):
+class LogisticHead(LogisticParams, MatrixHead):
     """Logistic regression with scikit-learn's objective (intercept not penalised).
 
     With L2 the solution lies in the span of the samples. The samples are therefore first rotated
@@ -38,34 +37,11 @@ class LogisticHead(MatrixHead):
     diagonal. Then all C and folds are solved together. Where both samples and features outnumber
     ``_MAX_ROTATED`` there is no rotation, and more iterations.
 
-    Attributes
-    ----------
-    C : float or None
-        Inverse strength of the regularisation; None chooses from ``C_GRID``.
-    max_iter : int
-    folds : int or None
-        Choose C by the mean loss of train pictures held out in so many stratified folds; None
-        chooses by the loss on validation. Either way the head is trained on all of train.
+    Either way of choosing C, the head is trained on all of train. Parameters as in
+    ``LogisticParams``.
     """
 
     kind = "logistic"
-    C: float | None = None
-    max_iter: int = 1000
-    folds: int | None = None
-
-    def __post_init__(self) -> None:
-        whole(self, "max_iter")
-        if self.C is not None:
-            number(self, "C", 0, above=True)
-        if self.folds is not None:
-            whole(self, "folds")
-            if self.folds < 2:
-                raise UsageError(f"expected --folds of 2 or more, found {self.folds}")
-            if self.C is not None:
-                raise UsageError(
-                    f"expected --folds only where they have a C to choose, found it with "
-                    f"--C {self.C:g}; leave out one of the two"
-                )
 
     def fit(
         self,

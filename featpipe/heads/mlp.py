@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick, number, whole
+from featpipe.heads.base import Head, History, Tick
+from featpipe.specs.heads import MLPParams
 
-MAX_HIDDEN = 65_536
 
-
-@dataclass
-class MLPHead(Head):
-    """Linear, ReLU, dropout, linear; by AdamW with early stopping.
-
-    Attributes
-    ----------
-    hidden : int
-        Width of the hidden layer.
-    dropout : float
-        Share of hidden units silenced in training, 0 to below 1.
-    learning_rate, weight_decay, batch_size, epochs, patience
-        As in :class:`featpipe.heads.linear.LinearHead`.
-    """
+class MLPHead(MLPParams, Head):
+    """Linear, ReLU, dropout, linear; by AdamW with early stopping; see ``MLPParams``."""
 
     kind = "mlp"
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -33,20 +20,6 @@ class MLPHead(Head):
         "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
         "weight_decay": (1e-2, 1.0),
     }
-    hidden: int = 256
-    dropout: float = 0.5
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-2
-    batch_size: int = 128
-    epochs: int = 100
-    patience: int = 10
-
-    def __post_init__(self) -> None:
-        whole(self, "hidden", "batch_size", "epochs", "patience")
-        number(self, "hidden", 1, MAX_HIDDEN + 1)
-        number(self, "learning_rate", 0, above=True)
-        number(self, "weight_decay", 0)
-        number(self, "dropout", 0, 1)
 
     def fit(
         self,

@@ -1,15 +1,18 @@
-"""Cached features of a data set as arrays: the door for people with their own training code."""
+"""Cached features of a data set as arrays, for people with their own training code."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.cache import default_cache
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
+from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
 
@@ -18,11 +21,9 @@ def open_features(
     name: str,
     split: str = "train",
     *,
-    tap: str | None = None,
-    pool: str | None = None,
-    view: int = 0,
     cache: str | os.PathLike[str] | None = None,
-) -> tuple[FeatureRows, np.ndarray]:
+    **space: Any,
+) -> tuple[FeatureRows, NDArray[np.int64]]:
     """Features and labels of one split, memory-mapped.
 
     Parameters
@@ -30,12 +31,11 @@ def open_features(
     name : str
         Data set.
     split : {"train", "val", "test", "all"}
-    tap, pool : str, optional
-        May be left out while the data set has one feature space.
-    view : int
-        0 is the picture itself; there are no others yet.
     cache : path, optional
         Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **space
+        Which feature space, where the data set has several: ``tap, pool, backbone, size, …``, the
+        fields of :class:`featpipe.specs.spaces.SpaceQuery`.
 
     Returns
     -------
@@ -50,6 +50,6 @@ def open_features(
     """
     root = Path(cache) if cache is not None else default_cache()
     dataset = load_dataset(root, name)
-    space, _ = choose_space(dataset, tap=tap, pool=pool, view=view)
+    chosen, _ = choose_space(dataset, SpaceQuery.from_options(space))
     rows = dataset.in_split(split)
-    return FeatureStore(root, space).rows(dataset.image_sha256[rows]), dataset.label[rows]
+    return FeatureStore(root, chosen).rows(dataset.image_sha256[rows]), dataset.label[rows]

@@ -14,7 +14,8 @@ from featpipe.base.cache import default_cache
 from featpipe.base.errors import DataError, UsageError
 from featpipe.decoding.pool import Task
 from featpipe.engine.loop import Outcome, run
-from featpipe.engine.options import parse_options
+from featpipe.engine.plan import plan_features
+from featpipe.specs.extract import FeatureOptions
 from featpipe.store.feature_store import FeatureStore
 
 
@@ -28,8 +29,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
     ----------
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size,
-    workers
+    backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size, \
+workers, max_pixels
         As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
     """
 
@@ -48,6 +49,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         device: str | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.cache = cache
         self.backbone = backbone
@@ -62,6 +64,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         self.device = device
         self.batch_size = batch_size
         self.workers = workers
+        self.max_pixels = max_pixels
 
     def fit(self, X: Any, y: Any = None) -> CachedFeatures:
         """Learn nothing."""
@@ -86,9 +89,9 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         """
         paths = [os.fspath(path) for path in np.asarray(X, dtype=object).reshape(-1)]
         options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}
-        request, engine_options = parse_options(options)
+        spec = FeatureOptions.from_options(options)
         root = default_cache() if self.cache is None else Path(self.cache)
-        plan = request.resolve(root)
+        plan = plan_features(spec, root)
         if len(plan.spaces) != 1:
             raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
         store = FeatureStore(root, plan.spaces[0])
@@ -105,7 +108,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         if not paths:
             raise DataError("expected at least one picture, found none")
         tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
-        run(tasks, plan, [store], on_outcome, engine_options)
+        run(tasks, plan, [store], on_outcome, spec)
         return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
 
     def __sklearn_tags__(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -18,10 +19,11 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
     name : str
         Data set.
     split : {"train", "val", "test", "all"}
-    tap, pool : str, optional
-        May be left out while the data set has one feature space.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **space
+        Which feature space, where the data set has several; see
+        :func:`featpipe.open_features`.
 
     Notes
     -----
@@ -34,11 +36,10 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
         name: str,
         split: str = "train",
         *,
-        tap: str | None = None,
-        pool: str | None = None,
         cache: str | os.PathLike[str] | None = None,
+        **space: Any,
     ) -> None:
-        self.features, self.labels = open_features(name, split, tap=tap, pool=pool, cache=cache)
+        self.features, self.labels = open_features(name, split, cache=cache, **space)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from featpipe.base.text import visible
+from featpipe.base.text import escape
 from featpipe.heads.base import History
 
 _MANY_CLASSES = 20
@@ -67,7 +67,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         if len(classes) > _MANY_CLASSES:
             return
         # Class names are anyone's text: matplotlib must not read formulas into them.
-        names = [visible(name)[:20].replace("$", r"\$") for name in classes]
+        names = [escape(name)[:20].replace("$", r"\$") for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         for i, row in enumerate(matrix):

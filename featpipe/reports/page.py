@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.disk import write_atomically
-from featpipe.base.text import visible
+from featpipe.base.text import escape
 from featpipe.reports import figures
 from featpipe.reports.mistakes import Mistake
-from featpipe.runs.head_files import TrainedHead
+from featpipe.runs.trained_head import TrainedHead
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1a202c;background:#fff;max-width:62rem;
@@ -165,4 +165,4 @@ def _origin(trained: TrainedHead) -> str:
 
 def _text(value: object) -> str:
     """Anyone's text, escaped; bytes that are no UTF-8 and control characters shown as such."""
-    return html.escape(visible(str(value)))
+    return html.escape(escape(str(value)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from featpipe.base.disk import read_regular
 from featpipe.base.errors import NotFoundError, UsageError
-from featpipe.base.text import visible
+from featpipe.base.text import escape
 from featpipe.sources.digits import DIGITS, open_digits, read_digit
 from featpipe.sources.folder import list_pictures, open_folder
 from featpipe.sources.listing import LIST_SUFFIXES, open_list
@@ -45,7 +45,7 @@ def open_source(
     if str(data) == DIGITS:
         return open_digits()
     if str(data).startswith("sklearn:"):
-        raise UsageError(f"expected '{DIGITS}', a folder or a list, found '{visible(str(data))}'")
+        raise UsageError(f"expected '{DIGITS}', a folder or a list, found '{escape(str(data))}'")
     path = Path(data)
     # os.path, unlike pathlib, says of a name too long to be one that there is no such thing.
     if os.path.isdir(path):
@@ -55,7 +55,7 @@ def open_source(
     if not os.path.exists(path):
         raise NotFoundError(
             f"expected an image folder, a list ({', '.join(LIST_SUFFIXES)}) or '{DIGITS}', "
-            f"found nothing at {visible(str(path))}; check the path"
+            f"found nothing at {escape(str(path))}; check the path"
         )
     if root is not None and "\0" in str(root):
         raise UsageError(f"expected a folder as --root, found {str(root)!r}")
@@ -63,7 +63,7 @@ def open_source(
         return open_list(path, root=root, follow_links=follow_links)
     raise UsageError(
         f"expected an image folder or a list ending in {', '.join(LIST_SUFFIXES)}, found "
-        f"{visible(str(path))}"
+        f"{escape(str(path))}"
     )
 
 

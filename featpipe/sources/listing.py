@@ -12,7 +12,7 @@ from typing import Any
 
 from featpipe.base.disk import read_regular
 from featpipe.base.errors import DataError, StorageError
-from featpipe.base.text import visible
+from featpipe.base.text import escape
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -39,7 +39,7 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     """
     # A full path may lead to the root through links, or by its real name.
     tops = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
-    shown = visible(str(path))
+    shown = escape(str(path))
     try:
         text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -88,7 +88,7 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, row
     except csv.Error as error:
         raise DataError(
-            f"expected CSV in {shown}, found in line {reader.line_num}: {visible(str(error))}; "
+            f"expected CSV in {shown}, found in line {reader.line_num}: {escape(str(error))}; "
             "correct it there"
         ) from error
 

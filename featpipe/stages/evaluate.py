@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.base.disk import write_atomically
 from featpipe.base.errors import DataError
 from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset
 from featpipe.datasets.spaces import require_space
 from featpipe.reports import Mistake, write_report
 from featpipe.reports.metrics import score
-from featpipe.runs.head_files import TrainedHead, load_head
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader
+from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.store.feature_store import FeatureStore
 
 WORST_MISTAKES = 12
@@ -59,17 +59,15 @@ class Evaluation:
         return {**rest, **metrics, "report": str(self.report)}
 
 
-def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "test") -> Evaluation:
-    """Score a head on a split and write ``metrics.json`` and ``report.html`` beside it.
+def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
+    """Score a head on a split and write metrics and a report into its run folder.
 
     Parameters
     ----------
     head : Path
         Run folder.
+    spec : EvaluateSpec
     cache : Path
-    on : str, optional
-        Data set; default: the one the head was trained on.
-    split : {"test", "val", "train", "all"}
 
     Raises
     ------
@@ -79,34 +77,33 @@ def evaluate(head: Path, *, cache: Path, on: str | None = None, split: str = "te
         Nothing to score, or a class the head does not know.
     """
     started = time.perf_counter()
-    trained = load_head(head)
-    name = on if on is not None else str(trained.dataset["name"])
+    run = Run.at(head)
+    trained = run.load_head()
+    name = spec.on if spec.on is not None else str(trained.dataset["name"])
     dataset = load_dataset(cache, name)
     require_space(dataset, trained.space)
-    chosen = dataset.in_split(split)
+    chosen = dataset.in_split(spec.split)
     chosen = chosen[dataset.label[chosen] != NO_LABEL]
     classes: list[str] = trained.head.classes_.tolist()
-    y = _labels(dataset, chosen, classes, split)
+    y = _labels(dataset, chosen, classes, spec.split)
     rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
     probabilities = trained.head.predict_proba(rows)
     metrics = score(y, probabilities, classes)
     seen = _trained_on(dataset, chosen, trained)
-    own = split != "test" and dataset.name == trained.dataset["name"]
+    own = spec.split != "test" and dataset.name == trained.dataset["name"]
     mistakes = _worst_mistakes(dataset, chosen, y, probabilities, classes)
-    folder = head.parent if head.is_file() else head
-    stem = "" if on is None and split == "test" else f"-{name}-{split}"
+    evaluated = run.evaluation_name(spec.on, name, spec.split)
     result = Evaluation(
-        head=str(folder),
+        head=str(run.folder),
         dataset=name,
-        split=split,
+        split=spec.split,
         metrics=metrics,
         duplicates=[] if own else seen,
         trained_on=len(seen),
-        report=folder / f"report{stem}.html",
+        report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
     )
-    text = json.dumps({"schema": 1, **result.as_json()}, indent=2) + "\n"
-    write_atomically(folder / f"metrics{stem}.json", text.encode("ascii"))
+    run.save_metrics(evaluated, result.as_json())
     write_report(result.report, trained, result.as_json(), mistakes)
     return result
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,17 @@ from typing import Any
 import numpy as np
 import PIL
 
-from featpipe.base.errors import NotFoundError, UsageError
+from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import (
-    OK,
-    QUARANTINED,
-    SHARD_MARK,
-    Dataset,
-    dataset_path,
-    load_dataset,
-    save_dataset,
-)
-from featpipe.datasets.shards import Shard, list_digest, merge_shards
-from featpipe.datasets.splits import DEFAULT_FRACTIONS, check_shares
+from featpipe.datasets.files import OK, QUARANTINED, Dataset, load_dataset, save_dataset
+from featpipe.datasets.shards import list_digest, merge_shards, shard_name
 from featpipe.decoding.pool import Task
-from featpipe.engine.loop import EngineOptions, Outcome, Timings, run
-from featpipe.engine.plan import FeaturePlan, FeatureRequest
+from featpipe.engine.loop import Outcome, Timings, run
+from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, open_source
+from featpipe.specs.extract import EngineOptions, ExtractSpec
+from featpipe.specs.kinds import Part
 from featpipe.stages.draft import TODO, Samples
 from featpipe.store.feature_store import FeatureStore
 
@@ -95,18 +88,9 @@ class ExtractResult:
 
 def extract(
     data: str | os.PathLike[str],
+    spec: ExtractSpec,
     *,
-    name: str,
     cache: Path,
-    request: FeatureRequest | None = None,
-    options: EngineOptions | None = None,
-    fractions: Sequence[float] = DEFAULT_FRACTIONS,
-    root: Path | None = None,
-    follow_links: bool = False,
-    max_bad: float = 1.0,
-    retry_quarantined: bool = False,
-    rehash: bool = False,
-    shard: Shard | None = None,
     progress: Progress = no_progress,
 ) -> ExtractResult:
     """Compute what is missing of a source's features and freeze its list as a data set.
@@ -115,29 +99,9 @@ def extract(
     ----------
     data : str or path
         See :func:`featpipe.sources.open_source`.
-    name : str
-        Name of the data set; an existing one of that name is brought up to date.
+    spec : ExtractSpec
+        A data set that already has the name is brought up to date.
     cache : Path
-    request : FeatureRequest, optional
-        What to compute.
-    options : EngineOptions, optional
-        How to run.
-    fractions : sequence of three floats
-        Shares of train, val and test where the source has no splits of its own.
-    root : Path, optional
-        For a list: the folder its paths are relative to and may not leave.
-    follow_links : bool
-        For a list: whether links may lead its paths out of that folder.
-    max_bad : float
-        Largest share of unreadable pictures, 0..1, before the job counts as failed.
-    retry_quarantined : bool
-        Try unreadable pictures again although their files have not changed.
-    rehash : bool
-        Read every file, also those that have not changed by size and times; what is known by
-        its content is not computed again.
-    shard : Shard, optional
-        Take only this part of the records, for one of several jobs. The job that finds all
-        parts done writes the whole data set.
     progress : Progress
 
     Raises
@@ -145,95 +109,135 @@ def extract(
     FeatpipeError
         See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
-    started = time.perf_counter()
-    check_name(cache, name)
-    check_shares(fractions)
-    check_max_bad(max_bad)
-    source = open_source(data, root=root, follow_links=follow_links)
-    own_name = name
-    whole_list = "" if shard is None else list_digest(source.records)
-    if shard is not None:
-        source = dataclasses.replace(source, records=source.records[shard.slice])
-        own_name = shard.dataset_name(name)
-    plan = (request or FeatureRequest()).resolve(cache)
-    options = options or EngineOptions()
-    stores = [FeatureStore(cache, space) for space in plan.spaces]
-    listed = time.perf_counter()
-    log.info("%s: %d pictures", source.spec, len(source.records))
-    if source.ignored:
-        log.info("%d files passed over: their names say they are no pictures", source.ignored)
+    extraction = _Extraction(data, spec, cache)
+    extraction.compute(progress)
+    extraction.save()
+    return extraction.result()
 
-    samples = Samples(source, _decoder(options))
-    before = _load_before(cache, own_name)
-    # A folder that was moved, or named in another way, is still the same source.
-    if before is not None and not before.source.items() & _names_of(source).items():
-        log.warning(
-            "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
-            *(own_name, before.source.get("spec"), len(before)),
+
+class _Extraction:
+    """One extraction; making it lists the source and looks up what is already known."""
+
+    def __init__(self, data: str | os.PathLike[str], spec: ExtractSpec, cache: Path) -> None:
+        self.spec, self.cache = spec, cache
+        self.started = time.perf_counter()
+        self.source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+        self.dataset_name = spec.name
+        self.list_digest = ""
+        if spec.shard is not None:
+            self.list_digest = list_digest(self.source.records)
+            self.dataset_name = shard_name(spec.name, spec.shard)
+            records = self.source.records[spec.shard.slice]
+            self.source = dataclasses.replace(self.source, records=records)
+        self.plan = plan_features(spec, cache)
+        self.stores = [FeatureStore(cache, space) for space in self.plan.spaces]
+        self.listed_s = time.perf_counter() - self.started
+        log.info("%s: %d pictures", self.source.spec, len(self.source.records))
+        if self.source.ignored:
+            log.info(
+                "%d files passed over: their names say they are no pictures", self.source.ignored
+            )
+        self.before = _load_before(cache, self.dataset_name)
+        self._warn_of_other_source()
+        self.samples = Samples(self.source, _decoder(spec))
+        self.samples.recall(
+            self.before,
+            self.stores,
+            retry_quarantined=spec.retry_quarantined,
+            rehash=spec.rehash,
         )
-    samples.recall(before, stores, retry_quarantined=retry_quarantined, rehash=rehash)
-    timings = Timings()
-    todo = np.flatnonzero(samples.state == TODO)
-    if len(todo):
-        timings = _compute(source, samples, todo, plan, stores, options, max_bad, progress)
-    samples.check_max_bad(max_bad)
-    samples.check_list_paths()
+        self.timings = Timings()
+        self.dataset: Dataset | None = None
+        self.merged: Dataset | None = None
 
-    dataset = samples.freeze(own_name, fractions)
-    if dataset.classes and shard is None and "test" not in dataset.split_names:
-        log.warning("data set '%s' has no test split: evaluate its heads --on another one", name)
-    dataset.spaces = _spaces_held(dataset, plan.spaces, before, cache)
-    named = before.info.get("weights", {}) if before else {}
-    dataset.info["weights"] = {**named, **{s.id: plan.weights.spec for s in plan.spaces}}
-    if shard is not None:
-        dataset.info["list"] = whole_list
-    save_dataset(cache, dataset)
-    merged = None if shard is None else merge_shards(cache, name, shard.count, whole_list)
-    if shard is not None and merged is not None:
-        bad = len(merged) - int(merged.usable.sum())
-        log.info(
-            "%s: all %d shards are done, merged: %d pictures, %d of them quarantined",
-            *(name, shard.count, len(merged), bad),
+    def _warn_of_other_source(self) -> None:
+        # A folder that was moved, or is named in another way, is still the same source.
+        before = self.before
+        if before is not None and not before.source.items() & _names_of(self.source).items():
+            log.warning(
+                "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
+                *(self.dataset_name, before.source.get("spec"), len(before)),
+            )
+
+    def compute(self, progress: Progress) -> None:
+        """Run the backbone over the pictures whose features are missing."""
+        todo = np.flatnonzero(self.samples.state == TODO)
+        if len(todo):
+            self.timings = self._compute(todo, progress)
+        self.samples.check_max_bad(self.spec.max_bad)
+        self.samples.check_list_paths()
+
+    def _compute(self, todo: np.ndarray, progress: Progress) -> Timings:
+        source, samples = self.source, self.samples
+
+        def tasks() -> Iterator[Task]:
+            for i in todo.tolist():
+                path = source.records[i].path
+                if source.root is None:
+                    yield Task(i, None, samples.payload(path))
+                else:
+                    yield Task(i, os.path.join(source.root, path))
+
+        with progress("extract", len(todo)) as bar:
+
+            def on_outcome(outcome: Outcome) -> None:
+                samples.take(outcome)
+                bar.advance(bad=len(samples.reasons))
+                if outcome.kind == "bad":
+                    path = source.records[outcome.key].path
+                    log.debug("quarantined %r: %s: %s", path, outcome.stage, outcome.reason)
+                    samples.check_max_bad(self.spec.max_bad)
+
+            return run(tasks(), self.plan, self.stores, on_outcome, self.spec)
+
+    def save(self) -> None:
+        """Write the data set; the job that finds all shards done also writes the whole."""
+        spec, before = self.spec, self.before
+        dataset = self.samples.freeze(self.dataset_name, spec.split)
+        if dataset.classes and spec.shard is None and "test" not in dataset.split_names:
+            log.warning(
+                "data set '%s' has no test split: evaluate its heads --on another one", spec.name
+            )
+        dataset.spaces = _spaces_held(dataset, self.plan.spaces, before, self.cache)
+        named = before.info.get("weights", {}) if before else {}
+        weights = {space.id: self.plan.weights.spec for space in self.plan.spaces}
+        dataset.info["weights"] = {**named, **weights}
+        if spec.shard is not None:
+            dataset.info["list"] = self.list_digest
+        save_dataset(self.cache, dataset)
+        self.dataset = dataset
+        if spec.shard is not None:
+            self._merge(spec.shard)
+
+    def _merge(self, shard: Part) -> None:
+        self.merged = merge_shards(self.cache, self.spec.name, shard.count, self.list_digest)
+        if self.merged is not None:
+            bad = len(self.merged) - int(self.merged.usable.sum())
+            log.info(
+                "%s: all %d shards are done, merged: %d pictures, %d of them quarantined",
+                *(self.spec.name, shard.count, len(self.merged), bad),
+            )
+
+    def result(self) -> ExtractResult:
+        """What was done."""
+        seconds = time.perf_counter() - self.started
+        assert self.dataset is not None
+        whole = self.dataset if self.spec.shard is None else self.merged
+        return ExtractResult(
+            dataset=self.spec.name if whole is not None else self.dataset_name,
+            spaces=self.plan.spaces,
+            **self.samples.counts(),
+            seconds=round(seconds, 3),
+            images_per_second=round(len(self.source.records) / seconds, 1),
+            stage_seconds={"list": round(self.listed_s, 3), **self.timings.as_dict()},
+            bottleneck=self.timings.bottleneck if self.samples.computed else "none",
+            classes=self.dataset.classes,
+            splits=_split_sizes(whole),
+            bad=[
+                (self.source.records[i].path, stage, reason)
+                for i, (stage, reason) in sorted(self.samples.reasons.items())
+            ],
         )
-    seconds = time.perf_counter() - started
-    return ExtractResult(
-        dataset=own_name if shard is not None and merged is None else name,
-        spaces=plan.spaces,
-        **samples.counts(),
-        seconds=round(seconds, 3),
-        images_per_second=round(len(source.records) / seconds, 1),
-        stage_seconds={"list": round(listed - started, 3), **timings.as_dict()},
-        bottleneck=timings.bottleneck if samples.computed else "none",
-        classes=dataset.classes,
-        splits=_split_sizes(dataset if shard is None else merged),
-        bad=[
-            (source.records[i].path, stage, reason)
-            for i, (stage, reason) in sorted(samples.reasons.items())
-        ],
-    )
-
-
-def check_name(cache: Path, name: str) -> None:
-    """Refuse what cannot name a data set, or would look like a part of one.
-
-    Raises
-    ------
-    UsageError
-    """
-    dataset_path(cache, name)
-    if SHARD_MARK in name:
-        raise UsageError(f"expected a data set name without '{SHARD_MARK}', found {name!r}")
-
-
-def check_max_bad(share: float) -> None:
-    """Refuse what is no share of a whole.
-
-    Raises
-    ------
-    UsageError
-    """
-    if not 0 <= share <= 1:
-        raise UsageError(f"expected a largest share of bad pictures of 0 to 1, found {share:g}")
 
 
 @dataclass(frozen=True)
@@ -253,61 +257,20 @@ class DryRun:
         return {**rest, "spaces": [{"id": s.id, "tap": s.tap} for s in self.spaces]}
 
 
-def plan_extraction(
-    data: str | os.PathLike[str],
-    *,
-    name: str,
-    cache: Path,
-    request: FeatureRequest | None = None,
-    options: EngineOptions | None = None,
-    root: Path | None = None,
-    follow_links: bool = False,
-) -> DryRun:
+def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: Path) -> DryRun:
     """Decide without acting: no picture is opened, nothing is written.
 
     ``to_read`` pictures are new or changed; those whose content turns out to be known are
     read but not decoded.
     """
-    check_name(cache, name)
-    source = open_source(data, root=root, follow_links=follow_links)
-    plan = (request or FeatureRequest()).resolve(cache, remember=False)
-    samples = Samples(source, _decoder(options or EngineOptions()))
+    source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+    plan = plan_features(spec, cache, remember=False)
+    samples = Samples(source, _decoder(spec))
     stores = [FeatureStore(cache, space) for space in plan.spaces]
-    samples.recall(_load_before(cache, name), stores, retry_quarantined=False)
+    samples.recall(_load_before(cache, spec.name), stores, retry_quarantined=False)
     count = {state: int((samples.state == state).sum()) for state in (TODO, OK, QUARANTINED)}
     images = len(source.records)
-    return DryRun(name, plan.spaces, images, count[OK], count[TODO], count[QUARANTINED])
-
-
-def _compute(
-    source: Source,
-    samples: Samples,
-    todo: np.ndarray,
-    plan: FeaturePlan,
-    stores: list[FeatureStore],
-    options: EngineOptions,
-    max_bad: float,
-    progress: Progress,
-) -> Timings:
-    def tasks() -> Iterator[Task]:
-        for i in todo.tolist():
-            path = source.records[i].path
-            if source.root is None:
-                yield Task(i, None, samples.payload(path))
-            else:
-                yield Task(i, os.path.join(source.root, path))
-
-    with progress("extract", len(todo)) as bar:
-
-        def on_outcome(outcome: Outcome) -> None:
-            samples.take(outcome)
-            bar.advance(bad=len(samples.reasons))
-            if outcome.kind == "bad":
-                path = source.records[outcome.key].path
-                log.debug("quarantined %r: %s: %s", path, outcome.stage, outcome.reason)
-                samples.check_max_bad(max_bad)
-
-        return run(tasks(), plan, stores, on_outcome, options)
+    return DryRun(spec.name, plan.spaces, images, count[OK], count[TODO], count[QUARANTINED])
 
 
 def _names_of(source: Source) -> dict[str, str]:

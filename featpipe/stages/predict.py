@@ -12,10 +12,13 @@ import numpy as np
 
 from featpipe.base.progress import Bar, Progress, no_progress
 from featpipe.decoding.pool import Task
-from featpipe.engine.loop import EngineOptions, Outcome, run
+from featpipe.engine.loop import Outcome, run
 from featpipe.engine.plan import FeaturePlan, plan_for_space
-from featpipe.runs.head_files import TrainedHead, load_head
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import list_pictures
+from featpipe.specs.extract import EngineOptions
+from featpipe.specs.predict import PredictSpec
 from featpipe.store.feature_store import FeatureStore
 
 _CHUNK = 4096
@@ -62,11 +65,9 @@ class Prediction:
 def predict(
     head: Path,
     paths: Sequence[str | os.PathLike[str]],
+    spec: PredictSpec,
     *,
     cache: Path,
-    weights: str | None = None,
-    device: str = "auto",
-    options: EngineOptions | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[Prediction]:
     """Classify files, and all pictures below folders, in the order given.
@@ -79,11 +80,8 @@ def predict(
     head : Path
         Run folder.
     paths : sequence of path
+    spec : PredictSpec
     cache : Path
-    weights : str, optional
-        Where the backbone's weights are now, if not where they were in training.
-    device : str
-    options : EngineOptions, optional
     progress : Progress
 
     Raises
@@ -91,10 +89,11 @@ def predict(
     NotFoundError, SpaceMismatchError, WeightsError, StorageError
         An unreadable picture raises nothing: its prediction carries the error.
     """
-    trained = load_head(head)
-    plan = plan_for_space(trained.space, weights or trained.weights_spec, cache, device=device)
+    trained = Run.at(head).load_head()
+    weights = spec.weights or trained.weights_spec
+    plan = plan_for_space(trained.space, weights, cache, device=spec.device)
     files = [file for path in paths for file in _files_of(os.fspath(path))]
-    return _predictions(files, trained, plan, cache, options, progress)
+    return _predictions(files, trained, plan, cache, spec, progress)
 
 
 def _files_of(path: str) -> list[str]:
@@ -108,7 +107,7 @@ def _predictions(
     trained: TrainedHead,
     plan: FeaturePlan,
     cache: Path,
-    options: EngineOptions | None,
+    options: EngineOptions,
     progress: Progress,
 ) -> Iterator[Prediction]:
     store = FeatureStore(cache, trained.space)
@@ -123,7 +122,7 @@ def _predict_chunk(
     trained: TrainedHead,
     plan: FeaturePlan,
     store: FeatureStore,
-    options: EngineOptions | None,
+    options: EngineOptions,
     bar: Bar,
 ) -> list[Prediction]:
     ids = np.zeros((len(files), 32), np.uint8)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.base.disk import remove_file, write_atomically
-from featpipe.base.errors import DataError, StorageError, UsageError
+from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
 from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset
 from featpipe.datasets.spaces import choose_space
-from featpipe.datasets.splits import DEFAULT_VAL_FRACTION, check_val_fraction, split_by_content
-from featpipe.heads import head_class, new_head
+from featpipe.datasets.splits import split_by_content
+from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
 from featpipe.heads.sweep import Plan, Sweep, plan_sweep, run_sweep
-from featpipe.runs.head_files import TrainedHead, holds_head, save_head
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.heads import HeadSpec
 from featpipe.store.feature_store import FeatureStore
-
-DEFAULT_RUNS = Path("runs")
-TABLE_NAME, TABLE_SCHEMA = "sweep.json", 1
-MAX_SEEDS = 1000
-_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -105,21 +99,7 @@ class TrainResult:
 
 
 def train_head(
-    name: str,
-    *,
-    cache: Path,
-    head: str = "linear",
-    params: dict[str, Any] | None = None,
-    tap: str | None = None,
-    pool: str | None = None,
-    sweep: bool = False,
-    seeds: int = 1,
-    seed: int = 0,
-    val_fraction: float = DEFAULT_VAL_FRACTION,
-    out: Path | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    progress: Progress = no_progress,
+    name: str, spec: HeadSpec, *, cache: Path, progress: Progress = no_progress
 ) -> TrainResult:
     """Train a head on a data set's train split, selecting on validation only.
 
@@ -127,93 +107,110 @@ def train_head(
     ----------
     name : str
         Data set.
+    spec : HeadSpec
     cache : Path
-    head : {"linear", "mlp", "logistic"}
-    params : dict, optional
-        Hyper-parameters of the head; see its class for names and defaults.
-    tap, pool : str, optional
-        Needed where the data set has more than one feature space.
-    sweep : bool
-        Train the head's whole grid at once and keep the best by validation loss;
-        hyper-parameters in ``params`` are not varied.
-    seeds : int
-        For a sweep: train every combination with so many seeds, from ``seed`` on. They decide
-        initial weights and dropout; all see the batches that ``seed`` draws.
-    seed : int
-        Makes a CPU run repeat exactly.
-    val_fraction : float
-        Share of train set aside, by content, where the data set has no validation split.
-    out : Path, optional
-        Run folder; default: the next free ``runs/<name>-<head>-<number>``.
-    overwrite : bool
-        Replace a head that ``out`` already holds.
-    device : str
     progress : Progress
 
     Raises
     ------
     NotFoundError, UsageError, DataError, DamageError, StorageError
     """
-    started = time.perf_counter()
-    check_seed(seed)
-    check_val_fraction(val_fraction)
-    check_seeds(head, seed, seeds, sweep=sweep)
-    model = new_head(head, params or {})
-    plan = plan_sweep(head, params or {}, seed=seed, seeds=seeds) if sweep else None
-    if out is not None and holds_head(out) and not overwrite:
-        raise UsageError(
-            f"expected a run folder without a head, found one in {out}; "
-            "name another --out, or replace it with --overwrite"
+    training = _Training(name, spec, cache)
+    training.fit(progress)
+    return training.save()
+
+
+class _Training:
+    """One training; making it reads the list of pictures and finds their rows."""
+
+    def __init__(self, name: str, spec: HeadSpec, cache: Path) -> None:
+        self.spec = spec
+        self.started = time.perf_counter()
+        self.model = new_head(spec.head, spec.params)
+        self.grid: Plan | None = None
+        if spec.sweep:
+            self.grid = plan_sweep(spec.head, spec.params, seed=spec.seed, seeds=spec.seeds)
+        self.run = None if spec.out is None else Run(spec.out)
+        if self.run is not None and self.run.has_head and not spec.overwrite:
+            raise UsageError(
+                f"expected a run folder without a head, found one in {spec.out}; "
+                "name another --out, or replace it with --overwrite"
+            )
+        self.dataset = load_dataset(cache, name)
+        self.space, self.weights_spec = choose_space(self.dataset, spec)
+        train, val = training_rows(self.dataset, spec.val)
+        self.classes = _classes_in(self.dataset, train)
+        label = _renumbered(self.dataset, self.classes)
+        # Validation pictures of classes that train lacks could only ever be wrong.
+        val = val[label[val] >= 0]
+        if not len(val):
+            raise DataError(_no_validation(self.dataset))
+        self.train, self.val = train, val
+        ids = self.dataset.image_sha256[np.concatenate([train, val])]
+        rows = FeatureStore(cache, self.space).rows(ids)
+        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
+        self.data = (X, label[train], X_val, label[val])
+        self.history = History("epoch")
+        self.sweep: Sweep | None = None
+
+    def fit(self, progress: Progress) -> None:
+        """Train the head, or all heads of a sweep of which the best becomes the head."""
+        options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
+        if self.grid is None:
+            self.model.classes_ = np.array(self.classes)
+            self.history = _fit_one(self.model, self.data, progress, options)
+        else:
+            self.sweep = _fit_all(self.grid, self.data, self.classes, progress, options)
+            self.model, self.history = self.grid.heads[self.sweep.winner], self.sweep.history
+
+    def save(self) -> TrainResult:
+        """Write the head, and the table of the sweep, into the run folder."""
+        spec, best = self.spec, self.history.rows[self.history.best]
+        scores = {
+            split: {
+                "n": len(rows),
+                "loss": best[f"{split}_loss"],
+                "accuracy": best[f"{split}_accuracy"],
+            }
+            for split, rows in (("train", self.train), ("val", self.val))
+        }
+        seconds = round(time.perf_counter() - self.started, 3)
+        info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
+        run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
+        table = None
+        if self.grid is not None and self.sweep is not None:
+            table = _sweep_result(run.sweep_path, self.sweep)
+            digest = run.save_sweep(_sweep_table(table, self.dataset.name, spec))
+            info["sweep"] = {
+                "trained": len(table.rows),
+                "seed": self.grid.seeds[self.sweep.winner],
+                "table_sha256": digest,
+            }
+        used = np.concatenate([self.train, self.val])
+        trained = TrainedHead(
+            head=self.model,
+            space=self.space,
+            weights_spec=self.weights_spec,
+            dataset=_describe(self.dataset, self.train, self.val, spec.val),
+            history=self.history,
+            metrics=scores,
+            info=info,
+            train_ids=_unique(self.dataset.image_sha256[used]),
         )
-    dataset = load_dataset(cache, name)
-    space, weights_spec = choose_space(dataset, tap=tap, pool=pool)
-    train, val = training_rows(dataset, val_fraction)
-    classes = _classes_in(dataset, train)
-    label = _renumbered(dataset, classes)
-    # Validation pictures of classes that train lacks could only ever be wrong.
-    val = val[label[val] >= 0]
-    if not len(val):
-        raise DataError(_no_validation(dataset))
-    rows = FeatureStore(cache, space).rows(dataset.image_sha256[np.concatenate([train, val])])
-    X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
-    data = (X, label[train], X_val, label[val])
-    options: dict[str, Any] = {"seed": seed, "device": resolve_device(device)}
-    found = None
-    if plan is None:
-        model.classes_ = np.array(classes)
-        history = _fit_one(model, data, progress, options)
-    else:
-        found = _fit_all(plan, data, classes, progress, options)
-        model, history = plan.heads[found.winner], found.history
-    best = history.rows[history.best]
-    scores = {
-        split: {"n": n, "loss": best[f"{split}_loss"], "accuracy": best[f"{split}_accuracy"]}
-        for split, n in (("train", len(train)), ("val", len(val)))
-    }
-    seconds = round(time.perf_counter() - started, 3)
-    used = np.concatenate([train, val])
-    info: dict[str, Any] = {"seed": seed, "seconds": seconds, **_versions()}
-    folder = out if out is not None else _next_run_folder(f"{name}-{head}")
-    swept = None
-    if plan is not None and found is not None:
-        swept, info["sweep"] = _save_table(folder, name, plan, found, seed)
-    trained = TrainedHead(
-        head=model,
-        space=space,
-        weights_spec=weights_spec,
-        dataset=_describe(dataset, train, val, val_fraction),
-        history=history,
-        metrics=scores,
-        info=info,
-        train_ids=_unique(dataset.image_sha256[used]),
-    )
-    save_head(folder, trained)
-    if swept is None:
-        # The table of a sweep whose head was replaced here.
-        remove_file(folder / TABLE_NAME)
-    return TrainResult(
-        folder, head, classes, space.id, scores["train"], scores["val"], best, seconds, swept
-    )
+        run.save_head(trained)
+        if table is None:
+            run.remove_sweep()
+        return TrainResult(
+            head=run.folder,
+            kind=spec.head,
+            classes=self.classes,
+            space=self.space.id,
+            train=scores["train"],
+            val=scores["val"],
+            best=best,
+            seconds=seconds,
+            sweep=table,
+        )
 
 
 _Data = tuple[Any, np.ndarray, Any, np.ndarray]
@@ -229,74 +226,33 @@ def _fit_one(model: Head, data: _Data, progress: Progress, options: dict[str, An
 
 
 def _fit_all(
-    plan: Plan, data: _Data, classes: list[str], progress: Progress, options: dict[str, Any]
+    grid: Plan, data: _Data, classes: list[str], progress: Progress, options: dict[str, Any]
 ) -> Sweep:
     lowest = np.inf
-    with progress(f"sweep {plan.kind}", plan.steps) as bar:
+    with progress(f"sweep {grid.kind}", grid.steps) as bar:
 
-        def told(steps: int, row: dict[str, float]) -> None:
+        def on_epoch(steps: int, row: dict[str, float]) -> None:
             nonlocal lowest
             lowest = min(lowest, row["val_loss"])
             bar.advance(steps, val_loss=f"{lowest:.4f}")
 
-        return run_sweep(plan, *data, classes=classes, told=told, **options)
+        return run_sweep(grid, *data, classes=classes, told=on_epoch, **options)
 
 
-def _save_table(
-    folder: Path, name: str, plan: Plan, found: Sweep, seed: int
-) -> tuple[SweepResult, dict[str, Any]]:
-    """Write all combinations; returns what is told of them, and what the head keeps of them."""
-    rows = [trial.as_json() for trial in found.trials]
-    document = {
-        "schema": TABLE_SCHEMA,
-        "kind": plan.kind,
-        "dataset": name,
-        "seed": seed,
-        "varied": found.varied,
-        "combinations": rows,
+def _sweep_result(path: Path, sweep: Sweep) -> SweepResult:
+    rows = [trial.as_json() for trial in sweep.trials]
+    return SweepResult(path, sweep.varied, rows, sweep.at_edge)
+
+
+def _sweep_table(result: SweepResult, dataset: str, spec: HeadSpec) -> dict[str, Any]:
+    """The document that lists every combination."""
+    return {
+        "kind": spec.head,
+        "dataset": dataset,
+        "seed": spec.seed,
+        "varied": result.varied,
+        "combinations": result.rows,
     }
-    data = (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode("ascii")
-    write_atomically(folder / TABLE_NAME, data)
-    note = {
-        "trained": len(rows),
-        "seed": plan.seeds[found.winner],
-        "table_sha256": hashlib.sha256(data).hexdigest(),
-    }
-    return SweepResult(folder / TABLE_NAME, found.varied, rows, found.at_edge), note
-
-
-def check_seed(seed: int) -> None:
-    """Refuse what cannot seed a generator.
-
-    Raises
-    ------
-    UsageError
-    """
-    if not 0 <= seed < _SEEDS:
-        raise UsageError(f"expected --seed of 0 to {_SEEDS - 1}, found {seed}")
-
-
-def check_seeds(head: str, seed: int, seeds: int, *, sweep: bool) -> None:
-    """Refuse a number of seeds that is none, or that means nothing here.
-
-    Raises
-    ------
-    UsageError
-    """
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= MAX_SEEDS:
-        raise UsageError(f"expected --seeds of 1 to {MAX_SEEDS}, found {seeds!r}")
-    if seeds > 1 and not sweep:
-        raise UsageError(f"expected --seeds only with --sweep, found --seeds {seeds} without it")
-    if seeds > 1 and not head_class(head).sweep_grid:
-        raise UsageError(
-            f"expected --seeds only for heads that draw numbers, found it for '{head}', which "
-            "comes out the same with every seed"
-        )
-    if seed + seeds > _SEEDS:
-        raise UsageError(
-            f"expected the last of --seeds to be at most {_SEEDS - 1}, found {seed + seeds - 1} "
-            f"({seeds} from --seed {seed} on)"
-        )
 
 
 def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -382,40 +338,3 @@ def _ids_digest(ids: np.ndarray) -> str:
 def _versions() -> dict[str, str]:
     names = ("featpipe", "numpy", "scikit-learn", "torch")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _next_run_folder(stem: str) -> Path:
-    """Make and return the next free numbered folder; several processes never share one."""
-    number = 1
-    while True:
-        folder = DEFAULT_RUNS / f"{stem}-{number}"
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise StorageError(
-                f"expected to make the run folder {folder}, but: {error.strerror}; "
-                "name a writable one with --out"
-            ) from error
-
-
-def head_params(head: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that were given, checked against the kind of head.
-
-    Raises
-    ------
-    UsageError
-        The head has no such hyper-parameter.
-    """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    known = head_class(head).param_names()
-    for name in chosen:
-        if name not in known:
-            options = ", ".join("--" + n.replace("_", "-") for n in known)
-            raise UsageError(
-                f"expected only options of a '{head}' head ({options}), found "
-                f"--{name.replace('_', '-')}"
-            )
-    return chosen

@@ -24,8 +24,6 @@ from featpipe.weights.tensors import (
     tensors_digest,
 )
 
-DEFAULT_WEIGHTS = catalog.V1
-
 
 @dataclass
 class Weights:

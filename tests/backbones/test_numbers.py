@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.library import extract, plan_of
 from torch import nn
 from torchvision.models import vgg
 from torchvision.transforms import v2
@@ -18,9 +19,6 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding.pixels import load_pixels
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
-from featpipe.stages.extract import extract
 from featpipe.store.feature_store import FeatureStore
 
 TAPS = ("block1_pool", "block3_conv2", "block5_conv3", "block5_pool")
@@ -77,8 +75,10 @@ def worst_error(
         folder,
         name="set",
         cache=cache,
-        request=FeatureRequest(weights=str(weights), device="cpu", **request),
-        options=EngineOptions(workers=1, batch_size=batch_size),
+        weights=str(weights),
+        device="cpu",
+        batch_size=batch_size,
+        **request,
     )
     assert result.quarantined == 0
     dataset = load_dataset(cache, "set")
@@ -99,7 +99,7 @@ def worst_error(
 
 def test_fp32_features_are_torchvisions(photographs: Path, weights: Path, cache: Path) -> None:
     errors = worst_error(
-        photographs, weights, cache, size=96, precision="fp32", taps=TAPS, pools=POOLS
+        photographs, weights, cache, size=96, precision="fp32", tap=TAPS, pool=POOLS
     )
     assert len(errors) == 12
     assert max(errors.values()) <= 1e-3, errors
@@ -115,8 +115,8 @@ def test_bf16_features_are_near_torchvisions(photographs: Path, weights: Path, c
         cache,
         size=96,
         precision="bf16",
-        taps=("block5_pool",),
-        pools=("none", "avg"),
+        tap=("block5_pool",),
+        pool=("none", "avg"),
     )
     assert max(errors.values()) <= 1e-2, errors
     # Exactness would mean that the precision was not used.
@@ -138,7 +138,7 @@ def test_default_size_and_tap_are_torchvisions(
 def test_every_precision_is_near_enough_at_full_size(
     precision: str, limit: float, photographs: Path, weights: Path, cache: Path
 ) -> None:
-    errors = worst_error(photographs, weights, cache, precision=precision, taps=TAPS, pools=POOLS)
+    errors = worst_error(photographs, weights, cache, precision=precision, tap=TAPS, pool=POOLS)
     assert max(errors.values()) <= limit, errors
 
 
@@ -151,7 +151,7 @@ def test_crop_of_photographs_is_torchvisions_preset(shared: Path) -> None:
     )
     (preprocessing,) = {
         space.preprocessing
-        for space in FeatureRequest(precision="fp32", device="cpu").resolve(Path("unused")).spaces
+        for space in plan_of({"precision": "fp32", "device": "cpu"}, Path("unused")).spaces
     }
     ratios = set()
     for path in sorted((shared / "data" / "dogscats" / "train" / "cat").iterdir())[:30]:
@@ -167,10 +167,8 @@ def features_alone_and_together(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     from featpipe.backbones.network import Network
 
-    request = FeatureRequest(
-        weights=str(weights), taps=("block5_pool",), size=size, precision="fp32", device="cpu"
-    )
-    plan = request.resolve(Path("unused"))
+    options = {"weights": weights, "size": size, "precision": "fp32", "device": "cpu"}
+    plan = plan_of({**options, "weights": str(weights)}, Path("unused"))
     paths = sorted((shared / "data" / "dogscats" / "train" / "dog").iterdir())[:5]
     preprocessing = plan.spaces[0].preprocessing
     pixels = np.stack([load_pixels(path.read_bytes(), preprocessing) for path in paths])

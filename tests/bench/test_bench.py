@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.command import Run
+from support.library import plan_of
 
 from featpipe.bench import peers, pictures
 from featpipe.bench.extract import _flop, _pixels
@@ -14,7 +15,6 @@ from featpipe.bench.heads import bench_heads
 from featpipe.bench.measure import Contender, Report, in_turns, machine
 from featpipe.bench.pictures import write_pictures
 from featpipe.bench.read import bench_read
-from featpipe.engine.plan import FeatureRequest
 
 
 def test_contenders_take_turns_and_warm_up_unmeasured() -> None:
@@ -78,14 +78,14 @@ def test_a_peer_that_is_not_there_is_told() -> None:
 
 
 def test_a_pictures_operations_are_those_of_the_convolutions(cache: Path) -> None:
-    plan = FeatureRequest(weights="random:0", device="cpu", precision="fp32").resolve(cache)
+    plan = plan_of({"weights": "random:0", "device": "cpu", "precision": "fp32"}, cache)
     # Simonyan and Zisserman's network at 224 px: 15.3 billion multiplications and additions.
     assert _flop(plan) == pytest.approx(30.69e9, rel=1e-3)
 
 
 def test_the_backbone_gets_enough_pictures_to_fill_its_batches(tmp_path: Path, cache: Path) -> None:
     write_pictures(tmp_path, 3)
-    plan = FeatureRequest(weights="random:0", device="cpu", precision="fp32").resolve(cache)
+    plan = plan_of({"weights": "random:0", "device": "cpu", "precision": "fp32"}, cache)
     pixels = _pixels(sorted(tmp_path.rglob("*.jpg")), plan)
     assert pixels.shape == (16, 224, 224, 3)
     assert len(np.unique(pixels.reshape(16, -1), axis=0)) == 3

@@ -79,8 +79,8 @@ def test_a_missing_head_exits_10(featpipe: Run, workspace: Path, command: list[s
         ),
         (
             "train-head colours --tap block5_pool",
-            "expected features of data set 'colours' at tap block5_pool, pool any, view 0, "
-            "found: block1_pool/none (16px squash fp32); extract them, or choose one of those",
+            "expected features of data set 'colours' with tap block5_pool, view 0, found: "
+            "block1_pool/none (vgg16 16px squash fp32); extract them, or choose one of those",
         ),
         (
             "evaluate run --split holdout",
@@ -94,8 +94,8 @@ def test_a_missing_head_exits_10(featpipe: Run, workspace: Path, command: list[s
         ),
         (
             "run nowhere.toml",
-            "expected a recipe at nowhere.toml, found none; the ones that come with featpipe are "
-            "in its 'pipelines' folder",
+            "expected a recipe at nowhere.toml, found none; 'featpipe run --list' names those "
+            "that come with featpipe",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--pool mean", "expected --pool none, avg, max, found 'mean'"),
+        ("--pool mean", "expected --pool to be one of none, avg, max, found 'mean'"),
         (
             "--tap block5_pol",
             "expected a tap of vgg16, found 'block5_pol'; did you mean 'block5_pool'? 'featpipe "
@@ -119,9 +119,12 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
         ("--size 0", "expected --size of 1 to 4096 pixels, found 0"),
         ("--size 9999", "expected --size of 1 to 4096 pixels, found 9999"),
         ("--size 31", "expected --size of at least 32 for block5_pool, found 31"),
-        ("--resize fit", "expected --resize crop, squash, found 'fit'"),
-        ("--precision fp8", "expected precision auto, fp32, bf16, fp16, found 'fp8'"),
-        ("--dtype int8", "expected --dtype float16, float32, found 'int8'"),
+        ("--resize fit", "expected --resize to be one of crop, squash, found 'fit'"),
+        (
+            "--precision fp8",
+            "expected --precision to be one of auto, fp32, bf16, fp16, found 'fp8'",
+        ),
+        ("--dtype int8", "expected --dtype to be one of float16, float32, found 'int8'"),
         (
             "--backbone resnet50",
             "expected a backbone of vgg11, vgg13, vgg16, vgg19, found 'resnet50'",
@@ -138,10 +141,9 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
         ("--batch-size 0", "expected --batch-size of at least 1, found 0"),
         (
             "--batch-size ten",
-            "expected a whole number (or 'auto' where that is a choice) for 'batch-size', found "
-            "'ten'",
+            "expected a whole number or 'auto' for --batch-size, found 'ten'",
         ),
-        ("--workers 0", "expected --workers of at least 1, found 0"),
+        ("--workers 0", "expected --workers of 1 to 1024 processes, found 0"),
         ("--max-pixels 0", "expected --max-pixels of at least 1, found 0"),
         (
             f"{TINY} --split 0.5,0.5",
@@ -172,14 +174,14 @@ def test_extract_refuses_a_bad_value_with_2(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--head svm", "expected a head of linear, mlp, logistic, found 'svm'"),
+        ("--head svm", "expected --head to be one of linear, mlp, logistic, found 'svm'"),
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
-            "expected only options of a 'linear' head (--learning-rate, --weight-decay, "
-            "--batch-size, --epochs, --patience), found --hidden",
+            "expected hyper-parameters of 'linear' (learning_rate, weight_decay, batch_size, "
+            "epochs, patience), found 'hidden'; it is for 'mlp'",
         ),
-        ("--epochs 0", "expected --epochs above 0, found 0"),
+        ("--epochs 0", "expected --epochs of at least 1, found 0"),
         ("--learning-rate nan", "expected --learning-rate above 0, found nan"),
         ("--learning-rate inf", "expected --learning-rate above 0, found inf"),
         ("--head mlp --dropout 1", "expected --dropout of 0 to below 1, found 1.0"),
@@ -230,7 +232,7 @@ def test_train_head_refuses_a_bad_value_with_2(
         ),
         (
             "predict run photos --workers 0",
-            "expected --workers of at least 1, found 0",
+            "expected --workers of 1 to 1024 processes, found 0",
         ),
     ],
 )

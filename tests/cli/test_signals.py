@@ -298,8 +298,8 @@ def test_a_signal_in_the_midst_of_an_import_waits_for_its_end(tmp_path: Path) ->
     )
     code = """
 import time
-from featpipe.cli.console import Speaker, speaking
-with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+from featpipe.cli.console import Console, reporting_errors
+with reporting_errors(Console(as_json=False, quiet=True, verbose=False)):
     import library
     time.sleep(60)
 """
@@ -314,8 +314,8 @@ def test_an_interrupt_that_a_library_swallows_is_raised_again(tmp_path: Path) ->
     # As in a callback from C, whose exceptions Python can only print.
     code = """
 import os, signal, sys, time
-from featpipe.cli.console import Speaker, speaking
-with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+from featpipe.cli.console import Console, reporting_errors
+with reporting_errors(Console(as_json=False, quiet=True, verbose=False)):
     for _ in range(2):
         try:
             os.kill(os.getpid(), signal.SIGINT) if _ == 0 else time.sleep(20)
@@ -333,7 +333,7 @@ with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
 def test_a_tidy_end_that_takes_its_time_is_not_interrupted_again(tmp_path: Path) -> None:
     code = """
 import contextlib, os, signal, time
-from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.console import Console, reporting_errors
 
 class Slow:
     def __enter__(self):
@@ -353,7 +353,7 @@ def rows():
         time.sleep(0.3)
         print("closed", flush=True)
 
-with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+with reporting_errors(Console(as_json=False, quiet=True, verbose=False)):
     try:
         with Slow(), contextlib.contextmanager(rows)():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -372,14 +372,14 @@ with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
 def test_the_end_of_python_after_an_interrupt_is_not_interrupted(tmp_path: Path) -> None:
     code = """
 import atexit, os, signal, time
-from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.console import Console, reporting_errors
 
 def leave():
     time.sleep(0.3)
     print("left", flush=True)
 
 atexit.register(leave)
-with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+with reporting_errors(Console(as_json=False, quiet=True, verbose=False)):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
 """
@@ -396,8 +396,8 @@ def test_a_signal_after_a_command_is_over_raises_nothing(
 ) -> None:
     code = f"""
 import os, time
-from featpipe.cli.console import Speaker, speaking
-with speaking(Speaker(as_json=False, quiet=True, verbose=False)):
+from featpipe.cli.console import Console, reporting_errors
+with reporting_errors(Console(as_json=False, quiet=True, verbose=False)):
     print("done")
 os.kill(os.getpid(), {number:d})
 time.sleep(20)

@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.library import extract
 from support.samples import in_splits, small_space, stored_set
 
 import featpipe
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import load_dataset
+from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.spaces import choose_space, require_space
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
 from featpipe.integrations.arrays import open_features
-from featpipe.stages.extract import extract
+from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
 
 PREP = small_space().preprocessing
@@ -68,11 +67,11 @@ def test_features_are_mapped_and_cannot_be_written(cache: Path) -> None:
 
 def test_a_choice_among_several_spaces_must_be_made(cache: Path) -> None:
     stored_set(cache, in_splits(train=3), spaces=SEVERAL)
-    with pytest.raises(UsageError, match=r"--tap and --pool .* found 3: block1_pool/avg.*none"):
+    with pytest.raises(UsageError, match=r"found 3 .* --tap .*, --pool .*: block1_pool/avg.*none"):
         open_features("set", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2: block2_pool/none .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .*: block2_pool/none .*, block2_pool/avg"):
         open_features("set", tap="block2_pool", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2: block1_pool/avg .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .*: block1_pool/avg .*, block2_pool/avg"):
         open_features("set", pool="avg", cache=cache)
     # Half a choice is enough where it leaves one.
     assert open_features("set", tap="block1_pool", cache=cache)[0].shape == (6, 4)
@@ -86,7 +85,9 @@ def test_a_choice_that_fits_nothing_names_what_there_is(
     choice: dict[str, Any], cache: Path
 ) -> None:
     stored_set(cache, in_splits(train=3), spaces=SEVERAL)
-    with pytest.raises(NotFoundError, match=r"found: block1_pool/avg \(8px crop fp32\), block2"):
+    with pytest.raises(
+        NotFoundError, match=r"found: block1_pool/avg \(tiny 8px crop fp32\), block2"
+    ):
         open_features("set", cache=cache, **choice)
 
 
@@ -98,31 +99,78 @@ def test_what_is_not_there_is_named(cache: Path) -> None:
         open_features("set", "val", cache=cache)
 
 
-def test_of_spaces_that_differ_otherwise_the_latest_comes_first(cache: Path) -> None:
-    sizes = [
-        small_space(preprocessing=dataclasses.replace(PREP, size=size)) for size in (32, 16, 64)
+def differing() -> list[FeatureSpace]:
+    """Three spaces at one tap and pooling: they differ in backbone and size alone."""
+    return [
+        small_space(backbone=backbone, preprocessing=dataclasses.replace(PREP, size=size))
+        for backbone, size in (("vgg19", 224), ("vgg16", 224), ("vgg16", 180))
     ]
-    dataset = stored_set(cache, in_splits(train=3), spaces=sizes)
-    assert choose_space(dataset)[0] == sizes[0]
 
 
-def test_the_latest_extraction_is_opened(
+def test_spaces_that_differ_in_any_field_are_not_guessed_between(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=differing())
+    with pytest.raises(UsageError) as caught:
+        choose_space(dataset, SpaceQuery())
+    assert str(caught.value) == (
+        "expected options that choose one of the feature spaces of 'set', found 3 spaces that "
+        "differ in --backbone (vgg19, vgg16), --size (224, 180): block1_pool/avg (vgg19 224px "
+        "crop fp32), block1_pool/avg (vgg16 224px crop fp32), block1_pool/avg (vgg16 180px crop "
+        "fp32)"
+    )
+    with pytest.raises(UsageError, match=r"found 2 spaces that differ in --size \(224, 180\)"):
+        choose_space(dataset, SpaceQuery(backbone="vgg16"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "query"),
+    [
+        ({"backbone": "vgg19"}, {"backbone": "vgg19"}),
+        ({"tap": "block2_pool"}, {"tap": "block2_pool"}),
+        ({"pooling": "max"}, {"pool": "max"}),
+        ({"precision": "bf16"}, {"precision": "bf16"}),
+        ({"dtype": "float32"}, {"dtype": "float32"}),
+        ({"view": 1}, {"view": 1}),
+        ({"weights": "cd" * 32}, {"weights": "random:1"}),
+        ({"weights": "cd" * 32}, {"weights": "cdcdcdcd"}),
+        ({"preprocessing": dataclasses.replace(PREP, size=64)}, {"size": 64}),
+        ({"preprocessing": dataclasses.replace(PREP, resize="squash")}, {"resize": "squash"}),
+        (
+            {"preprocessing": dataclasses.replace(PREP, decoder="pillow-draft")},
+            {"decoder": "pillow-draft"},
+        ),
+    ],
+)
+def test_every_field_can_be_asked_for(
+    changes: dict[str, Any], query: dict[str, Any], cache: Path
+) -> None:
+    other = small_space(**changes)
+    dataset = stored_set(cache, in_splits(train=3), spaces=[small_space(), other])
+    dataset.info["weights"] = {small_space().id: "random:0", other.id: "random:1"}
+    save_dataset(cache, dataset)
+    assert choose_space(dataset, SpaceQuery(**query))[0] == other
+    rows, _ = open_features("set", cache=cache, **query)
+    assert rows.dtype == other.dtype
+
+
+def test_weights_of_one_name_are_told_apart_by_their_digests(cache: Path) -> None:
+    spaces = [small_space(), small_space(weights="cd" * 32)]
+    dataset = stored_set(cache, in_splits(train=3), spaces=spaces)
+    with pytest.raises(UsageError, match=r"differ in --weights \(abababababab, cdcdcdcdcdcd\)"):
+        choose_space(dataset, SpaceQuery())
+    assert choose_space(dataset, SpaceQuery(weights="cdcdcdcdcdcd"))[0] == spaces[1]
+
+
+def test_every_extraction_is_opened_by_its_size(
     photo_folder: Path, cache: Path, tiny: dict[str, Any]
 ) -> None:
     for size, side in ((16, 8), (32, 16), (16, 8)):
-        extract(
-            photo_folder,
-            name="set",
-            cache=cache,
-            request=FeatureRequest(**{**tiny, "size": size}),
-            options=EngineOptions(workers=1),
-        )
-        X, _ = open_features("set", "all", cache=cache)
+        extract(photo_folder, name="set", cache=cache, **{**tiny, "size": size})
+        X, _ = open_features("set", "all", cache=cache, size=size)
         assert X.shape == (40, 64, side, side)
     # Both are still there, and each keeps the name of its weights.
     dataset = load_dataset(cache, "set")
     assert len(dataset.spaces) == 2
-    assert choose_space(dataset)[1] == "random:0"
+    assert choose_space(dataset, SpaceQuery(size=32))[1] == "random:0"
 
 
 def test_a_space_that_is_there_is_enough(cache: Path) -> None:
@@ -157,7 +205,7 @@ def test_a_set_without_features_says_so(cache: Path) -> None:
     with pytest.raises(SpaceMismatchError, match="no features at all"):
         require_space(dataset, small_space())
     with pytest.raises(NotFoundError, match="found: none; extract them"):
-        choose_space(dataset)
+        choose_space(dataset, SpaceQuery())
 
 
 def test_a_damaged_row_is_refused_when_read(cache: Path) -> None:

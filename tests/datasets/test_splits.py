@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support.samples import image_ids
 
 from featpipe.base.errors import UsageError
-from featpipe.datasets.splits import DEFAULT_FRACTIONS, split_by_content
+from featpipe.datasets.splits import split_by_content
+from featpipe.specs.extract import DEFAULT_SPLIT
 
 
 def some(n: int, classes: int = 1, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -33,8 +34,8 @@ def test_shares_are_near_the_fractions() -> None:
     for label in range(4):
         share = np.bincount(part[labels == label], minlength=3) / 1000
         # Five standard deviations of a share of 1000 draws.
-        deviation = np.sqrt(np.multiply(DEFAULT_FRACTIONS, np.subtract(1, DEFAULT_FRACTIONS)) / 1e3)
-        assert (np.abs(share - DEFAULT_FRACTIONS) < 5 * deviation).all()
+        deviation = np.sqrt(np.multiply(DEFAULT_SPLIT, np.subtract(1, DEFAULT_SPLIT)) / 1e3)
+        assert (np.abs(share - DEFAULT_SPLIT) < 5 * deviation).all()
 
 
 def test_pictures_keep_their_part_as_data_grows() -> None:

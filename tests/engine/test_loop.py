@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.library import plan_of
 from support.samples import image_ids, jpeg_bytes, small_space
 
 from featpipe.backbones.catalog import get_backbone
@@ -21,10 +22,11 @@ from featpipe.base.errors import FeatpipeError, SpaceMismatchError, StorageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.pool import Task
 from featpipe.engine import writer
-from featpipe.engine.loop import EngineOptions, Outcome, Timings, default_batch_size, run
-from featpipe.engine.plan import FeaturePlan, FeatureRequest, plan_for_space
+from featpipe.engine.loop import Outcome, Timings, default_batch_size, run
+from featpipe.engine.plan import FeaturePlan, plan_for_space
 from featpipe.engine.prefetch import ahead
 from featpipe.engine.writer import SegmentWriter
+from featpipe.specs.extract import EngineOptions
 from featpipe.store.feature_store import FeatureStore
 from featpipe.weights import catalog
 
@@ -33,7 +35,7 @@ ONE_WORKER = EngineOptions(workers=1, batch_size=4)
 
 @pytest.fixture
 def plan(tiny: dict[str, Any], cache: Path) -> FeaturePlan:
-    return FeatureRequest(**tiny).resolve(cache)
+    return plan_of(tiny, cache)
 
 
 def stores_of(plan: FeaturePlan, cache: Path) -> list[FeatureStore]:
@@ -54,15 +56,15 @@ def segments(store: FeatureStore) -> int:
 
 
 def test_a_request_resolves_to_one_space_per_tap_and_pooling(cache: Path) -> None:
-    request = FeatureRequest(
-        weights="random:0",
-        taps=("block1_pool", "block2_pool", "features.4"),
-        pools=("none", "avg", "avg"),
-        size=16,
-        precision="fp32",
-        device="cpu",
-    )
-    plan = request.resolve(cache)
+    options = {
+        "weights": "random:0",
+        "tap": ("block1_pool", "block2_pool", "features.4"),
+        "pool": ("none", "avg", "avg"),
+        "size": 16,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    plan = plan_of(options, cache)
     assert [(space.tap, space.pooling, space.shape) for space in plan.spaces] == [
         ("block1_pool", "none", (64, 8, 8)),
         ("block1_pool", "avg", (64,)),
@@ -75,7 +77,7 @@ def test_a_request_resolves_to_one_space_per_tap_and_pooling(cache: Path) -> Non
 
 
 def test_default_request_is_vgg16_as_torchvision_has_it(cache: Path) -> None:
-    (space,) = FeatureRequest(precision="fp32", device="cpu").resolve(cache).spaces
+    (space,) = plan_of({"precision": "fp32", "device": "cpu"}, cache).spaces
     assert (space.backbone, space.tap, space.pooling) == ("vgg16", "block5_pool", "none")
     assert (space.dtype, space.shape) == ("float16", (512, 7, 7))
     assert space.weights == catalog.PREFIX_DIGESTS["vgg16", "IMAGENET1K_V1"][12]
@@ -87,16 +89,20 @@ def test_default_request_is_vgg16_as_torchvision_has_it(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("resize", "stretch", "expected --resize crop, squash, found 'stretch'"),
-        ("dtype", "float64", "expected --dtype float16, float32, found 'float64'"),
-        ("pools", ("mean",), "expected --pool none, avg, max, found 'mean'"),
-        ("precision", "fp8", "expected precision auto, fp32, bf16, fp16, found 'fp8'"),
+        ("resize", "stretch", "expected --resize to be one of crop, squash, found 'stretch'"),
+        ("dtype", "float64", "expected --dtype to be one of float16, float32, found 'float64'"),
+        ("pool", ("mean",), "expected --pool to be one of none, avg, max, found 'mean'"),
+        (
+            "precision",
+            "fp8",
+            "expected --precision to be one of auto, fp32, bf16, fp16, found 'fp8'",
+        ),
         ("size", 0, "expected --size of 1 to 4096 pixels, found 0"),
         ("size", 4097, "found 4097"),
         ("size", 1, "expected --size of at least 2 for block1_pool, found 1"),
-        ("taps", (), "at least one --tap"),
-        ("pools", (), "at least one --tap and one --pool"),
-        ("taps", ("block6_pool",), "did you mean"),
+        ("tap", (), "at least one --tap"),
+        ("pool", (), "at least one --pool"),
+        ("tap", ("block6_pool",), "did you mean"),
         ("backbone", "alexnet", "expected a backbone of"),
         ("weights", "random:x", "expected --weights"),
         ("device", "tpu", "found 'tpu'; use --device auto or cpu"),
@@ -108,14 +114,15 @@ def test_fields_that_cannot_be_meant_are_usage_errors(
     field: str, value: Any, message: str, tiny: dict[str, Any], cache: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        FeatureRequest(**{**tiny, field: value}).resolve(cache)
+        plan_of({**tiny, field: value}, cache)
     assert message in str(caught.value)
 
 
 def test_engine_options_must_be_positive() -> None:
     for name in ("batch_size", "workers", "max_pixels"):
         option = name.replace("_", "-")
-        with pytest.raises(UsageError, match=f"expected --{option} of at least 1, found 0"):
+        bounds = "1 to 1024 processes" if name == "workers" else "at least 1"
+        with pytest.raises(UsageError, match=f"expected --{option} of {bounds}, found 0"):
             EngineOptions(**{name: 0})
 
 
@@ -155,7 +162,7 @@ def test_every_task_has_one_outcome_and_every_picture_one_row(
 
 
 def test_a_store_that_lacks_rows_gets_only_those(tiny: dict[str, Any], cache: Path) -> None:
-    both = FeatureRequest(**{**tiny, "pools": ("avg", "max")}).resolve(cache)
+    both = plan_of({**tiny, "pool": ("avg", "max")}, cache)
     average, maximum = stores_of(both, cache)
     alone = FeaturePlan(both.spaces[:1], both.weights, both.device)
     run(tasks(0, 1), alone, [average], lambda _: None, ONE_WORKER)

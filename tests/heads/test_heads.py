@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from hypothesis.extra import numpy as arrays
 from support.heads import overlapping, toy
 
 from featpipe.base.errors import DamageError, UsageError
-from featpipe.heads import HEAD_KINDS, base, head_class, new_head
+from featpipe.heads import base, head_class, new_head
 from featpipe.heads.base import Head, History, blocks_of, mean_and_scale, softmax
 from featpipe.heads.logistic import C_GRID
+from featpipe.specs.heads import HEAD_KINDS
 
 GRADIENT_KINDS = ("linear", "mlp")
 FAST: dict[str, dict[str, Any]] = {
@@ -266,13 +268,30 @@ def test_a_hyper_parameter_of_another_head_is_refused(kind: str) -> None:
         (kind, field.name)
         for kind in HEAD_KINDS
         for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
-        if field.name not in ("dropout", "weight_decay")
+        if field.name in ("learning_rate", "C")
     ],
 )
 def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float) -> None:
     option = name.replace("_", "-")
     with pytest.raises(UsageError, match=f"expected --{option} above 0, found {value}"):
         new_head(kind, {name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, field.name)
+        for kind in HEAD_KINDS
+        for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
+        if field.name not in ("dropout", "weight_decay", "learning_rate", "C")
+    ],
+)
+def test_counts_must_be_at_least_one(kind: str, name: str, value: float) -> None:
+    with pytest.raises(UsageError) as caught:
+        new_head(kind, {name: value})
+    option, found = name.replace("_", "-"), str(caught.value)
+    assert re.search(f"(whole number for --{option}|--{option} of .*[12].*), found {value}$", found)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 7, float("nan")])

@@ -343,7 +343,7 @@ def test_the_only_sample_of_a_class_is_never_held_out() -> None:
 def test_one_fold_is_refused() -> None:
     with pytest.raises(UsageError, match=r"found it with --C 0\.5; leave out one"):
         LogisticHead(C=0.5, folds=3)
-    with pytest.raises(UsageError, match="expected --folds of 2 or more, found 1"):
+    with pytest.raises(UsageError, match="expected --folds of at least 2, found 1"):
         LogisticHead(folds=1)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from support.command import Run, json_of
 from support.heads import overlapping, toy
+from support.library import train_head
+from support.runs import load_head
 from support.samples import in_splits, stored_set
 
 import featpipe
@@ -21,9 +23,9 @@ from featpipe.heads import head_class, new_head
 from featpipe.heads.base import Head, History
 from featpipe.heads.sweep import Sweep, Trial, plan_sweep, run_sweep
 from featpipe.heads.training import loop as gradient
-from featpipe.runs.head_files import load_head
-from featpipe.stages.recipe import load_recipe
-from featpipe.stages.train import TrainResult, train_head
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.recipe import load_recipe
+from featpipe.stages.train import TrainResult
 
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 6, "batch_size": 16},
@@ -234,11 +236,11 @@ def test_the_table_is_written_before_the_head_is_complete(
 ) -> None:
     stored_set(cache, in_splits(train=20, val=8))
 
-    def refuse(folder: Path, trained: Any) -> None:
-        assert (folder / "sweep.json").exists()
+    def refuse(run: Any, trained: Any) -> None:
+        assert (run.folder / "sweep.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featpipe.stages.train.save_head", refuse)
+    monkeypatch.setattr("featpipe.runs.run.Run.save_head", refuse)
     with pytest.raises(KeyboardInterrupt):
         sweep()
 
@@ -278,7 +280,7 @@ def test_a_winner_at_the_edge_of_the_grid_is_told(losses: list[float], edges: An
     [
         ({"seeds": 0}, "expected --seeds of 1 to 1000, found 0"),
         ({"seeds": 1001}, "expected --seeds of 1 to 1000, found 1001"),
-        ({"seeds": True}, "expected --seeds of 1 to 1000, found True"),
+        ({"seeds": True}, "expected a whole number for --seeds, found True"),
         ({"seeds": 2, "sweep": False}, "expected --seeds only with --sweep"),
         ({"seeds": 2, "head": "logistic"}, "comes out the same with every seed"),
         (
@@ -317,7 +319,7 @@ def test_the_command_line_shows_the_ten_best(inside: Run, workspace: Path, tmp_p
     assert head.split() == ["C", "cv", "loss", "val", "loss", "val", "train"]
     assert all(len(row) == len(head) for row in rows[:10])
     alone = inside("train-head", "colours", "--cache", workspace / "cache", "--folds", "3")
-    assert alone.returncode == 2 and "found --folds" in alone.stderr
+    assert alone.returncode == 2 and "found 'folds'; it is for 'logistic'" in alone.stderr
 
 
 def test_a_recipe_may_sweep(tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_a_recipe_may_sweep(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text.format("mlp", "sweep = true\nseeds = 3\nepochs = 2"))
     (head,) = load_recipe(path).heads
-    assert head.options == {"sweep": True, "seeds": 3} and head.params == {"epochs": 2}
+    assert head == HeadSpec(head="mlp", sweep=True, seeds=3, params={"epochs": 2})
     for kind, line, message in (
         ("mlp", "sweep = 1", "expected a truth value for 'sweep'"),
         ("mlp", "seeds = 3", "only with --sweep"),

@@ -89,7 +89,7 @@ def test_a_copy_for_another_process_carries_no_rows(cache: Path) -> None:
 
 def test_split_tap_and_pool_choose_the_rows(cache: Path) -> None:
     stored_set(cache, in_splits(train=15, val=6, test=4), spaces=[MAPS, small_space()])
-    with pytest.raises(UsageError, match="--tap and --pool"):
+    with pytest.raises(UsageError, match=r"--tap .*, --pool "):
         FeatureDataset("set", cache=cache)
     assert FeatureDataset("set", "val", tap="block1_pool", cache=cache)[0][0].shape == (4,)
     assert len(FeatureDataset("set", "val", pool="avg", cache=cache)) == 12

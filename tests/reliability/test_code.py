@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from support.command import TINY_FLAGS, Run
+from support.runs import load_head
 from support.samples import class_picture
 from support.tally import NewTally, Scale
 
@@ -36,9 +37,8 @@ import featpipe as package
 from featpipe.backbones.catalog import BACKBONES
 from featpipe.base.errors import FeatpipeError
 from featpipe.datasets.files import load_dataset
-from featpipe.runs.head_files import load_head
 from featpipe.sources import open_source
-from featpipe.stages.recipe import load_recipe
+from featpipe.specs.recipe import load_recipe
 from featpipe.store.feature_store import open_store
 from featpipe.store.index import INDEX_NAME, load_index
 from featpipe.store.segments import read_segment

@@ -32,7 +32,7 @@ from support.crash import (
     whole_rows_of,
 )
 from support.faulty_disk import FaultyDisk, PowerLoss, tree_of
-from support.runs import trained_head
+from support.runs import load_head, save_head, trained_head
 from support.samples import class_picture, image_ids
 from support.tally import NewTally, Scale
 
@@ -41,7 +41,7 @@ from featpipe.base.disk import use_disk
 from featpipe.base.errors import NotFoundError
 from featpipe.datasets.files import load_dataset
 from featpipe.engine import writer
-from featpipe.runs.head_files import TrainedHead, load_head, save_head
+from featpipe.runs.trained_head import TrainedHead
 from featpipe.stages.maintain import repair, verify
 
 PROMISE = "1 Killed at any instant"

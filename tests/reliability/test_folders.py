@@ -23,13 +23,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 from support.command import TINY_FLAGS, Run, json_of
+from support.runs import JSON_NAME
 from support.samples import class_picture
 from support.tally import NewTally, Scale
 
 from featpipe.backbones.catalog import get_backbone
 from featpipe.datasets.files import load_dataset
 from featpipe.engine.writer import SegmentWriter
-from featpipe.runs.head_files import JSON_NAME
 
 PROMISE = "10 Bad input"
 EXTRACT = ["extract", "photos", "--name", "x", *TINY_FLAGS]

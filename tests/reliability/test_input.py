@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.command import TINY_FLAGS, Run
+from support.runs import JSON_NAME, load_head, save_head
 from support.samples import in_splits, small_space, stored_set
 from support.tally import NewTally, Scale, Tally
 
@@ -33,9 +34,10 @@ from featpipe.datasets import files as datasets
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space, require_space
 from featpipe.integrations.arrays import open_features
-from featpipe.runs.head_files import JSON_NAME, load_head, save_head
 from featpipe.sources import open_source
-from featpipe.stages.recipe import check_data, load_recipe
+from featpipe.specs.recipe import load_recipe
+from featpipe.specs.spaces import SpaceQuery
+from featpipe.stages.recipe import check_data
 from featpipe.store.feature_store import open_store
 
 PROMISE = "10 Bad input"
@@ -690,7 +692,7 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
         read += 1
         found = load_dataset(cache, "set")
         refused(found.describe)
-        refused(lambda: choose_space(found))
+        refused(lambda: choose_space(found, SpaceQuery()))
         refused(lambda: require_space(found, small_space()))
         refused(lambda: open_features("set", "all", cache=cache))
         if read <= limit:

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.command import Run
+from support.runs import load_head
 from support.tally import NewTally, Scale
 
 from featpipe import api
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.files import load_dataset
-from featpipe.runs.head_files import load_head
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.verification import verify
 

@@ -39,7 +39,7 @@ from support.faulty_disk import (
     named,
     tree_of,
 )
-from support.runs import trained_head
+from support.runs import load_head, save_head, trained_head
 from support.samples import image_ids
 from support.tally import NewTally, Scale
 
@@ -47,7 +47,7 @@ from featpipe.base.disk import use_disk
 from featpipe.base.errors import DamageError, NotFoundError
 from featpipe.datasets.files import load_dataset
 from featpipe.engine import writer
-from featpipe.runs.head_files import TrainedHead, load_head, save_head
+from featpipe.runs.trained_head import TrainedHead
 from featpipe.stages.maintain import repair, verify
 from featpipe.store.feature_store import FeatureStore
 

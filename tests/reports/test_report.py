@@ -25,7 +25,7 @@ from featpipe.heads.base import History
 from featpipe.reports import Mistake, figures, write_report
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import THUMBNAIL_PIXELS
-from featpipe.runs.head_files import TrainedHead
+from featpipe.runs.trained_head import TrainedHead
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from support.runs import CLASSES, trained_head
-from support.samples import small_space
-
-from featpipe.base.errors import DamageError, NotFoundError, StorageError
-from featpipe.heads import HEAD_KINDS
-from featpipe.runs import head_files as files
-from featpipe.runs.head_files import (
+from support.runs import (
+    CLASSES,
     JSON_NAME,
     TENSORS_NAME,
     holds_head,
     load_head,
     save_head,
+    trained_head,
 )
+from support.samples import small_space
+
+from featpipe.base.errors import DamageError, NotFoundError, StorageError
+from featpipe.runs import run as files
+from featpipe.runs.trained_head import _document_digest
+from featpipe.specs.heads import HEAD_KINDS
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     changed = change(document)
     document = document if changed is None else changed
     if isinstance(document, dict):
-        document["sha256"] = files._document_digest(document)
+        document["sha256"] = _document_digest(document)
     (folder / JSON_NAME).write_text(json.dumps(document))
 
 

@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.library import evaluate, extract, train_head
+from support.runs import load_head
 from support.samples import class_picture, in_splits, small_space, stored_set
 
 import featpipe
 from featpipe.base.errors import DataError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.datasets.files import load_dataset
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
 from featpipe.integrations.arrays import open_features
-from featpipe.runs.head_files import load_head
-from featpipe.stages.evaluate import WORST_MISTAKES, Evaluation, evaluate
-from featpipe.stages.extract import extract
-from featpipe.stages.train import train_head
+from featpipe.stages.evaluate import WORST_MISTAKES, Evaluation
 
 KEYS = (
     "head dataset split n accuracy accuracy_ci95 log_loss ece roc_auc per_class confusion "
@@ -54,8 +51,7 @@ def picture_folders(root: Path, **counts: int) -> Path:
 
 
 def extracted(folder: Path, cache: Path, tiny: dict[str, Any], name: str = "set") -> None:
-    options = EngineOptions(workers=1)
-    extract(folder, name=name, cache=cache, request=FeatureRequest(**tiny), options=options)
+    extract(folder, name=name, cache=cache, **tiny)
 
 
 def test_scores_are_those_of_the_test_split(cache: Path, head: Callable[..., Path]) -> None:

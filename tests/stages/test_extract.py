@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.library import extract, plan_extraction, plan_of
 from support.samples import class_picture, jpeg_bytes
 
 from featpipe.backbones import network
@@ -22,10 +23,8 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DataError, FeatureOverflowError, NotFoundError, UsageError
 from featpipe.datasets.files import OK, QUARANTINED, SPLITS, load_dataset, save_dataset
 from featpipe.engine import loop as runner
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
 from featpipe.stages import draft as samples
-from featpipe.stages.extract import ExtractResult, extract, plan_extraction
+from featpipe.stages.extract import ExtractResult
 from featpipe.store.feature_store import FeatureStore
 from featpipe.weights.tensors import random_tensors
 
@@ -86,10 +85,9 @@ def photos(photo_folder: Path) -> Path:
 
 
 def go(data: Any, cache: Path, tiny: dict[str, Any], **options: Any) -> ExtractResult:
-    request = FeatureRequest(**{**tiny, **options.pop("request", {})})
-    engine = EngineOptions(**{"workers": 1, "batch_size": 8, **options.pop("engine", {})})
-    name = options.pop("name", "set")
-    return extract(data, name=name, cache=cache, request=request, options=engine, **options)
+    request = {**tiny, **options.pop("request", {})}
+    engine = {"batch_size": 8, **options.pop("engine", {})}
+    return extract(data, **{"name": "set", "cache": cache, **request, **engine, **options})
 
 
 def counts(result: ExtractResult) -> tuple[int, int, int, int]:
@@ -352,7 +350,7 @@ def test_an_interrupted_run_keeps_its_rows_and_the_next_does_the_rest(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         go(photos, cache, tiny, progress=Interrupting(10))
-    (space,) = FeatureRequest(**tiny).resolve(cache).spaces
+    (space,) = plan_of(tiny, cache).spaces
     kept = len(FeatureStore(cache, space).index.ids)
     assert 10 <= kept < PICTURES
     assert kept == work["computed"]
@@ -369,7 +367,7 @@ def test_an_interrupted_run_keeps_its_rows_and_the_next_does_the_rest(
 def test_several_spaces_fill_in_one_pass_and_serve_alone(
     photos: Path, cache: Path, tiny: dict[str, Any], work: dict[str, int], tmp_path: Path
 ) -> None:
-    several = {"taps": ("block1_pool", "block2_conv1"), "pools": ("none", "avg", "max")}
+    several = {"tap": ("block1_pool", "block2_conv1"), "pool": ("none", "avg", "max")}
     result = go(photos, cache, tiny, request=several)
     assert counts(result) == (PICTURES, 0, 0, 0)
     assert (work["networks"], work["computed"]) == (1, PICTURES)
@@ -378,16 +376,16 @@ def test_several_spaces_fill_in_one_pass_and_serve_alone(
     assert load_dataset(cache, "set").spaces == [space.canonical_json for space in result.spaces]
     reset(work)
     for number, space in enumerate(result.spaces):
-        alone = go(photos, cache, tiny, request={"taps": (space.tap,), "pools": (space.pooling,)})
+        alone = go(photos, cache, tiny, request={"tap": (space.tap,), "pool": (space.pooling,)})
         assert counts(alone) == (0, PICTURES, 0, 0)
         assert alone.spaces == [space]
         assert len(rows_by_path(cache, result, number)) == PICTURES
     assert work["pools"] == 0
     # A request that adds one space computes for that one, and the earlier ones stay known.
-    more = go(photos, cache, tiny, request={"taps": ("block1_conv1",), "pools": ("avg",)})
+    more = go(photos, cache, tiny, request={"tap": ("block1_conv1",), "pool": ("avg",)})
     assert counts(more) == (PICTURES, 0, 0, 0)
     assert len(load_dataset(cache, "set").spaces) == 7
-    single = {"taps": ("block2_conv1",), "pools": ("avg",)}
+    single = {"tap": ("block2_conv1",), "pool": ("avg",)}
     lone = go(photos, tmp_path / "cache2", tiny, request=single)
     assert rows_by_path(tmp_path / "cache2", lone) == rows_by_path(cache, result, 4)
 
@@ -400,8 +398,8 @@ def test_several_spaces_fill_in_one_pass_and_serve_alone(
         {"weights": "random:1"},
         {"dtype": "float32"},
         {"precision": "bf16"},
-        {"pools": ("avg",)},
-        {"taps": ("block1_conv1",)},
+        {"pool": ("avg",)},
+        {"tap": ("block1_conv1",)},
         {"backbone": "vgg11"},
     ],
     ids=lambda change: next(iter(change)),
@@ -409,8 +407,8 @@ def test_several_spaces_fill_in_one_pass_and_serve_alone(
 def test_whatever_changes_the_numbers_changes_the_space(
     change: dict[str, Any], cache: Path, tiny: dict[str, Any]
 ) -> None:
-    (space,) = FeatureRequest(**tiny).resolve(cache).spaces
-    (other,) = FeatureRequest(**{**tiny, **change}).resolve(cache).spaces
+    (space,) = plan_of(tiny, cache).spaces
+    (other,) = plan_of({**tiny, **change}, cache).spaces
     assert other.id != space.id
 
 
@@ -432,7 +430,7 @@ def test_features_too_large_for_float16_stop_the_run(
     photos: Path, cache: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     write_scaled_weights(tmp_path / "large.safetensors", 1e6)
-    large = {"weights": str(tmp_path / "large.safetensors"), "taps": ("block1_conv1",)}
+    large = {"weights": str(tmp_path / "large.safetensors"), "tap": ("block1_conv1",)}
     with pytest.raises(FeatureOverflowError, match=r"at block1_conv1, .*--dtype float32"):
         go(photos, cache, tiny, request=large)
     with pytest.raises(NotFoundError):
@@ -480,10 +478,10 @@ def test_split_folders_are_kept(photos: Path, cache: Path, tiny: dict[str, Any])
 def test_splits_follow_the_shares_and_the_content(
     photos: Path, cache: Path, tiny: dict[str, Any]
 ) -> None:
-    first = go(photos, cache, tiny, fractions=(0.5, 0.0, 0.5))
+    first = go(photos, cache, tiny, split=(0.5, 0.0, 0.5))
     assert set(first.splits) == {"train", "test"}
     with pytest.raises(UsageError, match="three shares"):
-        go(photos, cache, tiny, fractions=(0.5, 0.5))
+        go(photos, cache, tiny, split=(0.5, 0.5))
     again = go(photos, cache, tiny)
     assert set(again.splits) == set(SPLITS)
     assert again.computed == 0
@@ -511,7 +509,7 @@ def test_one_picture_under_two_labels_is_warned_of(
 
 
 def test_digits_are_pictures_too(cache: Path, tiny: dict[str, Any], work: dict[str, int]) -> None:
-    pooled = {"pools": ("avg",)}
+    pooled = {"pool": ("avg",)}
     result = go("sklearn:digits", cache, tiny, request=pooled, engine={"batch_size": 64})
     assert result.images == 1797 and result.quarantined == 0
     assert result.computed + result.duplicates == 1797
@@ -528,8 +526,7 @@ def test_digits_are_pictures_too(cache: Path, tiny: dict[str, Any], work: dict[s
 def test_planning_tells_what_would_be_done_and_does_nothing(
     photos: Path, cache: Path, tiny: dict[str, Any], work: dict[str, int]
 ) -> None:
-    request = FeatureRequest(**tiny)
-    plan = plan_extraction(photos, name="set", cache=cache, request=request)
+    plan = plan_extraction(photos, name="set", cache=cache, **tiny)
     assert (plan.images, plan.unchanged, plan.to_read, plan.quarantined) == (
         PICTURES,
         0,
@@ -542,12 +539,10 @@ def test_planning_tells_what_would_be_done_and_does_nothing(
     go(photos, cache, tiny)
     class_picture(0, 700).save(photos / "red" / "new.png")
     reset(work)
-    plan = plan_extraction(
-        photos, name="set", cache=cache, request=request, options=EngineOptions(workers=1)
-    )
+    plan = plan_extraction(photos, name="set", cache=cache, workers=1, **tiny)
     assert (plan.unchanged, plan.to_read, plan.quarantined) == (PICTURES, 1, 1)
-    other = FeatureRequest(**{**tiny, "pools": ("avg",)})
-    assert plan_extraction(photos, name="set", cache=cache, request=other).to_read == PICTURES + 1
+    other = {**tiny, "pool": ("avg",)}
+    assert plan_extraction(photos, name="set", cache=cache, **other).to_read == PICTURES + 1
     assert work["pools"] == 0
 
 

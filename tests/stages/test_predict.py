@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.library import extract, predict, train_head
+from support.runs import load_head
 from support.samples import class_picture
 
 import featpipe
@@ -18,24 +20,19 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import NotFoundError, SpaceMismatchError, WeightsError
 from featpipe.datasets.files import load_dataset
 from featpipe.engine import loop as runner
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
 from featpipe.integrations.arrays import open_features
-from featpipe.runs.head_files import load_head
 from featpipe.stages import predict as prediction
-from featpipe.stages.extract import extract
-from featpipe.stages.predict import Prediction, predict
-from featpipe.stages.train import train_head
+from featpipe.stages.predict import Prediction
 from featpipe.store.feature_store import FeatureStore
 from featpipe.weights.tensors import random_tensors
 
-OPTIONS = EngineOptions(workers=1, batch_size=8)
+OPTIONS = {"workers": 1, "batch_size": 8}
 
 
 def head_for(
     photos: Path, cache: Path, out: Path, request: dict[str, Any], name: str = "set"
 ) -> Path:
-    extract(photos, name=name, cache=cache, request=FeatureRequest(**request), options=OPTIONS)
+    extract(photos, name=name, cache=cache, **request, **OPTIONS)
     params = {"C": 0.1}
     return train_head(name, cache=cache, head="logistic", params=params, out=out, device="cpu").head
 
@@ -49,9 +46,7 @@ def head(photo_folder: Path, cache: Path, tmp_path: Path, tiny: dict[str, Any]) 
 @pytest.fixture
 def ask(head: Path, cache: Path) -> Callable[..., list[Prediction]]:
     def go(*paths: Any, **options: Any) -> list[Prediction]:
-        return list(
-            predict(head, paths, cache=cache, device="cpu", **{"options": OPTIONS, **options})
-        )
+        return list(predict(head, paths, cache=cache, device="cpu", **OPTIONS, **options))
 
     return go
 
@@ -116,7 +111,7 @@ def test_probabilities_are_the_same_in_an_empty_cache(
     here = ask(photo_folder)
     moved = tmp_path / "elsewhere"
     elsewhere = list(
-        predict(tmp_path / "run", [photo_folder], cache=moved, device="cpu", options=OPTIONS)
+        predict(tmp_path / "run", [photo_folder], cache=moved, device="cpu", **OPTIONS)
     )
     assert [p.probabilities for p in elsewhere] == [p.probabilities for p in here]
 
@@ -211,7 +206,7 @@ def test_answers_come_while_later_pictures_wait(
     head: Path, cache: Path, fresh: Path, work: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction, "_CHUNK", 2)
-    answers = predict(head, [fresh], cache=cache, device="cpu", options=OPTIONS)
+    answers = predict(head, [fresh], cache=cache, device="cpu", **OPTIONS)
     assert next(answers).label == "red"
     assert work["computed"] == 2
     # What is answered is committed.

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from support.command import Run, json_of
 
 from featpipe.base.errors import NotFoundError, StorageError, UsageError
-from featpipe.engine.options import parse_options
-from featpipe.stages.recipe import Recipe, load_recipe
+from featpipe.engine.plan import plan_features
+from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.specs.extract import ExtractSpec
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.recipe import Recipe, load_recipe
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
@@ -77,7 +80,7 @@ def refusal(folder: Path, document: dict[str, Any] | str | bytes) -> str:
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.heads
-    parse_options(recipe.extract)[0].resolve(Path("cache"))
+    plan_features(recipe.extract, Path("cache"))
 
 
 def test_there_are_shipped_recipes() -> None:
@@ -86,17 +89,21 @@ def test_there_are_shipped_recipes() -> None:
 
 def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, changed(evaluate={"split": "val"})))
-    assert recipe.dataset == GOOD["dataset"]
-    assert recipe.extract == GOOD["extract"]
-    assert [(head.kind, head.options, head.params) for head in recipe.heads] == [
-        ("linear", {"device": "cpu"}, {"epochs": 20}),
-        ("logistic", {"seed": 3}, {"C": 0.01}),
-    ]
-    assert recipe.evaluate == {"split": "val"}
+    dataset = GOOD["dataset"]
+    assert recipe.data == os.path.normpath(tmp_path / dataset["data"])
+    named = {name: value for name, value in dataset.items() if name != "data"}
+    assert recipe.extract == ExtractSpec.from_options({**named, **GOOD["extract"]})
+    assert recipe.heads == (
+        HeadSpec(head="linear", device="cpu", params={"epochs": 20}),
+        HeadSpec(head="logistic", seed=3, params={"C": 0.01}),
+    )
+    assert recipe.evaluate == EvaluateSpec(split="val")
 
 
 def test_a_recipe_needs_no_extract_table(tmp_path: Path) -> None:
-    assert load_recipe(write(tmp_path, changed(extract=None))).extract == {}
+    recipe = load_recipe(write(tmp_path, changed(extract=None)))
+    named = {name: value for name, value in GOOD["dataset"].items() if name != "data"}
+    assert recipe.extract == ExtractSpec.from_options(named)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +147,14 @@ def test_relative_data_counts_from_the_folder_of_the_recipe(
         ),
         (
             changed(head=[{"kind": "mlp", "hiden": 3}]),
-            "expected a known key of [[head]], found 'hiden'; did you mean 'hidden'?",
+            "expected hyper-parameters of 'mlp' (learning_rate, weight_decay, batch_size, epochs, "
+            "patience, hidden, dropout), found 'hiden'; did you mean 'hidden'?",
         ),
         (
             # hidden is an option of another kind of head.
             changed(head=[{"kind": "logistic", "max-iter": 3}]),
-            "expected a known key of [[head]], found 'max-iter'; did you mean 'max_iter'?",
+            "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'max-iter'; did "
+            "you mean 'max_iter'?",
         ),
         (
             changed(evaluate={"splt": "test"}),
@@ -162,8 +171,8 @@ def test_an_unknown_key_is_refused_at_every_level_and_the_nearest_named(
 def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> None:
     said = refusal(tmp_path, changed(head=[{"kind": "logistic", "hidden": 3}]))
     assert said == (
-        "expected only what a 'logistic' head has (C, max_iter, folds) in its [[head]], "
-        "found 'hidden', which is for 'mlp'"
+        "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'hidden'; it is for "
+        "'mlp'"
     )
 
 
@@ -196,9 +205,12 @@ def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> Non
         ),
         (
             changed(extract={"size": "big"}),
-            "expected a whole number (or 'auto' where that is a choice) for 'size', found 'big'",
+            "expected a whole number for 'size' in [extract], found 'big'",
         ),
-        (changed(extract={"batch_size": 0}), "expected --batch-size of at least 1, found 0"),
+        (
+            changed(extract={"batch_size": 0}),
+            "expected 'batch_size' in [extract] of at least 1, found 0",
+        ),
         (
             changed(head=[{"kind": "linear", "seed": 1.5}]),
             "expected a whole number for 'seed' in [[head]], found 1.5",
@@ -209,19 +221,19 @@ def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> Non
         ),
         (
             changed(head=[{"kind": "linear", "epochs": "many"}]),
-            "expected a number for 'epochs' in [[head]], found 'many'",
+            "expected a whole number for 'epochs' in [[head]], found 'many'",
         ),
         (
             changed(head=[{"kind": "linear", "epochs": True}]),
-            "expected a number for 'epochs' in [[head]], found True",
+            "expected a whole number for 'epochs' in [[head]], found True",
         ),
         (
             changed(head=[{"kind": "linear", "epochs": 0}]),
-            "expected --epochs above 0, found 0",
+            "expected 'epochs' in [[head]] of at least 1, found 0",
         ),
         (
             changed(head=[{"kind": "mlp", "dropout": 1.0}]),
-            "expected --dropout of 0 to below 1, found 1.0",
+            "expected 'dropout' in [[head]] of 0 to below 1, found 1.0",
         ),
         (changed(evaluate={"split": 1}), "expected a text for 'split' in [evaluate], found 1"),
     ],
@@ -237,7 +249,7 @@ def test_a_value_of_the_wrong_kind_is_refused(
 def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, kind: Any) -> None:
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
-        f"expected kind = one of linear, mlp, logistic in [[head]], found {kind!r}"
+        f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, found {kind!r}"
     )
 
 
@@ -322,8 +334,8 @@ def test_a_missing_recipe_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
         load_recipe(tmp_path / "no.toml")
     assert str(caught.value) == (
-        f"expected a recipe at {tmp_path}/no.toml, found none; the ones that come with featpipe "
-        "are in its 'pipelines' folder"
+        f"expected a recipe at {tmp_path}/no.toml, found none; 'featpipe run --list' names "
+        "those that come with featpipe"
     )
 
 
@@ -396,7 +408,7 @@ def test_a_broken_recipe_gives_nothing_but_a_usage_error(
     # What passed is a recipe with all its parts.
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.data, str)
-    assert all(head.kind in ("linear", "mlp", "logistic") for head in recipe.heads)
+    assert all(head.head in ("linear", "mlp", "logistic") for head in recipe.heads)
 
 
 @settings(

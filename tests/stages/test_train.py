@@ -14,6 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from support.library import extract, train_head
+from support.runs import load_head
 from support.samples import in_splits, small_space, stored_set
 
 import featpipe
@@ -22,12 +24,8 @@ from featpipe.base.errors import DamageError, DataError, NotFoundError, UsageErr
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding import pool as pool_module
 from featpipe.engine import loop as runner
-from featpipe.engine.loop import EngineOptions
-from featpipe.engine.plan import FeatureRequest
-from featpipe.heads import HEAD_KINDS
-from featpipe.runs.head_files import load_head
-from featpipe.stages.extract import extract
-from featpipe.stages.train import TrainResult, head_params, train_head, training_rows
+from featpipe.specs.heads import HEAD_KINDS, HeadSpec, check_params
+from featpipe.stages.train import TrainResult, training_rows
 from featpipe.store.feature_store import FeatureStore
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -80,8 +78,7 @@ def test_three_heads_one_after_another_open_no_picture_and_build_no_backbone(
     opened: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    request, options = FeatureRequest(**tiny), EngineOptions(workers=1)
-    extract(photo_folder, name="set", cache=cache, request=request, options=options)
+    extract(photo_folder, name="set", cache=cache, **tiny)
 
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("training touched a picture or the backbone")
@@ -213,7 +210,7 @@ def test_a_share_that_leaves_nothing_is_refused(
 ) -> None:
     stored_set(cache, in_splits(train=10, test=5))
     with pytest.raises(UsageError, match="expected --val above 0 and below 1, found"):
-        train(val_fraction=share)
+        train(val=share)
 
 
 def test_a_given_validation_split_is_used(cache: Path, train: Callable[..., TrainResult]) -> None:
@@ -289,7 +286,7 @@ def test_too_few_pictures_to_validate_with_is_said(
     contents = {f"train/{label}/{i}.png": label for label in ("cat", "dog") for i in range(5)}
     stored_set(cache, in_splits(train=5, test=2), contents=contents)
     with pytest.raises(DataError, match="at least two different ones per class"):
-        train(val_fraction=1e-6)
+        train(val=1e-6)
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -380,9 +377,9 @@ def test_bad_options_are_refused_before_anything_is_read(
     cache: Path, train: Callable[..., TrainResult]
 ) -> None:
     # There is not even a data set: the options are looked at first.
-    with pytest.raises(UsageError, match="expected a head of linear, mlp, logistic, found 'svm'"):
+    with pytest.raises(UsageError, match="--head to be one of linear, mlp, logistic, found 'svm'"):
         train_head("set", cache=cache, head="svm")
-    with pytest.raises(UsageError, match="expected --epochs above 0"):
+    with pytest.raises(UsageError, match="expected --epochs of at least 1"):
         train(head="linear", params={"epochs": 0})
     with pytest.raises(NotFoundError, match="data set 'set'"):
         train()
@@ -391,7 +388,7 @@ def test_bad_options_are_refused_before_anything_is_read(
 def test_tap_and_pool_choose_the_space(cache: Path, train: Callable[..., TrainResult]) -> None:
     spaces = [small_space(), small_space(tap="block2_pool", pooling="none", shape=(2, 3, 3))]
     stored_set(cache, in_splits(train=20, val=5), spaces=spaces)
-    with pytest.raises(UsageError, match="--tap and --pool"):
+    with pytest.raises(UsageError, match=r"differ in --tap \(.*\), --pool \("):
         train()
     result = train(tap="block2_pool")
     assert result.space == spaces[1].id
@@ -433,11 +430,12 @@ def test_progress_hears_of_every_epoch(cache: Path, tmp_path: Path) -> None:
 
 
 def test_only_given_hyper_parameters_are_passed_on() -> None:
-    assert head_params("mlp", {"hidden": 5, "dropout": None}) == {"hidden": 5}
+    given = {"head": "mlp", "hidden": 5, "dropout": None}
+    assert HeadSpec.from_options(given).params == {"hidden": 5}
     with pytest.raises(
-        UsageError, match=r"options of a 'logistic' head \(--C, .*--max-iter.*\), found "
+        UsageError, match=r"hyper-parameters of 'logistic' \(C, .*max_iter.*\), found "
     ):
-        head_params("logistic", {"batch_size": 5})
+        check_params("logistic", {"batch_size": 5})
 
 
 def test_the_python_api_trains_by_keywords(cache: Path, tmp_path: Path) -> None:
@@ -447,7 +445,9 @@ def test_the_python_api_trains_by_keywords(cache: Path, tmp_path: Path) -> None:
     )
     assert load_head(result.head).head.params["hidden"] == 5
     assert load_head(result.head).dataset["val"] == "0.4 of train, by content"
-    with pytest.raises(UsageError, match=r"hyper-parameters of 'mlp' \(hidden, .*found 'hiden'"):
+    with pytest.raises(
+        UsageError, match=r"hyper-parameters of 'mlp' \(.*, hidden, .*found 'hiden'"
+    ):
         featpipe.train_head("set", head="mlp", hiden=5, cache=cache)
 
 

@@ -91,8 +91,7 @@ def test_setting_aside_twice_keeps_both(cache: Path) -> None:
 def test_the_next_extraction_computes_only_what_was_lost(
     photo_folder: Path, cache: Path, tiny: dict[str, Any]
 ) -> None:
-    options = {**tiny, "tap": tiny["taps"]}
-    del options["taps"]
+    options = tiny
     featpipe.extract(photo_folder, name="set", cache=cache, **options)
     X, _ = featpipe.open_features("set", "all", cache=cache)
     before = np.asarray(X)
@@ -146,8 +145,7 @@ def _socket(path: Path) -> None:
 def test_what_is_no_file_is_found_and_set_aside_and_never_waited_for(
     photo_folder: Path, tiny: dict[str, Any], cache: Path, kind: Callable[[Path], None], place: str
 ) -> None:
-    options = {**tiny, "tap": tiny["taps"]}
-    del options["taps"]
+    options = tiny
     done = featpipe.extract(photo_folder, name="pets", cache=cache, **options)
     store = FeatureStore(cache, done.spaces[0])
     path = {

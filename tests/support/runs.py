@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featpipe.heads import new_head
-from featpipe.runs.head_files import (
-    TrainedHead,
-)
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
 from support.samples import image_ids, small_space
 
 CLASSES = ["cat", "<dog>", "caf\udce9 猫"]
@@ -40,3 +40,20 @@ PARAMS: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 3, "hidden": 7, "dropout": 0.25},
     "logistic": {},
 }
+
+
+JSON_NAME, TENSORS_NAME = "head.json", "head.safetensors"
+"""What the file format promises of a run folder."""
+
+
+def save_head(folder: Path, trained: TrainedHead) -> Path:
+    Run(folder).save_head(trained)
+    return folder
+
+
+def load_head(path: Path) -> TrainedHead:
+    return Run.at(path).load_head()
+
+
+def holds_head(folder: Path) -> bool:
+    return Run(folder).has_head

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featpipe.cli.console import Speaker, speaking
-from featpipe.cli.options import AsJson, Device, Quiet, Verbose
+from featpipe.cli.console import Console, reporting_errors
+from featpipe.cli.options import AsJson, Quiet, Verbose, flag_of
+from featpipe.specs.extract import EngineOptions
 
 if TYPE_CHECKING:
     from featpipe.bench.measure import Report
@@ -25,6 +26,7 @@ app = typer.Typer(
     ),
 )
 
+Device = Annotated[str, flag_of(EngineOptions, "device")]
 Quick = Annotated[bool, typer.Option("--quick", help="Little work, one round: a first look.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; medians of them are reported.")]
 Folder = Annotated[
@@ -33,12 +35,12 @@ Folder = Annotated[
 ]
 
 
-def _report(speaker: Speaker, folder: Path | None, measure: Callable[[Path], Report]) -> None:
+def _report(console: Console, folder: Path | None, measure: Callable[[Path], Report]) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="featpipe-bench-", dir=folder) as temporary:
         report = measure(Path(temporary))
-    speaker.result(report.as_json(), report.as_text())
+    console.result(report.as_json(), report.as_text())
 
 
 @app.command("extract")
@@ -51,7 +53,7 @@ def extract(
     ] = None,
     rounds: Rounds = 3,
     quick: Quick = False,
-    device: Device = "auto",
+    device: Device = EngineOptions.device,
     folder: Folder = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -61,12 +63,12 @@ def extract(
 
     Example: featpipe bench extract --data photos/ --count 500
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.bench.extract import bench_extract
 
         _report(
-            speaker,
+            console,
             folder,
             lambda where: bench_extract(
                 where,
@@ -74,7 +76,7 @@ def extract(
                 rounds=1 if quick else rounds,
                 device=device,
                 data=data,
-                progress=speaker.progress,
+                progress=console.progress,
             ),
         )
 
@@ -94,19 +96,19 @@ def read(
 
     Example: featpipe bench read --rows 50000
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.bench.read import bench_read
 
         _report(
-            speaker,
+            console,
             folder,
             lambda where: bench_read(
                 where,
                 rows=2_000 if quick else rows,
                 many=50_000 if quick else many,
                 rounds=1 if quick else rounds,
-                progress=speaker.progress,
+                progress=console.progress,
             ),
         )
 
@@ -118,7 +120,7 @@ def heads(
     classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 2,
     rounds: Rounds = 3,
     quick: Quick = False,
-    device: Device = "auto",
+    device: Device = EngineOptions.device,
     folder: Folder = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -128,12 +130,12 @@ def heads(
 
     Example: featpipe bench heads --width 512 --classes 10
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.bench.heads import bench_heads
 
         _report(
-            speaker,
+            console,
             folder,
             lambda where: bench_heads(
                 where,
@@ -142,6 +144,6 @@ def heads(
                 classes=classes,
                 rounds=1 if quick else rounds,
                 device=device,
-                progress=speaker.progress,
+                progress=console.progress,
             ),
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.formatting import counted
 from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 
@@ -26,8 +26,8 @@ def list_contents(
 
     Example: featpipe cache list
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.store.verification import summarise
 
         names, stores = summarise(cache_root(cache))
@@ -38,7 +38,7 @@ def list_contents(
             for s in stores
         ]
         document = {"datasets": names, "stores": [dataclasses.asdict(s) for s in stores]}
-        speaker.result(document, "\n".join(lines) or "empty")
+        console.result(document, "\n".join(lines) or "empty")
 
 
 @app.command()
@@ -53,13 +53,13 @@ def info(
 
     Example: featpipe cache info pets
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
-        from featpipe.cli import formatting as text
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting
         from featpipe.datasets.files import load_dataset
 
         found = load_dataset(cache_root(cache), name).describe()
-        speaker.result(found, text.of_pairs(found))
+        console.result(found, formatting.of_pairs(found))
 
 
 @app.command()
@@ -76,16 +76,16 @@ def verify(
 
     Example: featpipe cache verify --quick
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.base.errors import DamageError
         from featpipe.stages.maintain import verify as check
 
-        files, damages = check(cache_root(cache), quick=quick, progress=speaker.progress)
+        files, damages = check(cache_root(cache), quick=quick, progress=console.progress)
         found = [{"path": str(d.path), "problem": d.problem, "rows": d.rows} for d in damages]
         lines = [f"damaged: {d.path}: {d.problem}" + _rows(d.rows) for d in damages]
         lines.append(f"{files} files checked, {len(damages)} damaged")
-        speaker.result({"files": files, "damages": found}, "\n".join(lines))
+        console.result({"files": files, "damages": found}, "\n".join(lines))
         if damages:
             raise typer.Exit(DamageError.exit_code)
 
@@ -103,11 +103,11 @@ def repair(
 
     Example: featpipe cache repair
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.stages.maintain import repair as mend
 
-        done = mend(cache_root(cache), progress=speaker.progress)
+        done = mend(cache_root(cache), progress=console.progress)
         found = [
             {
                 "path": str(r.path),
@@ -118,7 +118,7 @@ def repair(
             for r in done
         ]
         lines = [f"{r.path}: {r.rows_kept} rows kept, set aside as {r.aside}" for r in done]
-        speaker.result({"repaired": found}, "\n".join(lines) or "nothing is damaged")
+        console.result({"repaired": found}, "\n".join(lines) or "nothing is damaged")
 
 
 def _rows(rows: list[int]) -> str:

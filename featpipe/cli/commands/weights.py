@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from featpipe.cli.console import Speaker, speaking
+from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 
 app = typer.Typer(
@@ -24,8 +24,8 @@ def list_weights(
 
     Example: featpipe weights list
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.backbones.catalog import BACKBONES
         from featpipe.weights.catalog import known_names
         from featpipe.weights.providers import own_copy
@@ -37,7 +37,7 @@ def list_weights(
                 here = str(path) if path.exists() else None
                 rows.append({"backbone": backbone.name, "weights": name, "path": here})
         lines = [f"{r['backbone']} {r['weights']:<20} {r['path'] or 'not here'}" for r in rows]
-        speaker.result({"weights": rows}, "\n".join(lines))
+        console.result({"weights": rows}, "\n".join(lines))
 
 
 @app.command()
@@ -51,16 +51,17 @@ def fetch(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Bring named weights into the cache, by the first road that works, and check them.
+    """Bring named weights into the cache, from the first provider that has them, and check them.
 
     Example: featpipe weights fetch IMAGENET1K_V1 --backbone vgg16
     """
-    speaker = Speaker(as_json=as_json, quiet=quiet, verbose=verbose)
-    with speaking(speaker):
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
         from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
-        from featpipe.weights import DEFAULT_WEIGHTS, fetch_weights
+        from featpipe.specs.extract import DEFAULT_WEIGHTS
+        from featpipe.weights import fetch_weights
 
         network = get_backbone(backbone or DEFAULT_BACKBONE)
         path, digest = fetch_weights(name or DEFAULT_WEIGHTS, network, cache_root(cache))
         found = {"path": str(path), "sha256_of_tensors": digest}
-        speaker.result(found, f"{path}\n  tensors {digest}")
+        console.result(found, f"{path}\n  tensors {digest}")

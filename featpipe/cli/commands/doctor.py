@@ -8,17 +8,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
-from featpipe.base.hardware import cpu_count, resolve_device
-from featpipe.engine.precision import choose_precision
-from featpipe.weights import DEFAULT_WEIGHTS
-from featpipe.weights.providers import own_copy
+from featpipe.cli.console import Console, reporting_errors
+from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 
 _PACKAGES = ("featpipe", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow")
 
 
-def check_up(cache: Path) -> dict[str, Any]:
+def doctor(
+    cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
+    """Say what this machine offers and what is ready.
+
+    Example: featpipe doctor
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting
+
+        facts = _facts(cache_root(cache))
+        console.result(facts, formatting.of_pairs(facts))
+
+
+def _facts(cache: Path) -> dict[str, Any]:
     """Versions, device, precision, cores, weights and room on the cache's disk."""
+    from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+    from featpipe.base.hardware import cpu_count, resolve_device
+    from featpipe.engine.precision import choose_precision
+    from featpipe.specs.extract import DEFAULT_WEIGHTS
+    from featpipe.weights.providers import own_copy
+
     device = resolve_device()
     weights = own_copy(cache, get_backbone(DEFAULT_BACKBONE), DEFAULT_WEIGHTS)
     nearest = next(p for p in (cache, *cache.absolute().parents) if p.exists())

@@ -1,6 +1,7 @@
-"""A head on disk: ``head.safetensors`` for the numbers, ``head.json`` for everything else.
+"""A trained head with what it must be fed, and its two files as bytes.
 
-Nothing in them can run: loading parses numbers and text, and builds a head of a known kind.
+Nothing in the files can run: reading them parses numbers and text, and builds a head of a known
+kind.
 """
 
 from __future__ import annotations
@@ -8,28 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.base.disk import keep_as, read_regular, remove_file, write_atomically
-from featpipe.base.errors import (
-    DamageError,
-    FeatpipeError,
-    NotFoundError,
-    StorageError,
-    other_version,
-)
+from featpipe.base.errors import other_version
 from featpipe.base.ids import DIGEST_BYTES
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
 
 HEAD_VERSION = 1
-JSON_NAME, TENSORS_NAME = "head.json", "head.safetensors"
-SPARE_NAME = "head.safetensors.old"
-"""The tensors of the head that is being replaced, until ``head.json`` is."""
+DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
 @dataclass
@@ -64,13 +55,8 @@ class TrainedHead:
     train_ids: np.ndarray
 
 
-def holds_head(folder: Path) -> bool:
-    """Whether a run folder already has a head."""
-    return (folder / JSON_NAME).exists()
-
-
-def save_head(folder: Path, trained: TrainedHead) -> Path:
-    """Write a head into a run folder; ``head.json`` comes last and makes it complete."""
+def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
+    """The two files of a head: the description, and the tensors that it names by digest."""
     from safetensors.numpy import save
 
     head = trained.head
@@ -96,22 +82,14 @@ def save_head(folder: Path, trained: TrainedHead) -> Path:
     }
     document["sha256"] = _document_digest(document)
     text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
-    if _is_complete(folder):
-        # The old head answers until the new one is complete. A spare that is there although
-        # the head is not belongs to one whose replacement was cut short before: it stays.
-        keep_as(folder / TENSORS_NAME, folder / SPARE_NAME)
-    write_atomically(folder / TENSORS_NAME, data)
-    write_atomically(folder / JSON_NAME, text.encode("ascii"))
-    remove_file(folder / SPARE_NAME)
-    return folder
+    return text.encode("ascii"), data
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether the tensors in a run folder are those its ``head.json`` names."""
+def belong_together(text: bytes, tensors: bytes) -> bool:
+    """Whether tensors are those that a description names."""
     try:
-        named = json.loads(read_regular(folder / JSON_NAME))["tensors_sha256"]
-        return bool(hashlib.sha256(read_regular(folder / TENSORS_NAME)).hexdigest() == named)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return bool(hashlib.sha256(tensors).hexdigest() == json.loads(text)["tensors_sha256"])
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -120,39 +98,14 @@ def _document_digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
-def load_head(path: Path) -> TrainedHead:
-    """Read the head in a run folder (or named by its ``head.json``).
+def decode_head(text: bytes, data: bytes) -> TrainedHead:
+    """Read a head from its two files.
 
     Raises
     ------
-    NotFoundError
-        There is none.
-    DamageError
-        Its files are not whole, do not belong together, or have a newer format.
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, DamageError
+        They do not describe a head of a format that this featpipe knows.
     """
-    folder = path.parent if path.name in (JSON_NAME, TENSORS_NAME) else path
-    try:
-        text = read_regular(folder / JSON_NAME)
-        data = read_regular(folder / TENSORS_NAME)
-        spare = read_regular(folder / SPARE_NAME) if (folder / SPARE_NAME).exists() else b""
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(
-            f"expected a head ({JSON_NAME} and {TENSORS_NAME}) in {folder}, found none; "
-            "train one with 'featpipe train-head NAME', it prints its folder"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"expected to read {folder}, but: {error.strerror}") from error
-    try:
-        return _decode(text, data, spare)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
-            raise
-        raise _damaged(folder, str(error).splitlines()[0] if str(error) else repr(error)) from error
-    except DamageError as error:
-        raise _damaged(folder, str(error)) from error
-
-
-def _decode(text: bytes, data: bytes, spare: bytes) -> TrainedHead:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -160,12 +113,9 @@ def _decode(text: bytes, data: bytes, spare: bytes) -> TrainedHead:
     if document["format"] != HEAD_VERSION:
         raise ValueError(other_version("format", document["format"], HEAD_VERSION))
     if _document_digest(document) != document["sha256"]:
-        raise ValueError(f"{JSON_NAME} does not have the digest it names")
+        raise ValueError("its description does not have the digest that it names")
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
-        # Whoever replaced the head ended between its two files: the old one still stands.
-        data = spare
-    if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
-        raise ValueError(f"{TENSORS_NAME} is not the one {JSON_NAME} was written with")
+        raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
     space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
     if space.id != document["feature_space_id"]:
         raise ValueError("its feature space does not match its id")
@@ -214,10 +164,3 @@ def _check_document(document: dict[str, Any]) -> None:
         raise ValueError("its classes are not so many different names")
     if not isinstance(document["info"], dict) or not isinstance(document["metrics"], dict):
         raise ValueError("its notes are no table")
-
-
-def _damaged(folder: Path, why: str) -> DamageError:
-    return DamageError(
-        f"expected a whole head in {folder}, found: {why}; train it again (seconds), or "
-        "restore both files from one copy"
-    )

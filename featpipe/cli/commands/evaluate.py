@@ -1,0 +1,44 @@
+"""``featpipe evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featpipe.cli.console import Console, reporting_errors
+from featpipe.cli.options import (
+    AsJson,
+    Cache,
+    HeadFolder,
+    Quiet,
+    Verbose,
+    cache_root,
+    flag_of,
+    given,
+)
+from featpipe.specs.evaluate import EvaluateSpec
+
+
+def evaluate(
+    context: typer.Context,
+    head: HeadFolder,
+    on: Annotated[str | None, flag_of(EvaluateSpec, "on")] = None,
+    split: Annotated[str | None, flag_of(EvaluateSpec, "split")] = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score a head; write metrics.json and report.html beside it.
+
+    Example: featpipe evaluate runs/pets-mlp-1
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting
+        from featpipe.stages.evaluate import evaluate as score
+
+        spec = EvaluateSpec.from_options(given(context, EvaluateSpec))
+        done = score(head, spec, cache=cache_root(cache))
+        console.result(done.as_json(), formatting.of_evaluation(done))

@@ -1,0 +1,51 @@
+"""``featpipe predict``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
+from featpipe.cli.options import Cache, HeadFolder, Quiet, Verbose, cache_root, flag_of, given
+from featpipe.specs.predict import PredictSpec
+
+
+def predict(
+    context: typer.Context,
+    head: HeadFolder,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="Pictures, or folders of them.", show_default=False),
+    ],
+    weights: Annotated[str | None, flag_of(PredictSpec, "weights")] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also the probability of every class.")
+    ] = False,
+    device: Annotated[str | None, flag_of(PredictSpec, "device")] = None,
+    batch_size: Annotated[str | None, flag_of(PredictSpec, "batch_size")] = None,
+    workers: Annotated[str | None, flag_of(PredictSpec, "workers")] = None,
+    max_pixels: Annotated[int | None, flag_of(PredictSpec, "max_pixels")] = None,
+    cache: Cache = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Classify pictures, preprocessed exactly as in training.
+
+    An unreadable file is a line with an error, not a stop; the exit code is then 3.
+
+    Example: featpipe predict runs/pets-mlp-1 holiday/ cat.jpg > labels.csv
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting
+        from featpipe.stages.predict import predict as classify
+
+        spec = PredictSpec.from_options(given(context, PredictSpec))
+        answers = classify(head, paths, spec, cache=cache_root(cache), progress=console.progress)
+        write = formatting.write_json_lines if as_json else formatting.write_csv
+        if unreadable := write(answers, sys.stdout, all_classes=probabilities):
+            console.warn(f"{unreadable} files could not be read; their lines say why")
+            raise typer.Exit(EXIT_QUARANTINED)

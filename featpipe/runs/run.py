@@ -1,0 +1,209 @@
+"""The run folder: the one object that knows its file names.
+
+======================================  ================================================
+``head.json``, ``head.safetensors``     the head
+``head.safetensors.old``                the tensors of a head that is being replaced
+``sweep.json``                          every combination of the sweep the head comes from
+``metrics.json``, ``report.html``       the evaluation on the own test split
+``metrics-NAME-SPLIT.json``, …          every other evaluation
+======================================  ================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featpipe.base.disk import keep_as, read_regular, remove_file, write_atomically
+from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.runs.trained_head import (
+    DESCRIPTION_NAME,
+    TENSORS_NAME,
+    TrainedHead,
+    belong_together,
+    decode_head,
+    encode_head,
+)
+
+DEFAULT_RUNS = Path("runs")
+"""Folder in which runs are made that nobody names a folder for."""
+METRICS_SCHEMA = 1
+SWEEP_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; it need not exist yet.
+
+    Attributes
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Run:
+        """The run of a folder, or of one of the two files of the head in it."""
+        run = cls(path.parent)
+        return run if path in (run.head_path, run.tensors_path) else cls(path)
+
+    @classmethod
+    def next_free(cls, stem: str) -> Run:
+        """Make the next free ``runs/<stem>-<number>``; two processes never get the same.
+
+        Raises
+        ------
+        StorageError
+        """
+        number = 1
+        while True:
+            folder = DEFAULT_RUNS / f"{stem}-{number}"
+            try:
+                os.makedirs(folder)
+                return cls(folder)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise StorageError(
+                    f"expected to make the run folder {folder}, but: {error.strerror}; "
+                    "name a writable one with --out"
+                ) from error
+
+    @property
+    def head_path(self) -> Path:
+        """The description of the head; it is written last and makes the head complete."""
+        return self.folder / DESCRIPTION_NAME
+
+    @property
+    def tensors_path(self) -> Path:
+        """The numbers of the head."""
+        return self.folder / TENSORS_NAME
+
+    @property
+    def old_tensors_path(self) -> Path:
+        """The tensors of the head that is being replaced, until the description is new."""
+        return self.folder / f"{TENSORS_NAME}.old"
+
+    @property
+    def sweep_path(self) -> Path:
+        """The table of the sweep that the head was chosen from."""
+        return self.folder / "sweep.json"
+
+    def metrics_path(self, evaluated: str = "") -> Path:
+        """Metrics of an evaluation; see :meth:`evaluation_name`."""
+        return self.folder / f"metrics{evaluated}.json"
+
+    def report_path(self, evaluated: str = "") -> Path:
+        """Page of an evaluation; see :meth:`evaluation_name`."""
+        return self.folder / f"report{evaluated}.html"
+
+    @staticmethod
+    def evaluation_name(on: str | None, dataset: str, split: str) -> str:
+        """What the files of an evaluation are told apart by; empty for the own test split.
+
+        Parameters
+        ----------
+        on : str or None
+            The data set that was asked for; None where nobody asked for one.
+        dataset, split : str
+            What is evaluated.
+        """
+        return "" if on is None and split == "test" else f"-{dataset}-{split}"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the folder holds a complete head."""
+        return self.head_path.exists()
+
+    def save_head(self, trained: TrainedHead) -> None:
+        """Write a head; until its last file is there, an older head answers.
+
+        Raises
+        ------
+        StorageError
+        """
+        text, tensors = encode_head(trained)
+        if self._is_whole():
+            # Old tensors that are there although the head is not whole belong to a head whose
+            # replacement was cut short: they stay.
+            keep_as(self.tensors_path, self.old_tensors_path)
+        write_atomically(self.tensors_path, tensors)
+        write_atomically(self.head_path, text)
+        remove_file(self.old_tensors_path)
+
+    def _is_whole(self) -> bool:
+        """Whether the tensors are those that the description names."""
+        try:
+            return belong_together(read_regular(self.head_path), read_regular(self.tensors_path))
+        except OSError:
+            return False
+
+    def load_head(self) -> TrainedHead:
+        """Read the head.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        DamageError
+            Its files are not whole, do not belong together, or have a newer format.
+        StorageError
+            They cannot be read.
+        """
+        try:
+            text, tensors = read_regular(self.head_path), read_regular(self.tensors_path)
+            old_tensors = b""
+            if self.old_tensors_path.exists():
+                old_tensors = read_regular(self.old_tensors_path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(
+                f"expected a head ({self.head_path.name} and {self.tensors_path.name}) in "
+                f"{self.folder}, found none; train one with 'featpipe train-head NAME', it prints "
+                "its folder"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"expected to read {self.folder}, but: {error.strerror}") from error
+        if not belong_together(text, tensors) and belong_together(text, old_tensors):
+            # A replacement ended between its two files: the old head still stands.
+            tensors = old_tensors
+        try:
+            return decode_head(text, tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
+                raise
+            found = str(error).splitlines()[0] if str(error) else repr(error)
+            raise self._damaged(found) from error
+        except DamageError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, found: str) -> DamageError:
+        return DamageError(
+            f"expected a whole head in {self.folder}, found: {found}; train it again (seconds), "
+            "or restore both files from one copy"
+        )
+
+    def save_sweep(self, table: Mapping[str, Any]) -> str:
+        """Write the table of a sweep; returns the SHA-256 (hex) of its bytes."""
+        data = _as_json({"schema": SWEEP_SCHEMA, **table})
+        write_atomically(self.sweep_path, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def remove_sweep(self) -> None:
+        """Delete the table of a sweep whose head was replaced."""
+        remove_file(self.sweep_path)
+
+    def save_metrics(self, evaluated: str, document: Mapping[str, Any]) -> None:
+        """Write the metrics of an evaluation; see :meth:`evaluation_name`."""
+        write_atomically(
+            self.metrics_path(evaluated), _as_json({"schema": METRICS_SCHEMA, **document})
+        )
+
+
+def _as_json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode("ascii")

@@ -1,0 +1,16 @@
+"""Options of evaluation."""
+
+from __future__ import annotations
+
+from featpipe.specs.fields import Spec, option, spec
+from featpipe.specs.kinds import Text
+
+
+@spec
+class EvaluateSpec(Spec):
+    """Which pictures a head is scored on."""
+
+    on: str | None = option(
+        Text(), "Data set.", default_text="the one that the head was trained on", default=None
+    )
+    split: str = option(Text(), "test, val, train or all.", default="test")

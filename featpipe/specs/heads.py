@@ -1,0 +1,191 @@
+"""Options of training: the kinds of heads, their hyper-parameters, and how to train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from featpipe.base.errors import UsageError
+from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
+from featpipe.specs.kinds import Choice, Flag, Folder, Number, Text, Whole
+from featpipe.specs.spaces import SpaceQuery
+
+MAX_HIDDEN = 65_536
+MAX_SEEDS = 1000
+SEEDS = 2**32
+"""Seeds are smaller than this."""
+
+
+@dataclass
+class GradientParams(Spec):
+    """Hyper-parameters of every head that is trained by gradients."""
+
+    learning_rate: float = option(Number(above=True), "Learning rate of AdamW.", default=0.0003)
+    weight_decay: float = option(Number(), "Decoupled weight decay of AdamW.", default=0.01)
+    batch_size: int = option(Whole(), "Rows per step.", default=128)
+    epochs: int = option(Whole(), "Largest number of epochs.", default=200)
+    patience: int = option(
+        Whole(), "Epochs without a lower validation loss before training stops.", default=10
+    )
+
+
+@dataclass
+class LinearParams(GradientParams):
+    """Hyper-parameters of ``linear``: softmax regression by AdamW with early stopping."""
+
+
+@dataclass
+class MLPParams(GradientParams):
+    """Hyper-parameters of ``mlp``: linear, ReLU, dropout, linear; by AdamW."""
+
+    epochs: int = option(Whole(), "Largest number of epochs.", default=100)
+    hidden: int = option(Whole(high=MAX_HIDDEN), "Width of the hidden layer.", default=256)
+    dropout: float = option(
+        Number(high=1.0), "Share of hidden units that are silenced in training.", default=0.5
+    )
+
+
+@dataclass
+class LogisticParams(Spec):
+    """Hyper-parameters of ``logistic``: exact L2-regularised logistic regression."""
+
+    C: float | None = option(
+        Number(above=True),
+        "Inverse strength of the regularisation.",
+        default_text="the best of 13 from 1e-6 to 1",
+        default=None,
+    )
+    max_iter: int = option(Whole(), "Largest number of iterations.", default=1000)
+    folds: int | None = option(
+        Whole(low=2),
+        "Choose C by that many folds of train instead of the validation pictures.",
+        default_text="by validation",
+        default=None,
+    )
+
+    def _check_together(self) -> None:
+        if self.folds is not None and self.C is not None:
+            raise UsageError(
+                f"expected --folds only where they have a C to choose, found it with "
+                f"--C {self.C:g}; leave out one of the two"
+            )
+
+
+HEAD_PARAMS: dict[str, type[Spec]] = {
+    "linear": LinearParams,
+    "mlp": MLPParams,
+    "logistic": LogisticParams,
+}
+"""Hyper-parameters of every kind of head."""
+HEAD_KINDS = tuple(HEAD_PARAMS)
+SEEDLESS = frozenset({"logistic"})
+"""Kinds of heads that draw no random numbers: they come out the same with every seed."""
+
+
+def params_of(kind: str) -> type[Spec]:
+    """Hyper-parameters of a kind of head.
+
+    Raises
+    ------
+    UsageError
+        There is no such kind.
+    """
+    if kind not in HEAD_PARAMS:
+        raise UsageError(f"expected a head of {', '.join(HEAD_PARAMS)}, found {kind!r}")
+    return HEAD_PARAMS[kind]
+
+
+def check_params(kind: str, given: Mapping[str, Any]) -> None:
+    """Refuse hyper-parameters that a kind of head does not have, or that have impossible values.
+
+    Raises
+    ------
+    UsageError
+    """
+    _check_names(kind, given)
+    params_of(kind)(**given)
+
+
+def _check_names(kind: str, given: Iterable[str]) -> None:
+    known = params_of(kind).option_names()
+    for name in given:
+        if name not in known:
+            owners = [other for other in HEAD_KINDS if name in params_of(other).option_names()]
+            hint = f"it is for {', '.join(map(repr, owners))}"
+            if not owners:
+                everything = {n for params in HEAD_PARAMS.values() for n in params.option_names()}
+                hint = did_you_mean(name, everything | set(options_of(HeadSpec)))
+            raise UsageError(
+                f"expected hyper-parameters of '{kind}' ({', '.join(known)}), found {name!r}; "
+                f"{hint}"
+            )
+
+
+@spec
+class HeadSpec(SpaceQuery):
+    """Everything that the training of a head can be told, besides the data set and the cache."""
+
+    head: str = option(Choice(HEAD_KINDS), "linear, mlp or logistic.", default="linear")
+    sweep: bool = option(
+        Flag(),
+        "Train a whole grid at once and keep the best by validation loss; hyper-parameters that "
+        "are given are not varied. linear, mlp: learning rate, weight decay, and mlp's dropout "
+        "and width; logistic: its path over C, as without.",
+        default=False,
+    )
+    seeds: int = option(
+        Whole(high=MAX_SEEDS),
+        "With a sweep: seeds per combination, counted from the seed.",
+        default=1,
+    )
+    seed: int = option(Whole(low=0, high=SEEDS - 1), "Makes a CPU run repeat exactly.", default=0)
+    val: float = option(
+        Number(high=1.0, above=True),
+        "Share of train to validate on, where the data set has no val.",
+        default=0.2,
+    )
+    out: Path | None = option(
+        Folder(), "Run folder.", default_text="runs/NAME-HEAD-NUMBER", default=None
+    )
+    overwrite: bool = option(
+        Flag(), "Replace a head that the run folder already holds.", default=False
+    )
+    device: str = option(Text(), "auto, cpu, cuda, cuda:N or mps.", default="auto")
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_options(
+        cls,
+        given: Mapping[str, Any],
+        *,
+        text: bool = True,
+        what: str = "option",
+        label: Label = flag,
+    ) -> Self:
+        """As :meth:`Spec.from_options`; names that are no options are hyper-parameters."""
+        own = {name: value for name, value in given.items() if name in options_of(cls)}
+        made = super().from_options(own, text=text, what=what, label=label)
+        rest = {n: value for n, value in given.items() if n not in own and value is not None}
+        _check_names(made.head, rest)
+        params = params_of(made.head).from_options(rest, text=text, label=label)
+        return dataclasses.replace(made, params={name: getattr(params, name) for name in rest})
+
+    def _check_together(self) -> None:
+        check_params(self.head, self.params)
+        if self.seeds > 1 and not self.sweep:
+            raise UsageError(
+                f"expected --seeds only with --sweep, found --seeds {self.seeds} without it"
+            )
+        if self.seeds > 1 and self.head in SEEDLESS:
+            raise UsageError(
+                f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
+                "which comes out the same with every seed"
+            )
+        if self.seed + self.seeds > SEEDS:
+            raise UsageError(
+                f"expected the last of --seeds to be at most {SEEDS - 1}, found "
+                f"{self.seed + self.seeds - 1} ({self.seeds} from --seed {self.seed} on)"
+            )

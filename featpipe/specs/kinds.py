@@ -1,0 +1,372 @@
+"""The kinds of values that options take: each checks a value, and reads one from text."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from featpipe.base.errors import UsageError
+
+MAX_WHOLE = 2**31 - 1
+
+
+class Kind(Protocol):
+    """A kind of value."""
+
+    @property
+    def type_text(self) -> str:
+        """Python type and range of the value, for docstrings."""
+
+    def check(self, label: str, value: Any) -> Any:
+        """The value in its one form.
+
+        Raises
+        ------
+        UsageError
+            It is not of this kind; the message calls the option ``label``.
+        """
+
+    def read(self, label: str, text: str) -> Any:
+        """The value that a text stands for; raises as :meth:`check`."""
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the value in a recipe."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text."""
+
+    type_text = "str"
+
+    def check(self, label: str, value: Any) -> str:
+        """See :class:`Kind`."""
+        if not isinstance(value, str):
+            raise UsageError(f"expected a text for {label}, found {value!r}")
+        return value
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few texts."""
+
+    choices: tuple[str, ...]
+
+    @property
+    def type_text(self) -> str:
+        """See :class:`Kind`."""
+        return "{" + ", ".join(map(repr, self.choices)) + "}"
+
+    def check(self, label: str, value: Any) -> str:
+        """See :class:`Kind`."""
+        if not isinstance(value, str) or value not in self.choices:
+            raise UsageError(
+                f"expected {label} to be one of {', '.join(self.choices)}, found {value!r}"
+            )
+        return value
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"enum": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false."""
+
+    type_text = "bool"
+
+    def check(self, label: str, value: Any) -> bool:
+        """See :class:`Kind`."""
+        if not isinstance(value, bool):
+            raise UsageError(f"expected a truth value for {label}, found {value!r}")
+        return value
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from ``low`` to ``high`` (None: any), or ``auto``, which is None."""
+
+    low: int = 1
+    high: int | None = MAX_WHOLE
+    unit: str = ""
+    auto: bool = False
+
+    @property
+    def type_text(self) -> str:
+        """See :class:`Kind`."""
+        return "int or 'auto'" if self.auto else "int"
+
+    def check(self, label: str, value: Any) -> int | None:
+        """See :class:`Kind`."""
+        if self.auto and (value is None or value == "auto"):
+            return None
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not is_whole and not (isinstance(value, float) and value.is_integer()):
+            raise self._refusal(label, value)
+        number = int(value)
+        if number < self.low or (self.high is not None and number > self.high):
+            is_open = self.high in (None, MAX_WHOLE) and number < self.low
+            bounds = f"at least {self.low}" if is_open else f"{self.low} to {self.high}"
+            unit = f" {self.unit}" if self.unit else ""
+            raise UsageError(f"expected {label} of {bounds}{unit}, found {number}")
+        return number
+
+    def read(self, label: str, text: str) -> int | None:
+        """See :class:`Kind`."""
+        if self.auto and text == "auto":
+            return None
+        try:
+            number = int(text)
+        except ValueError:
+            raise self._refusal(label, text) from None
+        return self.check(label, number)
+
+    def _refusal(self, label: str, value: object) -> UsageError:
+        auto = " or 'auto'" if self.auto else ""
+        return UsageError(f"expected a whole number{auto} for {label}, found {value!r}")
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        most = {} if self.high is None else {"maximum": self.high}
+        whole = {"type": "integer", "minimum": self.low, **most}
+        return {"anyOf": [whole, {"const": "auto"}]} if self.auto else whole
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number of at least ``low`` (or above it) and below ``high``."""
+
+    low: float = 0.0
+    high: float = math.inf
+    above: bool = False
+
+    type_text = "float"
+
+    def check(self, label: str, value: Any) -> float:
+        """See :class:`Kind`."""
+        if not _is_number(value):
+            raise UsageError(f"expected a number for {label}, found {value!r}")
+        if not self.low <= value < self.high or (self.above and value == self.low):
+            is_open = math.isinf(self.high)
+            bounds = f"{'above' if self.above else 'of'} {self.low:g}"
+            bounds += " or more" if is_open and not self.above else ""
+            joint = "and" if self.above else "to"
+            bounds += "" if is_open else f" {joint} below {self.high:g}"
+            raise UsageError(f"expected {label} {bounds}, found {_shown(value)}")
+        return float(value)
+
+    def read(self, label: str, text: str) -> float:
+        """See :class:`Kind`."""
+        try:
+            number = float(text)
+        except ValueError:
+            raise UsageError(f"expected a number for {label}, found {text!r}") from None
+        return self.check(label, number)
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        least = {"exclusiveMinimum" if self.above else "minimum": self.low}
+        most = {} if math.isinf(self.high) else {"exclusiveMaximum": self.high}
+        return {"type": "number", **least, **most}
+
+
+@dataclass(frozen=True)
+class Percentage:
+    """A share of 0 to 1; as text a percentage: ``5%`` or ``5`` is 0.05."""
+
+    type_text = "float, 0 to 1"
+
+    def check(self, label: str, value: Any) -> float:
+        """See :class:`Kind`."""
+        if not _is_number(value):
+            raise UsageError(f"expected a number for {label}, found {value!r}")
+        if not 0 <= value <= 1:
+            raise UsageError(f"expected a share of 0 to 1 for {label}, found {_shown(value)}")
+        return float(value)
+
+    def read(self, label: str, text: str) -> float:
+        """See :class:`Kind`."""
+        try:
+            value = float(text.strip().removesuffix("%"))
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 100:
+            raise UsageError(f"expected {label} of 0% to 100%, found {text!r}")
+        return value / 100
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"type": "number", "minimum": 0, "maximum": 1}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of train, validation and test, which sum to 1."""
+
+    type_text = "three floats that sum to 1"
+
+    def check(self, label: str, value: Any) -> tuple[float, ...]:
+        """See :class:`Kind`."""
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if not is_list or not all(_is_number(share) for share in value):
+            raise UsageError(f"expected a list of numbers for {label}, found {value!r}")
+        if len(value) != 3:
+            raise UsageError(f"expected three shares (train,val,test), found {len(value)}")
+        check_sum(value)
+        return tuple(float(share) for share in value)
+
+    def read(self, label: str, text: str) -> tuple[float, ...]:
+        """See :class:`Kind`."""
+        try:
+            shares = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise UsageError(f"expected {label} like 0.7,0.15,0.15, found {text!r}") from None
+        return self.check(label, shares)
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        share = {"type": "number", "minimum": 0, "maximum": 1}
+        return {"type": "array", "items": share, "minItems": 3, "maxItems": 3}
+
+
+def check_sum(shares: Sequence[float]) -> None:
+    """Refuse shares that are negative or do not sum to 1.
+
+    Raises
+    ------
+    UsageError
+    """
+    if len(shares) < 2 or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
+        raise UsageError(
+            f"expected shares that are not negative and sum to 1, found "
+            f"{','.join(f'{share:g}' for share in shares)}"
+        )
+
+
+@dataclass(frozen=True)
+class Several:
+    """One value of another kind, or several, each once; kept as a tuple."""
+
+    kind: Kind
+
+    @property
+    def type_text(self) -> str:
+        """See :class:`Kind`."""
+        return f"{self.kind.type_text}, or a list of them"
+
+    def check(self, label: str, value: Any) -> tuple[Any, ...]:
+        """See :class:`Kind`."""
+        several = [value] if isinstance(value, str) else value
+        is_list = isinstance(several, list | tuple)
+        if not is_list or not all(isinstance(item, str) for item in several):
+            raise UsageError(f"expected one name or a list of names for {label}, found {value!r}")
+        if not several:
+            raise UsageError(f"expected at least one {label}, found none")
+        return tuple(dict.fromkeys(self.kind.check(label, item) for item in several))
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        one = self.kind.schema()
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A path."""
+
+    type_text = "path"
+
+    def check(self, label: str, value: Any) -> Path:
+        """See :class:`Kind`."""
+        if not isinstance(value, str | os.PathLike):
+            raise UsageError(f"expected a text for {label}, found {value!r}")
+        return Path(value)
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``number`` (from 1) of ``count``: one of several jobs' share of a list.
+
+    Raises
+    ------
+    UsageError
+        There is no such part.
+    """
+
+    number: int
+    count: int
+
+    MAX_PARTS = 10_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count <= self.MAX_PARTS:
+            raise UsageError(
+                f"expected --shard i/n with i from 1 to n (at most {self.MAX_PARTS}), found {self}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def slice(self) -> slice:
+        """Which records of the whole list are this part's: every ``count``-th."""
+        return slice(self.number - 1, None, self.count)
+
+
+@dataclass(frozen=True)
+class PartOfList:
+    """``i/n``: the i-th of n parts."""
+
+    type_text = "str, 'i/n'"
+
+    def check(self, label: str, value: Any) -> Part:
+        """See :class:`Kind`."""
+        if isinstance(value, Part):
+            return value
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value) if isinstance(value, str) else None
+        if not match:
+            raise UsageError(f"expected {label} i/n, like 2/8, found {value!r}")
+        return Part(int(match[1]), int(match[2]))
+
+    read = check
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        return {"type": "string", "pattern": "^[0-9]{1,6}/[0-9]{1,6}$"}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{float(value)}" if isinstance(value, float) else str(value)

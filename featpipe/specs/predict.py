@@ -1,0 +1,18 @@
+"""Options of prediction."""
+
+from __future__ import annotations
+
+from featpipe.specs.extract import EngineOptions
+from featpipe.specs.fields import option, spec
+from featpipe.specs.kinds import Text
+
+
+@spec
+class PredictSpec(EngineOptions):
+    """How new pictures are classified."""
+
+    weights: str | None = option(
+        Text(),
+        "Where the backbone's weights are now, if not where they were in training.",
+        default=None,
+    )

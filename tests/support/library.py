@@ -1,0 +1,47 @@
+"""The library as most tests call it: options by name, and one decoding process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from featpipe import api
+from featpipe.engine.plan import FeaturePlan, plan_features
+from featpipe.specs.extract import ExtractSpec, FeatureOptions
+from featpipe.specs.predict import PredictSpec
+from featpipe.stages.evaluate import Evaluation
+from featpipe.stages.extract import DryRun, ExtractResult
+from featpipe.stages.extract import plan_extraction as plan_by_spec
+from featpipe.stages.predict import Prediction
+from featpipe.stages.predict import predict as predict_by_spec
+from featpipe.stages.train import TrainResult
+
+
+def plan_of(options: dict[str, Any], cache: Path) -> FeaturePlan:
+    """What options of features mean."""
+    return plan_features(FeatureOptions.from_options(options), cache)
+
+
+def extract(data: Any, **options: Any) -> ExtractResult:
+    return api.extract(data, **{"workers": 1, **options})
+
+
+def plan_extraction(data: Any, *, cache: Path, **options: Any) -> DryRun:
+    return plan_by_spec(data, ExtractSpec.from_options(options), cache=cache)
+
+
+def train_head(name: str, *, params: dict[str, Any] | None = None, **options: Any) -> TrainResult:
+    return api.train_head(name, **{**options, **(params or {})})
+
+
+def evaluate(head: Path, **options: Any) -> Evaluation:
+    return api.evaluate(head, **options)
+
+
+def predict(
+    head: Path, paths: Sequence[Any], *, cache: Path, progress: Any = None, **options: Any
+) -> Iterator[Prediction]:
+    spec = PredictSpec.from_options(options)
+    more = {} if progress is None else {"progress": progress}
+    return predict_by_spec(head, paths, spec, cache=cache, **more)
