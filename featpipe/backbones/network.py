@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from featpipe.backbones import winograd
@@ -16,7 +18,25 @@ from featpipe.base.space import FeatureSpace, Preprocessing
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _LONE_PICTURE_SIZE = 128
-"""Pictures of at least this side, in pixels, are computed alike alone and in company."""
+"""Side in pixels from which torch computes a single picture as it computes several."""
+
+
+class BatchLimit:
+    """Most pictures computed at once; threads share it, and it only ever falls.
+
+    Attributes
+    ----------
+    size : int
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._lock = threading.Lock()
+
+    def halve(self, size: int) -> None:
+        """Lower the limit to half of a size for which memory was too small."""
+        with self._lock:
+            self.size = max(1, min(self.size, size // 2))
 
 
 class Network:
@@ -43,7 +63,7 @@ class Network:
         device: str,
         batch_size: int,
     ) -> None:
-        self._batch_size = batch_size
+        self._limit = BatchLimit(batch_size)
         self.spaces = list(spaces)
         self.device = torch.device(device)
         self._dtype = _DTYPES[spaces[0].precision]
@@ -61,7 +81,7 @@ class Network:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.benchmark = False
 
-    def __call__(self, pixels: np.ndarray) -> list[np.ndarray]:
+    def __call__(self, pixels: NDArray[np.uint8]) -> list[np.ndarray]:
         """Features of a batch, one array per space.
 
         Parameters
@@ -79,26 +99,36 @@ class Network:
             A value is not finite in the stored dtype.
         """
         while True:
-            step = self._batch_size
-            try:
-                parts = [self._forward(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-            except torch.OutOfMemoryError:
-                if step == 1:
-                    raise
-                self._batch_size = step // 2
-                torch.cuda.empty_cache()
-            else:
-                return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+            # Read once: another thread may lower the limit while this one computes.
+            size = self._limit.size
+            rows = self._in_batches_of(size, pixels)
+            if rows is not None:
+                return rows
+            self._limit.halve(size)
+            torch.cuda.empty_cache()
+
+    def _in_batches_of(self, size: int, pixels: NDArray[np.uint8]) -> list[np.ndarray] | None:
+        """Features of all pixels, ``size`` at a time; None where memory runs out.
+
+        A function of its own, so that what a failed pass holds is freed before the next one.
+        """
+        try:
+            parts = [self._forward(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            return None
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
+    def _forward(self, pixels: NDArray[np.uint8], batch_size: int) -> list[np.ndarray]:
         n = len(pixels)
-        lacking = self._smallest_batch(pixels.shape[1]) - n
+        lacking = self._padded_size(pixels.shape[1], batch_size) - n
         if lacking > 0:
             pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(lacking, axis=0)])
         batch = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            batch = batch.pin_memory()  # else the copy would stop every stream
+            batch = batch.pin_memory()  # a copy from pageable memory would stop every stream
         batch = batch.to(self.device, non_blocking=True)
         hidden = self._layers[0](self._normalise(batch)).to(self._dtype)
         kept: dict[int, torch.Tensor] = {}
@@ -111,13 +141,13 @@ class Network:
             for last, space in zip(self._last_layer_of, self.spaces, strict=True)
         ]
 
-    def _smallest_batch(self, size: int) -> int:
-        """Batches are padded to this, so that company never changes a picture's bits."""
+    def _padded_size(self, side: int, batch_size: int) -> int:
+        """What batches are padded to, so that a row's bits do not depend on its batch."""
         if self.device.type == "cpu":
-            # Torch takes another convolution for a single picture with few activations.
-            return 2 if size < _LONE_PICTURE_SIZE else 1
-        # cuDNN may choose another algorithm for another batch size: keep it one.
-        return self._batch_size
+            # Torch uses another convolution for a single picture with few activations.
+            return 2 if side < _LONE_PICTURE_SIZE else 1
+        # cuDNN may choose another algorithm for another batch size.
+        return batch_size
 
     def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> np.ndarray:
         if space.pooling == "avg":

@@ -3,6 +3,8 @@
 A message is one line: what was expected, what was found, what to do next.
 """
 
+from typing import NamedTuple
+
 
 class FeatpipeError(Exception):
     """Base of all errors a user can meet; anything else is a bug."""
@@ -57,6 +59,24 @@ class WeightsError(FeatpipeError, RuntimeError):
 
 class FeatureOverflowError(FeatpipeError, ArithmeticError):
     """A feature does not fit the stored dtype (infinite or not a number)."""
+
+
+class Reason(NamedTuple):
+    """Why a picture cannot be used.
+
+    Attributes
+    ----------
+    stage : str
+        Where it failed: ``read``, ``open``, ``decode``, ``convert``, ``resize`` or ``worker``.
+    text : str
+        One line for a person.
+    """
+
+    stage: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.text}"
 
 
 class BadImageError(FeatpipeError, ValueError):

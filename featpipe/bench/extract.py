@@ -18,7 +18,7 @@ from featpipe.bench import peers
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.pictures import write_pictures
 from featpipe.decoding.pool import DecodePool, Task
-from featpipe.engine.loop import default_batch_size, default_workers
+from featpipe.engine.extractor import default_batch_size, default_workers
 from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import ExtractSpec
@@ -148,7 +148,7 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
 
 def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
     from featpipe.backbones.network import Network
-    from featpipe.engine.inference_pool import Lanes
+    from featpipe.engine.inference_pool import InferencePool
 
     batch_size = default_batch_size(plan.device, pixels.shape[1])
     backbone = plan.weights.backbone
@@ -162,12 +162,14 @@ def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
 
     def run() -> float:
         size = pixels.shape[1]
-        with Lanes[None](network, device=plan.device, batch_size=batch_size, size=size) as lanes:
+        with InferencePool[None](
+            network, device=plan.device, batch_size=batch_size, size=size
+        ) as pool:
             for start in range(0, len(pixels), batch_size):
-                lanes.submit(pixels[start : start + batch_size], None)
-                for _ in lanes.results():
+                pool.submit(pixels[start : start + batch_size], None)
+                for _ in pool.results():
                     pass
-            for _ in lanes.results(leave=0):
+            for _ in pool.results(leave=0):
                 pass
         return float(len(pixels))
 

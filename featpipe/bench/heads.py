@@ -17,7 +17,8 @@ from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.read import space_of_width
-from featpipe.datasets.files import OK, SPLITS, Dataset, save_dataset
+from featpipe.datasets.dataset import SPLITS, Dataset, DatasetInfo, SourceInfo, Status
+from featpipe.datasets.files import save_dataset
 from featpipe.heads import new_head
 from featpipe.heads.base import mean_and_scale
 from featpipe.heads.logistic import C_GRID
@@ -180,15 +181,15 @@ def _keep(cache: Path, space: FeatureSpace, X: np.ndarray, y: np.ndarray, rows: 
         cache,
         Dataset(
             name="bench",
-            source={"kind": "bench", "spec": "made up", "root": ""},
+            source=SourceInfo("bench", "made up", ""),
             classes=[str(label) for label in np.unique(y)],
             paths=[f"{i}.png" for i in range(n)],
             label=y.astype(np.int64),
             split=split,
             image_sha256=ids,
-            status=np.full(n, OK, np.int8),
+            status=np.full(n, Status.OK, np.int8),
             stat=np.full((n, 3), -1, np.int64),
             spaces=[space.canonical_json],
-            info={"split": "given", "weights": {space.id: "random:0"}},
+            info=DatasetInfo(weights={space.id: "random:0"}),
         ),
     )

@@ -11,8 +11,9 @@ import numpy as np
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.names import SHARD_MARK
-from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset, save_dataset
-from featpipe.datasets.splits import split_by_content
+from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.files import load_dataset, save_dataset
+from featpipe.datasets.splits import split_unsplit
 from featpipe.sources.records import Record
 from featpipe.specs.kinds import Part
 
@@ -42,7 +43,7 @@ def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset
             shard = load_dataset(cache, shard_name(name, Part(number, count)))
         except NotFoundError:
             return None
-        if shard.info.get("list") != whole_list:
+        if shard.info.list != whole_list:
             return None
         shards.append(shard)
     merged = _merged(name, shards, sum(map(len, shards)))
@@ -79,12 +80,3 @@ def _merged(name: str, shards: list[Dataset], total: int) -> Dataset:
     whole.reasons = dict(sorted(whole.reasons.items()))
     split_unsplit(whole)
     return whole
-
-
-def split_unsplit(dataset: Dataset) -> None:
-    """Split a labelled data set by content where its source gave no splits."""
-    shares, usable = dataset.info["split"], dataset.usable
-    if shares != "given" and dataset.classes and usable.any():
-        dataset.split[usable] = split_by_content(
-            dataset.image_sha256[usable], dataset.label[usable], shares
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import Dataset
+from featpipe.datasets.dataset import Dataset
 from featpipe.specs.fields import flag
 from featpipe.specs.spaces import SpaceQuery
 
@@ -49,9 +49,7 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
 
 
 def _weights_name(dataset: Dataset, space: FeatureSpace) -> str:
-    named = dataset.info.get("weights")
-    found = named.get(space.id) if isinstance(named, dict) else None
-    return found if isinstance(found, str) else ""
+    return dataset.info.weights.get(space.id, "")
 
 
 def _fields(space: FeatureSpace) -> dict[str, object]:

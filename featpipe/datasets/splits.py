@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featpipe.base.ids import sortable
+from featpipe.datasets.dataset import Dataset
 from featpipe.specs.extract import DEFAULT_SPLIT
 from featpipe.specs.kinds import check_sum
 
@@ -76,3 +77,12 @@ def _fill_empty_parts(
 def _uniform(salt: str, image_id: bytes) -> float:
     digest = hashlib.sha256(b"featpipe:" + salt.encode() + b":" + image_id).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def split_unsplit(dataset: Dataset) -> None:
+    """Split a labelled data set by content where its source gave no splits."""
+    shares, usable = dataset.info.split, dataset.usable
+    if not isinstance(shares, str) and dataset.classes and usable.any():
+        dataset.split[usable] = split_by_content(
+            dataset.image_sha256[usable], dataset.label[usable], shares
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import math
 import os
 import selectors
@@ -52,6 +53,14 @@ class Task:
     payload: bytes = b""
 
 
+class DecodedKind(enum.StrEnum):
+    """What became of a task; the values are those of the worker's replies."""
+
+    PIXELS = "pixels"
+    KNOWN = "known"
+    BAD = "bad"
+
+
 @dataclass(frozen=True)
 class Decoded:
     """What became of one task.
@@ -59,7 +68,7 @@ class Decoded:
     Attributes
     ----------
     key : int
-    kind : {"pixels", "known", "bad"}
+    kind : DecodedKind
     image_id : bytes or None
         None where the file could not be read.
     pixels : ndarray of uint8, shape (size, size, 3), or None
@@ -72,7 +81,7 @@ class Decoded:
     """
 
     key: int
-    kind: str
+    kind: DecodedKind
     image_id: bytes | None
     pixels: np.ndarray | None = None
     stage: str = ""
@@ -147,12 +156,13 @@ class _Worker:
 
     def _take(self, header: dict[str, Any]) -> Decoded:
         task, slot = self.pending.popleft()
-        pixels = np.array(self.slots[slot]) if header["kind"] == "pixels" else None
+        kind = DecodedKind(header["kind"])
+        pixels = np.array(self.slots[slot]) if kind is DecodedKind.PIXELS else None
         self.free.append(slot)
         image_id = bytes.fromhex(header["id"]) if header["id"] else None
         stat = tuple(header["stat"]) if "stat" in header else None
         rest = {k: v for k, v in header.items() if k not in ("key", "id", "stat", "kind")}
-        return Decoded(task.key, header["kind"], image_id, pixels, stat=stat, **rest)
+        return Decoded(task.key, kind, image_id, pixels, stat=stat, **rest)
 
     def _send(self, data: bytes) -> None:
         # A dead worker is noticed, with the task at fault, when its stdout ends.
@@ -319,7 +329,9 @@ class DecodePool:
             self._suspects.add(at_fault.key)
             if reason is not None:
                 stat = _stat(pending.pop(0).path)
-                yield Decoded(at_fault.key, "bad", None, stage="worker", reason=reason, stat=stat)
+                yield Decoded(
+                    at_fault.key, DecodedKind.BAD, None, stage="worker", reason=reason, stat=stat
+                )
         self._retry.extend(pending)
         self._start()
 

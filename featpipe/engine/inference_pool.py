@@ -1,4 +1,4 @@
-"""Several batches in the network at once, each in a thread of its own, results in order."""
+"""Threads that run the network over several batches at once; results come in order."""
 
 from __future__ import annotations
 
@@ -11,64 +11,66 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from featpipe.base.hardware import free_memory
 
 T = TypeVar("T")
 
 _ACTIVATION_BYTES = 3 * 64 * 4
-"""What a pixel of the input takes at its widest: three float32 maps of VGG's 64 channels."""
-_MEMORY_SHARE = 4
-"""Lanes take at most one part in so many of the memory that is free."""
+"""Bytes per pixel of the input where the network is widest: three float32 maps of VGG's 64
+channels."""
+_MEMORY_FRACTION = 4
+"""All threads together take at most one part in so many of the memory that is free."""
+_BATCHES_PER_THREAD = 2
+"""Batches under way per thread before :meth:`InferencePool.results` waits."""
+
+Inference = Callable[[NDArray[np.uint8]], list[np.ndarray]]
 
 
-class Lanes(Generic[T]):
-    """Calls a network from several threads.
+class InferencePool(Generic[T]):
+    """Calls a network from several threads, each with a batch of its own.
 
-    On a processor each lane computes with its share of the cores, usually one: cores that share
-    a batch wait for the slowest of them after each operation, above all when decoders take one
-    away for a moment. On a GPU there are two, so that one batch travels while the other is
-    computed. Every lane gives the same bits.
+    On a CPU, threads that share one batch wait for the slowest of them after every operation, the
+    more so while a decoding process takes one core away; so each thread of this pool computes a
+    whole batch with its share of the cores, usually one. On a GPU there are two threads, each with
+    a stream of its own, so that one batch is copied while the other is computed. Every thread
+    gives the same bits.
 
     Parameters
     ----------
     network : callable
-        Pixels (n, size, size, 3) uint8 → arrays, one per space; released from Python's lock.
+        Pixels (n, size, size, 3) uint8 → arrays, one per space. It must release Python's lock.
     device : str
     batch_size, size : int
-        Pictures per call and their side, from which the memory of a lane is estimated.
+        Pictures per call and their side in pixels: they decide the memory of a thread.
 
     Attributes
     ----------
+    count : int
+        Number of threads.
     busy_seconds : float
-        Time in the network so far, of an average lane.
+        Time in the network so far, of an average thread.
     """
 
-    def __init__(
-        self,
-        network: Callable[[np.ndarray], list[np.ndarray]],
-        *,
-        device: str,
-        batch_size: int,
-        size: int,
-    ) -> None:
+    def __init__(self, network: Inference, *, device: str, batch_size: int, size: int) -> None:
         self._network = network
-        self._threads = torch.get_num_threads()
-        self.count = _count(device, self._threads, batch_size, size)
+        self._torch_threads = torch.get_num_threads()
+        self.count = _thread_count(device, self._torch_threads, batch_size, size)
         self.busy_seconds = 0.0
         self._waiting: deque[tuple[T, Future[tuple[list[np.ndarray], float]]]] = deque()
 
-        def prepare() -> None:
+        def set_up_thread() -> None:
             if device.startswith("cuda"):
                 torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
             else:
-                torch.set_num_threads(max(1, self._threads // self.count))
+                torch.set_num_threads(max(1, self._torch_threads // self.count))
 
         if device.startswith("cuda"):
-            torch.cuda.synchronize(device)  # the weights are there before another stream asks
-        self._pool = ThreadPoolExecutor(self.count, "featpipe-lane", prepare)
+            torch.cuda.synchronize(device)  # the weights must be there before a stream uses them
+        self._executor = ThreadPoolExecutor(self.count, "featpipe-inference", set_up_thread)
 
-    def __enter__(self) -> Lanes[T]:
+    def __enter__(self) -> InferencePool[T]:
         return self
 
     def __exit__(
@@ -77,21 +79,21 @@ class Lanes(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        # What a lane sets holds for threads to come, too.
-        torch.set_num_threads(self._threads)
+        self._executor.shutdown(cancel_futures=True)
+        # torch hands the number that was set last to every new thread of the process.
+        torch.set_num_threads(self._torch_threads)
 
-    def submit(self, pixels: np.ndarray, label: T) -> None:
+    def submit(self, pixels: NDArray[np.uint8], label: T) -> None:
         """Queue a batch; ``label`` comes back with its result."""
-        self._waiting.append((label, self._pool.submit(self._timed, pixels)))
+        self._waiting.append((label, self._executor.submit(self._timed, pixels)))
 
     def results(self, leave: int | None = None) -> Iterator[tuple[T, list[np.ndarray]]]:
-        """Results in the order of submission, and what the network raised.
+        """Results in the order of submission; an error of the network is raised here.
 
-        Those that are there at once; then it waits until at most ``leave`` batches, by default
-        two for each lane, are under way.
+        Those that are finished come at once. Then it waits until at most ``leave`` batches, by
+        default two per thread, are under way.
         """
-        leave = 2 * self.count if leave is None else leave
+        leave = _BATCHES_PER_THREAD * self.count if leave is None else leave
         while self._waiting and (len(self._waiting) > leave or self._waiting[0][1].done()):
             label, future = self._waiting.popleft()
             arrays, seconds = future.result()
@@ -99,22 +101,22 @@ class Lanes(Generic[T]):
             yield label, arrays
 
     def leftovers(self) -> Iterator[tuple[T, list[np.ndarray]]]:
-        """After the lanes are closed: results nobody took, but for failures."""
+        """After the pool is closed: results that nobody took, without failures."""
         for label, future in self._waiting:
             if not future.cancelled() and future.exception() is None:
                 yield label, future.result()[0]
         self._waiting.clear()
 
-    def _timed(self, pixels: np.ndarray) -> tuple[list[np.ndarray], float]:
+    def _timed(self, pixels: NDArray[np.uint8]) -> tuple[list[np.ndarray], float]:
         started = time.perf_counter()
         arrays = self._network(pixels)
         return arrays, time.perf_counter() - started
 
 
-def _count(device: str, threads: int, batch_size: int, size: int) -> int:
+def _thread_count(device: str, torch_threads: int, batch_size: int, size: int) -> int:
     if device.startswith("cuda"):
         return 2
     if device != "cpu":
         return 1
     each = batch_size * size * size * _ACTIVATION_BYTES
-    return int(np.clip(free_memory() // _MEMORY_SHARE // each, 1, threads))
+    return int(np.clip(free_memory() // _MEMORY_FRACTION // each, 1, torch_threads))

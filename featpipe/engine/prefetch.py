@@ -1,4 +1,4 @@
-"""Running an iterator ahead of whoever consumes it, so that both work at the same time."""
+"""Running an iterator in a thread, so that producer and consumer work at the same time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _POLL_S = 1.0
-"""Silence after which the consumer is given a None, to look after other things."""
+"""Seconds without an item after which the consumer gets a None, to do other work."""
+_PUT_S = 0.1
+"""Seconds between two looks whether the consumer has stopped, while the queue is full."""
 
 
 @contextmanager
-def ahead(results: Iterator[T | None], limit: int) -> Iterator[Iterator[T | None]]:
+def prefetch(items: Iterator[T | None], limit: int) -> Iterator[Iterator[T | None]]:
     """Run an iterator in a thread, at most ``limit`` items ahead; what it raises is raised here.
 
-    Its own Nones are left out; while the next item takes long, None comes once a second instead.
+    Nones of the iterator are left out. While the next item takes long, None comes once a second.
     """
     waiting: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(limit)
     stop = threading.Event()
@@ -26,16 +28,16 @@ def ahead(results: Iterator[T | None], limit: int) -> Iterator[Iterator[T | None
     def put(item: tuple[str, T | BaseException | None]) -> bool:
         while not stop.is_set():
             try:
-                waiting.put(item, timeout=0.1)
+                waiting.put(item, timeout=_PUT_S)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def feed() -> None:
+    def produce() -> None:
         try:
-            for result in results:
-                if stop.is_set() or (result is not None and not put(("item", result))):
+            for item in items:
+                if stop.is_set() or (item is not None and not put(("item", item))):
                     return
             put(("end", None))
         except BaseException as error:
@@ -54,7 +56,7 @@ def ahead(results: Iterator[T | None], limit: int) -> Iterator[Iterator[T | None
                 raise item
             yield item
 
-    thread = threading.Thread(target=feed, name="featpipe-feeder", daemon=True)
+    thread = threading.Thread(target=produce, name="featpipe-prefetch", daemon=True)
     thread.start()
     try:
         yield consume()

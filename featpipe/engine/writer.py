@@ -24,7 +24,8 @@ class SegmentWriter:
     def __init__(self, stores: Sequence[FeatureStore], provenance: dict[str, str]) -> None:
         self._stores = list(stores)
         self._provenance = provenance
-        # Pairs, in one list: a signal may raise between any two statements of the caller's thread.
+        # One list of pairs instead of two lists: an interrupt may be raised between any two
+        # statements, and would leave two lists of different lengths.
         self._waiting: list[list[tuple[bytes, np.ndarray]]] = [[] for _ in self._stores]
         self._bytes = 0
         self._oldest = 0.0
@@ -47,21 +48,22 @@ class SegmentWriter:
         if self._bytes and (self._bytes >= COMMIT_BYTES or age >= COMMIT_SECONDS):
             self._commit()
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Commit everything and wait until it is on disk."""
-        try:
-            self._finish()
-        except KeyboardInterrupt:
-            # It came while what is waiting was being handed over: that is still kept.
-            self._finish()
-            raise
-        finally:
-            self._executor.shutdown()
-
-    def _finish(self) -> None:
         if self._bytes:
             self._commit()
         self._wait()
+
+    def finish(self) -> None:
+        """Flush, and end the background thread."""
+        try:
+            self.flush()
+        except KeyboardInterrupt:
+            # The interrupt may have come before the waiting rows were handed over.
+            self.flush()
+            raise
+        finally:
+            self._executor.shutdown()
 
     def _commit(self) -> None:
         self._wait()
@@ -70,8 +72,8 @@ class SegmentWriter:
             for store, waiting in zip(self._stores, self._waiting, strict=True)
             if waiting
         ]
-        # Handed over first, forgotten then: a signal in between writes rows twice, which does
-        # no harm, instead of never.
+        # Submit the rows before forgetting them: an interrupt in between then writes them twice,
+        # which is harmless, instead of never.
         self._running = self._executor.submit(self._write, batches)
         self._waiting = [[] for _ in self._stores]
         self._bytes = 0

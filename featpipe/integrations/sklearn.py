@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DataError, UsageError
 from featpipe.decoding.pool import Task
-from featpipe.engine.loop import Outcome, run
+from featpipe.engine.extractor import Extractor
+from featpipe.engine.outcome import Outcome
 from featpipe.engine.plan import plan_features
 from featpipe.specs.extract import FeatureOptions
 from featpipe.store.feature_store import FeatureStore
@@ -95,20 +96,19 @@ workers, max_pixels
         if len(plan.spaces) != 1:
             raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
         store = FeatureStore(root, plan.spaces[0])
-        ids = np.zeros((len(paths), 32), np.uint8)
-
-        def on_outcome(outcome: Outcome) -> None:
-            if outcome.image_id is None or outcome.kind == "bad":
-                raise DataError(
-                    f"expected readable pictures, found {paths[outcome.key]!r} "
-                    f"({outcome.stage}: {outcome.reason}); leave it out"
-                )
-            ids[outcome.key] = np.frombuffer(outcome.image_id, np.uint8)
-
         if not paths:
             raise DataError("expected at least one picture, found none")
+
+        def refuse_bad(outcome: Outcome) -> None:
+            if outcome.reason is not None:
+                raise DataError(
+                    f"expected readable pictures, found {paths[outcome.key]!r} "
+                    f"({outcome.reason}); leave it out"
+                )
+
         tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
-        run(tasks, plan, [store], on_outcome, spec)
+        with Extractor(plan, [store], spec) as extractor:
+            ids = extractor.compute_ids(tasks, len(paths), refuse_bad).ids
         return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
 
     def __sklearn_tags__(self) -> Any:

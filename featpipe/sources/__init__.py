@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from featpipe.base.disk import read_regular
 from featpipe.base.errors import NotFoundError, UsageError
@@ -67,9 +66,14 @@ def open_source(
     )
 
 
-def image_reader(source: dict[str, Any]) -> Callable[[str], bytes]:
-    """A function from a data set's path to the bytes of that picture, without listing again."""
-    if source.get("kind") == "digits":
+def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
+    """A function from a data set's path to the bytes of that picture, without listing again.
+
+    Parameters
+    ----------
+    kind, root : str
+        As in :class:`Source`; an empty root where there is none.
+    """
+    if kind == "digits":
         return read_digit
-    root = Path(str(source.get("root", "")))
-    return lambda path: read_regular(root / path)
+    return lambda path: read_regular(Path(root) / path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from featpipe.base.errors import DataError
 
@@ -71,7 +70,3 @@ class Source:
                 f"expected a split for every picture or for none, found {bare} of "
                 f"{len(self.records)} without one in {self.spec}"
             )
-
-    def describe(self) -> dict[str, Any]:
-        """What a data set file keeps of its source."""
-        return {"kind": self.kind, "spec": self.spec, "root": str(self.root or "")}

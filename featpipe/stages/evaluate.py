@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from featpipe.base.errors import DataError
-from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset
+from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_space
 from featpipe.reports import Mistake, write_report
 from featpipe.reports.metrics import score
@@ -143,7 +144,7 @@ def _worst_mistakes(
     truth = probabilities[np.arange(len(y)), y]
     wrong = np.flatnonzero(predicted != y)
     wrong = wrong[np.argsort(truth[wrong], kind="stable")][:WORST_MISTAKES]
-    read = image_reader(dataset.source)
+    read = image_reader(dataset.source.kind, dataset.source.root)
     return [
         Mistake(
             path=dataset.paths[chosen[i]],

@@ -17,19 +17,22 @@ from typing import Any
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import OK, QUARANTINED, Dataset, load_dataset, save_dataset
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.draft import DatasetDraft, source_info
+from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
 from featpipe.decoding.pool import Task
-from featpipe.engine.loop import Outcome, Timings, run
+from featpipe.engine.extractor import Extractor
+from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
 from featpipe.specs.kinds import Part
-from featpipe.stages.draft import TODO, Samples
 from featpipe.store.feature_store import FeatureStore
 
 log = logging.getLogger("featpipe")
@@ -139,71 +142,72 @@ class _Extraction:
             )
         self.before = _load_before(cache, self.dataset_name)
         self._warn_of_other_source()
-        self.samples = Samples(self.source, _decoder(spec))
-        self.samples.recall(
-            self.before,
-            self.stores,
-            retry_quarantined=spec.retry_quarantined,
-            rehash=spec.rehash,
-        )
+        self.draft = _draft(self.source, self.before, self.stores, spec)
         self.timings = Timings()
+        self.computed = 0
         self.dataset: Dataset | None = None
         self.merged: Dataset | None = None
 
     def _warn_of_other_source(self) -> None:
+        before, now = self.before, source_info(self.source)
         # A folder that was moved, or is named in another way, is still the same source.
-        before = self.before
-        if before is not None and not before.source.items() & _names_of(self.source).items():
+        if before is None or before.source.spec == now.spec:
+            return
+        if before.source.root != (now.root or now.spec):
             log.warning(
                 "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
-                *(self.dataset_name, before.source.get("spec"), len(before)),
+                *(self.dataset_name, before.source.spec, len(before)),
             )
 
     def compute(self, progress: Progress) -> None:
         """Run the backbone over the pictures whose features are missing."""
-        todo = np.flatnonzero(self.samples.state == TODO)
+        todo = self.draft.todo
         if len(todo):
-            self.timings = self._compute(todo, progress)
-        self.samples.check_max_bad(self.spec.max_bad)
-        self.samples.check_list_paths()
+            self._compute(todo, progress)
+        self.draft.check_max_bad(self.spec.max_bad)
+        self.draft.check_list_paths()
 
-    def _compute(self, todo: np.ndarray, progress: Progress) -> Timings:
-        source, samples = self.source, self.samples
-
-        def tasks() -> Iterator[Task]:
-            for i in todo.tolist():
-                path = source.records[i].path
-                if source.root is None:
-                    yield Task(i, None, samples.payload(path))
-                else:
-                    yield Task(i, os.path.join(source.root, path))
-
-        with progress("extract", len(todo)) as bar:
+    def _compute(self, todo: NDArray[np.intp], progress: Progress) -> None:
+        records, draft = self.source.records, self.draft
+        with (
+            progress("extract", len(todo)) as bar,
+            Extractor(self.plan, self.stores, self.spec) as extractor,
+        ):
 
             def on_outcome(outcome: Outcome) -> None:
-                samples.take(outcome)
-                bar.advance(bad=len(samples.reasons))
-                if outcome.kind == "bad":
-                    path = source.records[outcome.key].path
-                    log.debug("quarantined %r: %s: %s", path, outcome.stage, outcome.reason)
-                    samples.check_max_bad(self.spec.max_bad)
+                number = int(todo[outcome.key])
+                if outcome.reason is not None:
+                    draft.quarantine(number, outcome.reason)
+                bar.advance(bad=len(draft.reasons))
+                if outcome.reason is not None:
+                    log.debug("quarantined %r: %s", records[number].path, outcome.reason)
+                    draft.check_max_bad(self.spec.max_bad)
 
-            return run(tasks(), self.plan, self.stores, on_outcome, self.spec)
+            found = extractor.compute_ids(self._tasks(todo), len(todo), on_outcome)
+        draft.enter(todo, found.ids, found.stat)
+        self.timings, self.computed = extractor.timings, found.computed
+
+    def _tasks(self, todo: NDArray[np.intp]) -> Iterator[Task]:
+        for key, number in enumerate(todo.tolist()):
+            path = self.source.records[number].path
+            if self.source.root is None:
+                yield Task(key, None, self.draft.payload(path))
+            else:
+                yield Task(key, os.path.join(self.source.root, path))
 
     def save(self) -> None:
         """Write the data set; the job that finds all shards done also writes the whole."""
         spec, before = self.spec, self.before
-        dataset = self.samples.freeze(self.dataset_name, spec.split)
+        dataset = self.draft.freeze(self.dataset_name, spec.split)
         if dataset.classes and spec.shard is None and "test" not in dataset.split_names:
             log.warning(
                 "data set '%s' has no test split: evaluate its heads --on another one", spec.name
             )
         dataset.spaces = _spaces_held(dataset, self.plan.spaces, before, self.cache)
-        named = before.info.get("weights", {}) if before else {}
+        named = before.info.weights if before else {}
         weights = {space.id: self.plan.weights.spec for space in self.plan.spaces}
-        dataset.info["weights"] = {**named, **weights}
-        if spec.shard is not None:
-            dataset.info["list"] = self.list_digest
+        dataset.info.weights = {**named, **weights}
+        dataset.info.list = self.list_digest
         save_dataset(self.cache, dataset)
         self.dataset = dataset
         if spec.shard is not None:
@@ -223,20 +227,23 @@ class _Extraction:
         seconds = time.perf_counter() - self.started
         assert self.dataset is not None
         whole = self.dataset if self.spec.shard is None else self.merged
+        draft, records = self.draft, self.source.records
+        unique = draft.unique()
         return ExtractResult(
             dataset=self.spec.name if whole is not None else self.dataset_name,
             spaces=self.plan.spaces,
-            **self.samples.counts(),
+            images=len(records),
+            computed=self.computed,
+            reused=unique - self.computed,
+            duplicates=len(draft.fine) - unique,
+            quarantined=len(draft.reasons),
             seconds=round(seconds, 3),
-            images_per_second=round(len(self.source.records) / seconds, 1),
+            images_per_second=round(len(records) / seconds, 1),
             stage_seconds={"list": round(self.listed_s, 3), **self.timings.as_dict()},
-            bottleneck=self.timings.bottleneck if self.samples.computed else "none",
+            bottleneck=self.timings.bottleneck if self.computed else "none",
             classes=self.dataset.classes,
             splits=_split_sizes(whole),
-            bad=[
-                (self.source.records[i].path, stage, reason)
-                for i, (stage, reason) in sorted(self.samples.reasons.items())
-            ],
+            bad=[(records[i].path, *reason) for i, reason in sorted(draft.reasons.items())],
         )
 
 
@@ -265,17 +272,31 @@ def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: P
     """
     source = open_source(data, root=spec.root, follow_links=spec.follow_links)
     plan = plan_features(spec, cache, remember=False)
-    samples = Samples(source, _decoder(spec))
     stores = [FeatureStore(cache, space) for space in plan.spaces]
-    samples.recall(_load_before(cache, spec.name), stores, retry_quarantined=False)
-    count = {state: int((samples.state == state).sum()) for state in (TODO, OK, QUARANTINED)}
-    images = len(source.records)
-    return DryRun(spec.name, plan.spaces, images, count[OK], count[TODO], count[QUARANTINED])
+    draft = _draft(source, _load_before(cache, spec.name), stores, spec)
+    return DryRun(
+        dataset=spec.name,
+        spaces=plan.spaces,
+        images=len(source.records),
+        unchanged=len(draft.fine),
+        to_read=len(draft.todo),
+        quarantined=len(draft.reasons),
+    )
 
 
-def _names_of(source: Source) -> dict[str, str]:
-    described = source.describe()
-    return {"spec": described["spec"], "root": described["root"] or described["spec"]}
+def _draft(
+    source: Source, before: Dataset | None, stores: list[FeatureStore], spec: ExtractSpec
+) -> DatasetDraft:
+    """What is known of every record of a source without opening a picture."""
+    draft = DatasetDraft(source, _decoder(spec))
+    draft.recall(before, retry_quarantined=spec.retry_quarantined, rehash=spec.rehash)
+    # An unchanged file still has work to do where a store lacks its row.
+    ids = draft.ids[draft.fine]
+    has_row = np.ones(len(ids), bool)
+    for store in stores:
+        has_row &= store.contains(ids)
+    draft.require_rows(has_row)
+    return draft
 
 
 def _split_sizes(dataset: Dataset | None) -> dict[str, int]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featpipe.base.progress import Bar, Progress, no_progress
+from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.pool import Task
-from featpipe.engine.loop import Outcome, run
+from featpipe.engine.extractor import Extractor
+from featpipe.engine.outcome import ComputedIds
 from featpipe.engine.plan import FeaturePlan, plan_for_space
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
@@ -110,39 +109,32 @@ def _predictions(
     options: EngineOptions,
     progress: Progress,
 ) -> Iterator[Prediction]:
+    if not files:
+        return
     store = FeatureStore(cache, trained.space)
-    with progress("predict", len(files)) as bar:
+    with (
+        progress("predict", len(files)) as bar,
+        Extractor(plan, [store], options) as extractor,
+    ):
         for start in range(0, len(files), _CHUNK):
             chunk = files[start : start + _CHUNK]
-            yield from _predict_chunk(chunk, trained, plan, store, options, bar)
+            tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(chunk))
+            found = extractor.compute_ids(tasks, len(chunk), lambda _: bar.advance())
+            yield from _answers(chunk, found, trained, store)
 
 
-def _predict_chunk(
-    files: list[str],
-    trained: TrainedHead,
-    plan: FeaturePlan,
-    store: FeatureStore,
-    options: EngineOptions,
-    bar: Bar,
-) -> list[Prediction]:
-    ids = np.zeros((len(files), 32), np.uint8)
-    errors: dict[int, str] = {}
-
-    def on_outcome(outcome: Outcome) -> None:
-        bar.advance()
-        if outcome.kind == "bad":
-            errors[outcome.key] = f"{outcome.stage}: {outcome.reason}"
-        elif outcome.image_id is not None:
-            ids[outcome.key] = np.frombuffer(outcome.image_id, np.uint8)
-
-    tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(files))
-    run(tasks, plan, [store], on_outcome, options)
-    good = [i for i in range(len(files)) if i not in errors]
-    probabilities = trained.head.predict_proba(store.rows(ids[good]))
-    classes = trained.head.classes_.tolist()
-    found = {i: Prediction(files[i], classes, error=error) for i, error in errors.items()}
-    for i, row in zip(good, probabilities, strict=True):
+def _answers(
+    files: list[str], found: ComputedIds, trained: TrainedHead, store: FeatureStore
+) -> Iterator[Prediction]:
+    """Predictions of one chunk, in its order."""
+    good = [i for i in range(len(files)) if i not in found.errors]
+    probabilities = iter(trained.head.predict_proba(store.rows(found.ids[good])))
+    classes: list[str] = trained.head.classes_.tolist()
+    for i, file in enumerate(files):
+        if i in found.errors:
+            yield Prediction(file, classes, error=str(found.errors[i]))
+            continue
+        row = next(probabilities)
         best = int(row.argmax())
         every = dict(zip(classes, row.tolist(), strict=True))
-        found[i] = Prediction(files[i], classes, classes[best], float(row[best]), every)
-    return [found[i] for i in range(len(files))]
+        yield Prediction(file, classes, classes[best], float(row[best]), every)

@@ -16,7 +16,8 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
-from featpipe.datasets.files import NO_LABEL, Dataset, load_dataset
+from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
 from featpipe.datasets.splits import split_by_content
 from featpipe.heads import new_head

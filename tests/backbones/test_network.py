@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -195,11 +196,11 @@ def test_the_batch_is_halved_for_good_when_memory_runs_out(
     sizes: list[int] = []
     forward = Network._forward
 
-    def hungry(self: Network, batch: np.ndarray) -> list[np.ndarray]:
+    def hungry(self: Network, batch: np.ndarray, size: int) -> list[np.ndarray]:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError
-        return forward(self, batch)
+        return forward(self, batch, size)
 
     asked = [space(TOY, "block1_pool")]
     (expected,) = network(asked, batch_size=2)(pixels(5))
@@ -211,9 +212,55 @@ def test_the_batch_is_halved_for_good_when_memory_runs_out(
     small(pixels(4))
     assert sizes[5:] == [2, 2]
 
-    def starving(self: Network, batch: np.ndarray) -> list[np.ndarray]:
+    def starving(self: Network, batch: np.ndarray, size: int) -> list[np.ndarray]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Network, "_forward", starving)
     with pytest.raises(torch.OutOfMemoryError):
         small(pixels(4))
+
+
+def test_a_thread_keeps_its_shape_while_another_runs_out_of_memory_and_the_limit_never_rises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward = Network._forward
+    slow_is_in, fast_is_done = threading.Event(), threading.Event()
+    shapes: dict[str, list[int]] = {"slow": [], "fast": []}
+
+    def hungry(self: Network, batch: np.ndarray, size: int) -> list[np.ndarray]:
+        name = threading.current_thread().name
+        shapes[name].append(size)
+        if name == "slow" and size == 8:
+            # Two pieces of this call: the other thread lowers the limit between them.
+            if len(shapes["slow"]) == 1:
+                slow_is_in.set()
+                assert fast_is_done.wait(30)
+                return forward(self, batch, size)
+            raise torch.OutOfMemoryError
+        if size > 2:
+            raise torch.OutOfMemoryError
+        return forward(self, batch, size)
+
+    asked = [space(TOY, "block1_pool")]
+    expected = network(asked, batch_size=2)(pixels(12))[0]
+    monkeypatch.setattr(Network, "_forward", hungry)
+    shared = network(asked, batch_size=8)
+    results: dict[str, np.ndarray] = {}
+
+    def compute(name: str) -> None:
+        results[name] = shared(pixels(12))[0]
+        if name == "fast":
+            fast_is_done.set()
+
+    slow = threading.Thread(target=compute, args=["slow"], name="slow")
+    slow.start()
+    assert slow_is_in.wait(30)
+    fast = threading.Thread(target=compute, args=["fast"], name="fast")
+    fast.start()
+    for thread in (fast, slow):
+        thread.join(30)
+    assert shapes["fast"] == [8, 4, *[2] * 6]
+    # The slow thread began with 8 and failed with 8, when the limit was 2 already: it goes on
+    # with 2, not with half of 8.
+    assert shapes["slow"] == [8, 8, *[2] * 6]
+    assert np.array_equal(results["fast"], expected) and np.array_equal(results["slow"], expected)

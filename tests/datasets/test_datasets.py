@@ -16,22 +16,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.samples import image_ids
 
-from featpipe.base.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.base.errors import DamageError, NotFoundError, Reason, StorageError, UsageError
 from featpipe.datasets import files as module
-from featpipe.datasets.files import (
-    Dataset,
-    dataset_path,
-    list_datasets,
-    load_dataset,
-    save_dataset,
-)
+from featpipe.datasets.dataset import Dataset, DatasetInfo, SourceInfo
+from featpipe.datasets.files import dataset_path, list_datasets, load_dataset, save_dataset
 
 
 def small_dataset(**changes: Any) -> Dataset:
     """Five pictures: two train, one val, one quarantined test, one without a split."""
     fields: dict[str, Any] = {
         "name": "pets",
-        "source": {"kind": "folder", "spec": "photos", "root": "/photos"},
+        "source": SourceInfo("folder", "photos", "/photos"),
         "classes": ["cat", "dög\udcff"],
         "paths": ["a.jpg", "new\nline.jpg", "\udcff\udc80.jpg", "ünï/e.jpg", "e"],
         "label": np.array([0, 1, 1, -1, 0]),
@@ -39,9 +34,9 @@ def small_dataset(**changes: Any) -> Dataset:
         "image_sha256": image_ids(*range(5)),
         "status": np.array([0, 0, 0, 1, 0], np.int8),
         "stat": np.arange(15).reshape(5, 3) - 2**40,
-        "reasons": {3: ["decode", "truncated"]},
+        "reasons": {3: Reason("decode", "truncated")},
         "spaces": ['{"format":1}'],
-        "info": {"split": {"policy": "content"}, "seconds": 1.5},
+        "info": DatasetInfo("pillow", [0.5, 0.25, 0.25], {"ab": "random:0"}, "cd"),
     }
     return Dataset(**{**fields, **changes})
 
@@ -75,7 +70,7 @@ def test_any_path_comes_back(tmp_path_factory: pytest.TempPathFactory, paths: li
     n = len(paths)
     dataset = Dataset(
         name="x",
-        source={},
+        source=SourceInfo("", "", ""),
         classes=[],
         paths=paths,
         label=np.full(n, -1),
@@ -220,7 +215,11 @@ def test_the_digest_changes_with_what_the_list_means(change: dict[str, Any]) -> 
 
 def test_the_digest_does_not_change_with_names_places_and_times(cache: Path) -> None:
     other = small_dataset(
-        name="other", paths=list("vwxyz"), stat=np.zeros((5, 3), np.int64), info={}, source={}
+        name="other",
+        paths=list("vwxyz"),
+        stat=np.zeros((5, 3), np.int64),
+        info=DatasetInfo(),
+        source=SourceInfo("", "", ""),
     )
     assert other.digest() == small_dataset().digest()
     save_dataset(cache, other)

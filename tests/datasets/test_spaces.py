@@ -145,7 +145,7 @@ def test_every_field_can_be_asked_for(
 ) -> None:
     other = small_space(**changes)
     dataset = stored_set(cache, in_splits(train=3), spaces=[small_space(), other])
-    dataset.info["weights"] = {small_space().id: "random:0", other.id: "random:1"}
+    dataset.info.weights = {small_space().id: "random:0", other.id: "random:1"}
     save_dataset(cache, dataset)
     assert choose_space(dataset, SpaceQuery(**query))[0] == other
     rows, _ = open_features("set", cache=cache, **query)

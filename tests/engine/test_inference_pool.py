@@ -1,4 +1,4 @@
-"""Lanes: batches at the same time, results in order, nothing lost, the thread count given back."""
+"""Batches at the same time, results in order, nothing lost, the thread count given back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from featpipe.engine import inference_pool as lanes_module
-from featpipe.engine.inference_pool import Lanes
+from featpipe.engine import inference_pool as pool_module
+from featpipe.engine.inference_pool import InferencePool
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,8 @@ def identity(pixels: np.ndarray) -> list[np.ndarray]:
     return [pixels]
 
 
-def lanes_of(network: object = identity, size: int = 8) -> Lanes[int]:
-    return Lanes(network, device="cpu", batch_size=1, size=size)  # type: ignore[arg-type]
+def pool_of(network: object = identity, size: int = 8) -> InferencePool[int]:
+    return InferencePool(network, device="cpu", batch_size=1, size=size)  # type: ignore[arg-type]
 
 
 def test_results_come_in_the_order_of_submission() -> None:
@@ -40,14 +40,14 @@ def test_results_come_in_the_order_of_submission() -> None:
         return [pixels]
 
     found = []
-    with lanes_of(slow_at_first) as lanes:
+    with pool_of(slow_at_first) as pool:
         for number in range(12):
-            lanes.submit(batch(number), number)
-            found += list(lanes.results())
-        found += list(lanes.results(leave=0))
+            pool.submit(batch(number), number)
+            found += list(pool.results())
+        found += list(pool.results(leave=0))
     assert [label for label, _ in found] == list(range(12))
     assert all((arrays[0] == label).all() for label, arrays in found)
-    assert 0.02 <= lanes.busy_seconds < 12 * 0.1
+    assert 0.02 <= pool.busy_seconds < 12 * 0.1
 
 
 def test_each_core_has_a_batch_of_its_own_at_the_same_time() -> None:
@@ -57,17 +57,17 @@ def test_each_core_has_a_batch_of_its_own_at_the_same_time() -> None:
         meeting.wait(timeout=30)
         return [np.array(torch.get_num_threads())]
 
-    with lanes_of(meet) as lanes:
-        assert lanes.count == 2
+    with pool_of(meet) as pool:
+        assert pool.count == 2
         for number in range(4):
-            lanes.submit(batch(number), number)
-        assert [int(arrays[0]) for _, arrays in lanes.results(leave=0)] == [1] * 4
+            pool.submit(batch(number), number)
+        assert [int(arrays[0]) for _, arrays in pool.results(leave=0)] == [1] * 4
 
 
 def test_the_thread_count_is_given_back_to_this_and_later_threads() -> None:
-    with lanes_of() as lanes:
-        lanes.submit(batch(0), 0)
-        list(lanes.results(leave=0))
+    with pool_of() as pool:
+        pool.submit(batch(0), 0)
+        list(pool.results(leave=0))
     found = [torch.get_num_threads()]
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
@@ -82,13 +82,13 @@ def test_no_more_than_two_batches_a_lane_are_under_way() -> None:
         assert go.wait(30)
         return [pixels]
 
-    with lanes_of(wait) as lanes:
+    with pool_of(wait) as pool:
         for number in range(4):
-            lanes.submit(batch(number), number)
-            assert list(lanes.results()) == [], "there is room, and nobody waits"
-        lanes.submit(batch(4), 4)
+            pool.submit(batch(number), number)
+            assert list(pool.results()) == [], "there is room, and nobody waits"
+        pool.submit(batch(4), 4)
         threading.Timer(0.05, go.set).start()
-        first, _ = next(lanes.results())
+        first, _ = next(pool.results())
         assert first == 0
         assert go.is_set(), "it waited for the first"
 
@@ -100,15 +100,15 @@ def test_a_failure_comes_at_its_turn_and_the_others_are_left_over() -> None:
         return [pixels]
 
     found = []
-    with lanes_of(fail) as lanes, pytest.raises(ValueError, match="one"):
+    with pool_of(fail) as pool, pytest.raises(ValueError, match="one"):
         for number in range(4):
-            lanes.submit(batch(number), number)
+            pool.submit(batch(number), number)
         time.sleep(0.2)
-        for label, _ in lanes.results(leave=0):
+        for label, _ in pool.results(leave=0):
             found.append(label)
     assert found == [0]
-    assert [label for label, _ in lanes.leftovers()] == [2, 3]
-    assert [label for label, _ in lanes.leftovers()] == [], "once"
+    assert [label for label, _ in pool.leftovers()] == [2, 3]
+    assert [label for label, _ in pool.leftovers()] == [], "once"
 
 
 def test_what_was_not_begun_is_cancelled_at_the_end() -> None:
@@ -120,13 +120,13 @@ def test_what_was_not_begun_is_cancelled_at_the_end() -> None:
         assert go.wait(30)
         return [pixels]
 
-    with lanes_of(wait) as lanes:
+    with pool_of(wait) as pool:
         for number in range(6):
-            lanes.submit(batch(number), number)
+            pool.submit(batch(number), number)
         begun.acquire(timeout=30)
         begun.acquire(timeout=30)
         threading.Timer(0.05, go.set).start()
-    kept = [label for label, _ in lanes.leftovers()]
+    kept = [label for label, _ in pool.leftovers()]
     assert kept[:2] == [0, 1]
     assert len(kept) < 6
 
@@ -142,8 +142,8 @@ def test_what_was_not_begun_is_cancelled_at_the_end() -> None:
         ("mps", 2**40, 224, 1),
     ],
 )
-def test_lanes_fit_the_device_and_its_memory(
+def test_threads_fit_the_device_and_its_memory(
     monkeypatch: pytest.MonkeyPatch, device: str, free: int, size: int, expected: int
 ) -> None:
-    monkeypatch.setattr(lanes_module, "free_memory", lambda: free)
-    assert lanes_module._count(device, threads=16, batch_size=1, size=size) == expected
+    monkeypatch.setattr(pool_module, "free_memory", lambda: free)
+    assert pool_module._thread_count(device, torch_threads=16, batch_size=1, size=size) == expected

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -28,9 +29,10 @@ from support.runs import JSON_NAME, load_head, save_head
 from support.samples import in_splits, small_space, stored_set
 from support.tally import NewTally, Scale, Tally
 
-from featpipe.base.errors import FeatpipeError, UsageError, WeightsError
+from featpipe.base.errors import FeatpipeError, Reason, UsageError, WeightsError
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets import files as datasets
+from featpipe.datasets.dataset import Status
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space, require_space
 from featpipe.integrations.arrays import open_features
@@ -679,14 +681,11 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
 
     def check(changes: dict[str, Any]) -> None:
         nonlocal read
-        dataset = copy.deepcopy(whole)
+        header = copy.deepcopy(datasets._header(whole))
         for name, value in changes.items():
-            old = getattr(dataset, name)
-            both = isinstance(old, dict) and isinstance(value, dict) and name != "reasons"
-            setattr(dataset, name, {**old, **value} if both else value)
-        if not isinstance(dataset.reasons, dict):
-            dataset.reasons = {}
-        path.write_bytes(datasets._encode(dataset))
+            both = isinstance(header[name], dict) and isinstance(value, dict) and name != "reasons"
+            header[name] = {**header[name], **value} if both else value
+        path.write_bytes(datasets._pack(header, datasets._columns(whole)))
         if refused(lambda: load_dataset(cache, "set")) is not None:
             return
         read += 1
@@ -710,11 +709,12 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
         (tmp_path / "photos" / name).write_bytes(b"")
     # One file of the data set is there again, unchanged: what the last run saw of it is used.
     status = os.stat(tmp_path / "photos" / "a.png")
-    whole.source.update(spec="photos", root=str((tmp_path / "photos").resolve()))
-    whole.paths[0], whole.status[0] = "a.png", datasets.QUARANTINED
+    root = str((tmp_path / "photos").resolve())
+    whole.source = dataclasses.replace(whole.source, spec="photos", root=root)
+    whole.paths[0], whole.status[0] = "a.png", Status.QUARANTINED
     whole.stat[0] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    whole.reasons = {0: ["open", "no picture"]}
-    whole.info["decoder"] = "another"
+    whole.reasons = {0: Reason("open", "no picture")}
+    whole.info.decoder = "another"
     limit = scale(3, 40)
     try_all(t, headers(), check, cases=scale(30, 1500))
     assert read, "not one was read: the refusals say nothing"

@@ -38,7 +38,7 @@ import os, sys, time
 from featpipe.base import disk
 from featpipe.cli import main
 from featpipe.engine import writer
-from featpipe.engine import loop as runner
+from featpipe.engine import extractor as runner
 import torch, torchvision
 
 writer.COMMIT_BYTES = 1

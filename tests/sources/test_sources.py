@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -18,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from featpipe.base.errors import DataError, NotFoundError, StorageError, UsageError
+from featpipe.datasets.draft import source_info
 from featpipe.sources import Record, Source, image_reader, open_source
 from featpipe.sources.digits import canonical_png
 
@@ -148,7 +150,7 @@ def test_any_file_name_is_listed_and_can_be_read_again(tmp_path: Path) -> None:
         (tmp_path / os.fsdecode(name)).write_bytes(b"%d" % number)
     source = open_source(tmp_path)
     assert {os.fsencode(r.path) for r in source.records} == set(names)
-    read = image_reader(source.describe())
+    read = image_reader(source.kind, str(source.root or ""))
     for number, name in enumerate(names):
         assert read(os.fsdecode(name)) == b"%d" % number
 
@@ -279,7 +281,7 @@ def test_strange_bytes_in_a_list_reach_the_file(write: Write) -> None:
         (record,) = open_source(path).records
     assert record.path == "new\nline.jpg"
     source = open_source(write("list.jsonl", f'{{"path": "{name}"}}'))
-    assert image_reader(source.describe())(source.records[0].path) == b"bytes"
+    assert image_reader(source.kind, str(source.root or ""))(source.records[0].path) == b"bytes"
 
 
 def test_paths_are_made_plain_and_repeated_rows_are_one(write: Write, tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_root_widens_and_narrows_what_a_list_may_name(write: Write, tmp_path: Pa
     file = write("lists/list.csv", "path\nphotos/a.jpg\n")
     source = open_source(file, root=tmp_path)
     assert source.root == tmp_path.resolve()
-    assert source.describe() == {
+    assert dataclasses.asdict(source_info(source)) == {
         "kind": "list",
         "spec": str(file),
         "root": str(tmp_path.resolve()),
@@ -441,7 +443,7 @@ def test_digits_are_listed_and_read_without_files() -> None:
     assert {r.label for r in source.records} == set("0123456789")
     assert source.read_record is not None
     data = source.read_record("digits/1796.png")
-    assert image_reader(source.describe())("digits/1796.png") == data
+    assert image_reader(source.kind, str(source.root or ""))("digits/1796.png") == data
 
     from sklearn.datasets import load_digits
 

@@ -21,9 +21,9 @@ from support.samples import class_picture, jpeg_bytes
 from featpipe.backbones import network
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DataError, FeatureOverflowError, NotFoundError, UsageError
-from featpipe.datasets.files import OK, QUARANTINED, SPLITS, load_dataset, save_dataset
-from featpipe.engine import loop as runner
-from featpipe.stages import draft as samples
+from featpipe.datasets.dataset import SPLITS, Status
+from featpipe.datasets.files import load_dataset, save_dataset
+from featpipe.engine import extractor as runner
 from featpipe.stages.extract import ExtractResult
 from featpipe.store.feature_store import FeatureStore
 from featpipe.weights.tensors import random_tensors
@@ -63,7 +63,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 @pytest.fixture(autouse=True)
 def settled_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust what was seen of files made a moment ago: no test can set a change time back."""
-    monkeypatch.setattr(samples, "_SETTLE_NS", 0)
+    monkeypatch.setattr(runner, "_SETTLED_NS", 0)
 
 
 def reset(work: dict[str, int]) -> None:
@@ -145,7 +145,7 @@ def test_all_hits_need_no_weights(
     def unread(*_: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(runner, "_lanes", unread)
+    monkeypatch.setattr(runner.Extractor, "_inference_pool", unread)
     # Another name has seen none of the files: they are read, and all known.
     assert counts(go(photos, cache, tiny, name="other")) == (0, PICTURES, 0, 0)
 
@@ -211,7 +211,7 @@ def test_another_file_of_the_same_size_and_time_is_seen(
 def test_what_was_seen_of_a_fresh_file_is_not_trusted(
     photos: Path, cache: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "_SETTLE_NS", 2 * 10**9)
+    monkeypatch.setattr(runner, "_SETTLED_NS", 2 * 10**9)
     # Written, extracted and written again within one tick of the file system's clock.
     path = photos / "red" / "fresh.bmp"
     class_picture(0, 500).save(path)
@@ -258,8 +258,8 @@ def test_unreadable_pictures_are_set_aside_and_change_nothing_else(
     dataset = load_dataset(tmp_path / "cache2", "set")
     bad = {dataset.paths[row]: tuple(why) for row, why in dataset.reasons.items()}
     assert bad == {path: (stage, reason) for path, stage, reason in result.bad}
-    assert (dataset.status == QUARANTINED).sum() == len(stages)
-    assert (dataset.split[dataset.status == QUARANTINED] == -1).all()
+    assert (dataset.status == Status.QUARANTINED).sum() == len(stages)
+    assert (dataset.split[dataset.status == Status.QUARANTINED] == -1).all()
     assert result.as_json()["quarantined"] == len(stages)
 
 
@@ -457,7 +457,7 @@ def test_a_list_names_paths_labels_and_splits(
     dataset = load_dataset(cache, "set")
     assert [SPLITS[split] for split in dataset.split] == [split for _, split in chosen]
     assert [dataset.classes[label] for label in dataset.label] == [f"{c}ish" for c, _ in chosen]
-    assert dataset.info["split"] == "given"
+    assert dataset.info.split == "given"
     # The folder shares the rows.
     assert counts(go(photos, cache, tiny, name="folder")) == (PICTURES - 4, 4, 0, 0)
 
@@ -516,7 +516,7 @@ def test_digits_are_pictures_too(cache: Path, tiny: dict[str, Any], work: dict[s
     assert result.classes == [str(digit) for digit in range(10)]
     assert sum(result.splits.values()) == 1797
     dataset = load_dataset(cache, "set")
-    assert (dataset.status == OK).all()
+    assert (dataset.status == Status.OK).all()
     reset(work)
     again = go("sklearn:digits", cache, tiny, request=pooled)
     assert (again.computed, again.reused) == (0, result.computed)

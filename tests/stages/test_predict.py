@@ -19,7 +19,7 @@ from featpipe.backbones import network
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import NotFoundError, SpaceMismatchError, WeightsError
 from featpipe.datasets.files import load_dataset
-from featpipe.engine import loop as runner
+from featpipe.engine import extractor as runner
 from featpipe.integrations.arrays import open_features
 from featpipe.stages import predict as prediction
 from featpipe.stages.predict import Prediction
@@ -297,3 +297,34 @@ def test_progress_counts_every_file(
 
     list(predict(head, [fresh, photo_folder], cache=cache, device="cpu", progress=Bar))
     assert heard == [("predict", 46), *[1] * 46]
+
+
+def test_all_chunks_share_one_pool_and_one_network(
+    head: Path, fresh: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"pools": 0, "networks": 0}
+
+    class CountedPool(runner.DecodePool):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            made["pools"] += 1
+            super().__init__(*args, **options)
+
+    class CountedNetwork(network.Network):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            made["networks"] += 1
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(runner, "DecodePool", CountedPool)
+    monkeypatch.setattr(network, "Network", CountedNetwork)
+    monkeypatch.setattr(prediction, "_CHUNK", 2)
+    (fresh / "bad.png").write_bytes(b"no picture")
+    files = sorted(fresh.iterdir())
+    assert len(files) > 4
+    # The last chunk repeats the first pictures: those are known by then.
+    answers = list(predict(head, [*files, *files[:3]], cache=cache, device="cpu", **OPTIONS))
+    assert [answer.path for answer in answers] == [str(file) for file in [*files, *files[:3]]]
+    assert {a.path for a in answers if a.error} == {str(fresh / "bad.png")}
+    assert made == {"pools": 1, "networks": 1}
+    monkeypatch.undo()
+    whole = list(predict(head, files, cache=cache, device="cpu", **OPTIONS))
+    assert answers[: len(files)] == whole

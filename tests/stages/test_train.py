@@ -23,7 +23,7 @@ from featpipe.backbones import network
 from featpipe.base.errors import DamageError, DataError, NotFoundError, UsageError
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding import pool as pool_module
-from featpipe.engine import loop as runner
+from featpipe.engine import extractor as runner
 from featpipe.specs.heads import HEAD_KINDS, HeadSpec, check_params
 from featpipe.stages.train import TrainResult, training_rows
 from featpipe.store.feature_store import FeatureStore
@@ -86,7 +86,7 @@ def test_three_heads_one_after_another_open_no_picture_and_build_no_backbone(
     monkeypatch.setattr(PIL.Image, "open", refuse)
     monkeypatch.setattr(pool_module.DecodePool, "__init__", refuse)
     monkeypatch.setattr(network.Network, "__init__", refuse)
-    monkeypatch.setattr(runner, "run", refuse)
+    monkeypatch.setattr(runner.Extractor, "run", refuse)
     opened.clear()
     for kind in HEAD_KINDS:
         result = train(head=kind, out=tmp_path / "runs" / kind)

@@ -14,7 +14,8 @@ import pytest
 from support.samples import image_ids, small_space
 
 from featpipe.base.errors import DamageError, NotFoundError, StorageError
-from featpipe.datasets.files import Dataset, save_dataset
+from featpipe.datasets.dataset import Dataset, SourceInfo
+from featpipe.datasets.files import save_dataset
 from featpipe.store import index as index_module
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.segments import read_segment
@@ -33,7 +34,7 @@ def whole(cache: Path) -> Path:
             cache,
             Dataset(
                 name=name,
-                source={},
+                source=SourceInfo("", "", ""),
                 classes=["a"],
                 paths=list("vwxyz"),
                 image_sha256=image_ids(*range(N)),

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from featpipe.base.disk import Disk, use_disk
-from featpipe.datasets.files import Dataset, save_dataset
+from featpipe.datasets.dataset import Dataset, DatasetInfo, SourceInfo
+from featpipe.datasets.files import save_dataset
 from featpipe.engine.writer import SegmentWriter
 from featpipe.stages.maintain import verify
 from featpipe.store.feature_store import FeatureStore
@@ -40,7 +41,7 @@ def dataset_of(batches: int) -> Dataset:
     n = batches * BATCH
     return Dataset(
         name="set",
-        source={"kind": "folder", "spec": "pretended", "root": "pretended"},
+        source=SourceInfo("folder", "pretended", "pretended"),
         classes=["cat", "dog"],
         paths=[f"{name}.png" for name in range(n)],
         label=np.arange(n) % 2,
@@ -49,7 +50,7 @@ def dataset_of(batches: int) -> Dataset:
         status=np.zeros(n, np.int8),
         stat=np.full((n, 3), -1),
         spaces=[space.canonical_json for space in SPACES],
-        info={},
+        info=DatasetInfo(),
     )
 
 

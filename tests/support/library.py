@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from featpipe import api
+from featpipe.decoding.pool import Task
+from featpipe.engine.extractor import Extractor
+from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import FeaturePlan, plan_features
-from featpipe.specs.extract import ExtractSpec, FeatureOptions
+from featpipe.specs.extract import EngineOptions, ExtractSpec, FeatureOptions
 from featpipe.specs.predict import PredictSpec
 from featpipe.stages.evaluate import Evaluation
 from featpipe.stages.extract import DryRun, ExtractResult
@@ -16,11 +19,25 @@ from featpipe.stages.extract import plan_extraction as plan_by_spec
 from featpipe.stages.predict import Prediction
 from featpipe.stages.predict import predict as predict_by_spec
 from featpipe.stages.train import TrainResult
+from featpipe.store.feature_store import FeatureStore
 
 
 def plan_of(options: dict[str, Any], cache: Path) -> FeaturePlan:
     """What options of features mean."""
     return plan_features(FeatureOptions.from_options(options), cache)
+
+
+def run_pass(
+    tasks: Iterable[Task],
+    plan: FeaturePlan,
+    stores: Sequence[FeatureStore],
+    on_outcome: Callable[[Outcome], None],
+    options: EngineOptions,
+) -> Timings:
+    """One pass, from opening an extractor to closing it."""
+    with Extractor(plan, stores, options) as extractor:
+        extractor.run(tasks, on_outcome)
+    return extractor.timings
 
 
 def extract(data: Any, **options: Any) -> ExtractResult:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from featpipe.base.space import FeatureSpace, Preprocessing
-from featpipe.datasets.files import NO_LABEL, NO_SPLIT, SPLITS, Dataset, save_dataset
+from featpipe.datasets.dataset import NO_LABEL, NO_SPLIT, SPLITS, Dataset, DatasetInfo, SourceInfo
+from featpipe.datasets.files import save_dataset
 from featpipe.store.feature_store import FeatureStore
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -89,7 +90,7 @@ def stored_set(
         store.append(unique, rows, {})
     dataset = Dataset(
         name=name,
-        source={"kind": "folder", "spec": "pretended", "root": str(cache / "pretended")},
+        source=SourceInfo("folder", "pretended", str(cache / "pretended")),
         classes=known,
         paths=paths,
         label=label,
@@ -98,7 +99,7 @@ def stored_set(
         status=np.zeros(len(samples), np.int8),
         stat=np.full((len(samples), 3), -1),
         spaces=[space.canonical_json for space in spaces],
-        info={"split": "given", "weights": {space.id: "random:0" for space in spaces}},
+        info=DatasetInfo(weights={space.id: "random:0" for space in spaces}),
     )
     save_dataset(cache, dataset)
     return dataset

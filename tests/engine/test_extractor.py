@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.library import plan_of
+from support.library import plan_of, run_pass
 from support.samples import image_ids, jpeg_bytes, small_space
 
 from featpipe.backbones.catalog import get_backbone
@@ -22,9 +22,10 @@ from featpipe.base.errors import FeatpipeError, SpaceMismatchError, StorageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.pool import Task
 from featpipe.engine import writer
-from featpipe.engine.loop import Outcome, Timings, default_batch_size, run
+from featpipe.engine.extractor import default_batch_size
+from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import FeaturePlan, plan_for_space
-from featpipe.engine.prefetch import ahead
+from featpipe.engine.prefetch import prefetch
 from featpipe.engine.writer import SegmentWriter
 from featpipe.specs.extract import EngineOptions
 from featpipe.store.feature_store import FeatureStore
@@ -147,17 +148,21 @@ def test_every_task_has_one_outcome_and_every_picture_one_row(
     (store,) = stores_of(plan, cache)
     outcomes: list[Outcome] = []
     given = [*tasks(0, 1, 2, 1, 3, 4), Task(6, None, b"no picture")]
-    run(given, plan, [store], outcomes.append, ONE_WORKER)
+    run_pass(given, plan, [store], outcomes.append, ONE_WORKER)
     assert sorted(outcome.key for outcome in outcomes) == list(range(7))
     kind = {outcome.key: outcome.kind for outcome in outcomes}
-    assert kind == {**dict.fromkeys((0, 1, 2, 4, 5), "computed"), 3: "known", 6: "bad"}
+    assert kind == {
+        **dict.fromkeys((0, 1, 2, 4, 5), OutcomeKind.COMPUTED),
+        3: OutcomeKind.KNOWN,
+        6: OutcomeKind.BAD,
+    }
     assert len(store.index.ids) == 5
     assert store.contains(ids(*(jpeg_bytes(seed) for seed in range(5)))).all()
     assert not store.contains(ids(b"no picture")).any()
     # The provenance says with what they were made.
     outcomes.clear()
-    run(given, plan, [store], outcomes.append, ONE_WORKER)
-    assert {outcome.kind for outcome in outcomes if outcome.key != 6} == {"known"}
+    run_pass(given, plan, [store], outcomes.append, ONE_WORKER)
+    assert {outcome.kind for outcome in outcomes if outcome.key != 6} == {OutcomeKind.KNOWN}
     assert segments(store) == 1
 
 
@@ -165,8 +170,8 @@ def test_a_store_that_lacks_rows_gets_only_those(tiny: dict[str, Any], cache: Pa
     both = plan_of({**tiny, "pool": ("avg", "max")}, cache)
     average, maximum = stores_of(both, cache)
     alone = FeaturePlan(both.spaces[:1], both.weights, both.device)
-    run(tasks(0, 1), alone, [average], lambda _: None, ONE_WORKER)
-    run(tasks(0, 1, 2), both, [average, maximum], lambda _: None, ONE_WORKER)
+    run_pass(tasks(0, 1), alone, [average], lambda _: None, ONE_WORKER)
+    run_pass(tasks(0, 1, 2), both, [average, maximum], lambda _: None, ONE_WORKER)
     assert len(average.index.ids) == len(maximum.index.ids) == 3
     rows = sum(counts for counts in average.index.counts)
     assert rows == 3, "no row is stored twice"
@@ -184,7 +189,7 @@ def test_a_raising_listener_stops_the_run_and_keeps_the_rows(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tasks(*range(40)), plan, [store], stop, ONE_WORKER)
+        run_pass(tasks(*range(40)), plan, [store], stop, ONE_WORKER)
     assert len(seen) == 5
     assert 5 <= len(store.index.ids) < 40
     # Neither threads nor processes stay behind.
@@ -203,13 +208,13 @@ def test_an_error_in_the_tasks_ends_the_run_and_keeps_the_rows(
         raise StorageError("disk gone")
 
     with pytest.raises(StorageError, match="disk gone"):
-        run(failing(), plan, [store], lambda _: None, ONE_WORKER)
+        run_pass(failing(), plan, [store], lambda _: None, ONE_WORKER)
     assert len(store.index.ids) >= 4
 
 
 def test_nothing_to_do_writes_no_segment(plan: FeaturePlan, cache: Path) -> None:
     (store,) = stores_of(plan, cache)
-    timings = run([], plan, [store], lambda _: None, ONE_WORKER)
+    timings = run_pass([], plan, [store], lambda _: None, ONE_WORKER)
     assert segments(store) == 0
     assert timings.backbone == 0
 
@@ -247,7 +252,7 @@ def test_a_feeder_never_runs_far_ahead() -> None:
             taken.append(number)
             yield number
 
-    with ahead(numbers(), 3) as results:
+    with prefetch(numbers(), 3) as results:
         assert next(results) == 0
         time.sleep(0.3)
         # One handed out, three waiting, one in the feeder's hand.
@@ -310,7 +315,7 @@ def test_a_failed_commit_is_not_lost_sight_of(
     with pytest.raises(StorageError, match="no space left"):
         target.finish()
     with pytest.raises(FeatpipeError, match="no space left"):
-        run(tasks(1), plan, stores_of(plan, cache), lambda _: None, ONE_WORKER)
+        run_pass(tasks(1), plan, stores_of(plan, cache), lambda _: None, ONE_WORKER)
 
 
 def test_backbone_of_the_plan_is_the_requests(plan: FeaturePlan) -> None:

@@ -1,0 +1,223 @@
+"""A data set in the making: what is known of each record, and what is still to do."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.disk import file_fingerprint
+from featpipe.base.errors import DataError, Reason
+from featpipe.base.ids import DIGEST_BYTES, sortable
+from featpipe.datasets.dataset import (
+    NO_LABEL,
+    NO_SPLIT,
+    SPLIT_GIVEN,
+    SPLITS,
+    Dataset,
+    DatasetInfo,
+    SourceInfo,
+    Status,
+)
+from featpipe.datasets.splits import split_unsplit
+from featpipe.sources import Source
+
+log = logging.getLogger("featpipe")
+
+
+class DatasetDraft:
+    """The columns of a data set in the making.
+
+    Parameters
+    ----------
+    source : Source
+    decoder : str
+        What decides whether a picture is readable; see :class:`DatasetInfo`.
+
+    Attributes
+    ----------
+    status : ndarray of int8, shape (n,)
+        A :class:`Status`; at first TODO.
+    ids : ndarray of uint8, shape (n, 32)
+    stat : ndarray of int64, shape (n, 3)
+    reasons : dict of int to Reason
+        Of the quarantined records.
+    """
+
+    def __init__(self, source: Source, decoder: str) -> None:
+        n = len(source.records)
+        self.source = source
+        self.decoder = decoder
+        self.status = np.full(n, Status.TODO, np.int8)
+        self.ids = np.zeros((n, DIGEST_BYTES), np.uint8)
+        self.stat = np.full((n, 3), -1, np.int64)
+        self.reasons: dict[int, Reason] = {}
+
+    @property
+    def todo(self) -> NDArray[np.intp]:
+        """Numbers of the records of which nothing is known yet."""
+        return np.flatnonzero(self.status == Status.TODO)
+
+    @property
+    def fine(self) -> NDArray[np.intp]:
+        """Numbers of the records that are known and readable."""
+        return np.flatnonzero(self.status == Status.OK)
+
+    def recall(
+        self, before: Dataset | None, *, retry_quarantined: bool, rehash: bool = False
+    ) -> None:
+        """Take over what the last extraction saw of files that have not changed since.
+
+        Parameters
+        ----------
+        before : Dataset or None
+            The data set of that name so far.
+        retry_quarantined : bool
+            Leave quarantined records to do.
+        rehash : bool
+            Take nothing over: every file is read, and known by its content.
+        """
+        if self.source.root is None:
+            self._hash_records()
+        elif before is not None and before.source.root == str(self.source.root) and not rehash:
+            self._recall_files(before, retry_quarantined=retry_quarantined)
+
+    def require_rows(self, has_row: NDArray[np.bool_]) -> None:
+        """Leave to do what lacks features: ``has_row`` tells it for each of :attr:`fine`."""
+        self.status[self.fine[~has_row]] = Status.TODO
+
+    def _hash_records(self) -> None:
+        for i, record in enumerate(self.source.records):
+            data = self.payload(record.path)
+            self.ids[i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            self.status[i] = Status.OK
+
+    def _recall_files(self, before: Dataset, *, retry_quarantined: bool) -> None:
+        row_of = {path: row for row, path in enumerate(before.paths)}
+        keep_bad = not retry_quarantined and before.info.decoder == self.decoder
+        root = str(self.source.root)
+        old_stat = before.stat.tolist()
+        for i, record in enumerate(self.source.records):
+            row = row_of.get(record.path)
+            if row is None or old_stat[row][0] < 0:
+                continue
+            bad = before.status[row] == Status.QUARANTINED
+            if (bad and not keep_bad) or old_stat[row] != _stat(root, record.path):
+                continue
+            self.stat[i] = before.stat[row]
+            self.ids[i] = before.image_sha256[row]
+            self.status[i] = before.status[row]
+            if bad:
+                self.reasons[i] = before.reasons[row]
+
+    def payload(self, path: str) -> bytes:
+        """Bytes of a record that is not a file."""
+        assert self.source.read_record is not None
+        return self.source.read_record(path)
+
+    def quarantine(self, number: int, reason: Reason) -> None:
+        """Enter that a record cannot be read."""
+        self.status[number] = Status.QUARANTINED
+        self.reasons[number] = reason
+
+    def enter(
+        self, numbers: NDArray[np.intp], ids: NDArray[np.uint8], stat: NDArray[np.int64]
+    ) -> None:
+        """Enter what was found out about records; those not quarantined are fine now."""
+        self.ids[numbers], self.stat[numbers] = ids, stat
+        is_open = self.status[numbers] == Status.TODO
+        self.status[numbers[is_open]] = Status.OK
+
+    def check_max_bad(self, max_bad: float) -> None:
+        """Fail as soon as more pictures are bad than allowed.
+
+        Raises
+        ------
+        DataError
+        """
+        n = len(self.status)
+        if len(self.reasons) > max_bad * n:
+            row, reason = next(iter(self.reasons.items()))
+            path = self.source.records[row].path
+            raise DataError(
+                f"expected at most {max_bad * 100:.4g} % of {n} pictures to be unreadable, found "
+                f"{len(self.reasons)} so far, among them {path!r} ({reason}); mend or remove "
+                "them, or allow more with --max-bad"
+            )
+
+    def check_list_paths(self) -> None:
+        """Fail where no path of a list leads to a file: then the list is wrong, not the files.
+
+        Raises
+        ------
+        DataError
+        """
+        stages = {reason.stage for reason in self.reasons.values()}
+        all_bad = len(self.reasons) == len(self.status)
+        if self.source.kind == "list" and all_bad and stages == {"read"}:
+            path, reason = self.source.records[0].path, self.reasons[0].text
+            raise DataError(
+                f"expected the paths of {self.source.spec} to lead to pictures below "
+                f"{self.source.root}, found none that does ({path!r}: {reason}); name the folder "
+                "they count from with --root"
+            )
+
+    def unique(self) -> int:
+        """Number of different pictures among the readable ones."""
+        return len(np.unique(sortable(self.ids[self.fine])))
+
+    def freeze(self, name: str, shares: Sequence[float]) -> Dataset:
+        """The data set, with splits."""
+        records = self.source.records
+        classes = sorted({record.label for record in records if record.label is not None})
+        number = {label: i for i, label in enumerate(classes)}
+        label = np.array([number.get(r.label or "", NO_LABEL) for r in records], np.int64)
+        has_splits = any(record.split for record in records)
+        split = np.full(len(records), NO_SPLIT, np.int8)
+        if has_splits:
+            split[:] = [SPLITS.index(r.split) if r.split else NO_SPLIT for r in records]
+        self._warn_of_conflicts(label)
+        dataset = Dataset(
+            name=name,
+            source=source_info(self.source),
+            classes=classes,
+            paths=[record.path for record in records],
+            label=label,
+            split=split,
+            image_sha256=self.ids,
+            status=self.status,
+            stat=self.stat,
+            reasons=dict(sorted(self.reasons.items())),
+            info=DatasetInfo(self.decoder, SPLIT_GIVEN if has_splits else list(shares)),
+        )
+        split_unsplit(dataset)
+        return dataset
+
+    def _warn_of_conflicts(self, label: NDArray[np.int64]) -> None:
+        unlabelled = int((label == NO_LABEL).sum())
+        if 0 < unlabelled < len(label):
+            log.warning("%d of %d pictures have no label", unlabelled, len(label))
+        fine = (self.status == Status.OK) & (label != NO_LABEL)
+        _, first, number = np.unique(
+            sortable(self.ids[fine]), return_index=True, return_inverse=True
+        )
+        contradicted = np.unique(number[label[fine] != label[fine][first[number]]])
+        if len(contradicted):
+            log.warning("%d pictures appear under more than one label", len(contradicted))
+
+
+def source_info(source: Source) -> SourceInfo:
+    """What a data set file keeps of its source."""
+    return SourceInfo(source.kind, source.spec, str(source.root or ""))
+
+
+def _stat(root: str, path: str) -> list[int] | None:
+    try:
+        status = os.stat(os.path.join(root, path))
+    except OSError:
+        return None
+    return list(file_fingerprint(status))

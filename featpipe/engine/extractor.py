@@ -1,0 +1,301 @@
+"""From picture files to rows in the stores.
+
+Three things overlap: processes decode pictures, threads run the backbone over batches of them,
+and a writer commits finished rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.errors import Reason
+from featpipe.base.hardware import cpu_count
+from featpipe.base.ids import DIGEST_BYTES
+from featpipe.decoding.pool import Decoded, DecodedKind, DecodePool, Task
+from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind, Timings
+from featpipe.engine.plan import FeaturePlan
+from featpipe.engine.prefetch import prefetch
+from featpipe.engine.provenance import provenance
+from featpipe.engine.writer import SegmentWriter
+from featpipe.specs.extract import EngineOptions
+from featpipe.store.feature_store import FeatureStore
+
+if TYPE_CHECKING:
+    from featpipe.engine.inference_pool import InferencePool
+
+MAX_DEFAULT_WORKERS = 16
+"""Most decoding processes that are started without being asked for."""
+_SETTLED_NS = 2 * 10**9
+"""A file that was changed this shortly before it was read may change again unnoticed: its
+timestamps may be that coarse."""
+_UNTRUSTED = (-1, -1, -1)
+
+OnOutcome = Callable[[Outcome], None]
+
+
+class Extractor:
+    """Computes and commits the missing rows of pictures, in any number of passes.
+
+    A context manager: while it is open, passes share the decoding processes, the network on its
+    device and the writer. The network is built when the first picture needs it. However it is
+    closed, also by an error or an interrupt, rows that are computed are committed.
+
+    Parameters
+    ----------
+    plan : FeaturePlan
+    stores : sequence of FeatureStore
+        One per space of the plan, in its order.
+    options : EngineOptions, optional
+
+    Attributes
+    ----------
+    timings : Timings
+        Of all passes so far; complete once it is closed.
+    """
+
+    def __init__(
+        self,
+        plan: FeaturePlan,
+        stores: Sequence[FeatureStore],
+        options: EngineOptions | None = None,
+    ) -> None:
+        options = options or EngineOptions()
+        self.timings = Timings()
+        self._plan, self._stores = plan, list(stores)
+        self._preprocessing = plan.spaces[0].preprocessing
+        self._batch_size = options.batch_size or default_batch_size(
+            plan.device, self._preprocessing.size
+        )
+        self._workers = options.workers or default_workers(plan.device)
+        self._max_pixels = options.max_pixels
+        self._resources = ExitStack()
+        self._inference: InferencePool[list[Decoded]] | None = None
+        self._started: set[bytes] = set()
+        """Ids of the pictures that went to the network."""
+        self._batch: list[Decoded] = []
+
+    def __enter__(self) -> Extractor:
+        for store in self._stores:
+            store.prepare()
+        self._writer = SegmentWriter(self._stores, provenance(self._plan.device))
+        with ExitStack() as resources:
+            # Closed in reverse: the network, the pool, then rows are kept, then committed.
+            resources.callback(self._close_writer)
+            resources.callback(self._keep_leftovers)
+            self._pool = resources.enter_context(
+                DecodePool(
+                    self._preprocessing,
+                    workers=self._workers,
+                    known=_ids_in_every(self._stores),
+                    max_pixels=self._max_pixels,
+                )
+            )
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
+
+    def compute_ids(
+        self, tasks: Iterable[Task], count: int, on_outcome: OnOutcome | None = None
+    ) -> ComputedIds:
+        """Run a pass over n tasks whose keys are 0 to n - 1; their rows are committed then.
+
+        Parameters
+        ----------
+        tasks : iterable of Task
+        count : int
+            Number of tasks.
+        on_outcome : callable, optional
+            Also called once per task, as soon as its outcome is known.
+
+        Raises
+        ------
+        FeatureOverflowError, StorageError, WeightsError
+        """
+        found = ComputedIds(
+            np.zeros((count, DIGEST_BYTES), np.uint8), np.full((count, 3), -1, np.int64)
+        )
+
+        def collect(outcome: Outcome) -> None:
+            i = outcome.key
+            if outcome.image_id is not None:
+                found.ids[i] = np.frombuffer(outcome.image_id, np.uint8)
+            if outcome.stat is not None:
+                is_settled = time.time_ns() - max(outcome.stat[1:]) > _SETTLED_NS
+                found.stat[i] = outcome.stat if is_settled else _UNTRUSTED
+            if outcome.reason is not None:
+                found.errors[i] = outcome.reason
+            found.computed += outcome.kind is OutcomeKind.COMPUTED
+            if on_outcome is not None:
+                on_outcome(outcome)
+
+        self.run(tasks, collect)
+        return found
+
+    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> None:
+        """Run a pass over tasks; when it returns, their rows are committed.
+
+        ``on_outcome`` is called once per task. Raising in it stops the pass; after that the
+        extractor can only be closed.
+
+        Raises
+        ------
+        FeatureOverflowError, StorageError, WeightsError
+        """
+        with prefetch(self._pool.decode(tasks), 2 * self._batch_size) as pictures:
+            for picture in self._next_pictures(pictures, on_outcome):
+                self._take(picture, on_outcome)
+        self._submit_batch()
+        self._collect(on_outcome, leave=0)
+        self._writer.flush()
+        self._refresh_stores()
+
+    def _next_pictures(
+        self, pictures: Iterator[Decoded | None], on_outcome: OnOutcome
+    ) -> Iterator[Decoded]:
+        """Pass pictures on; while there are none, keep rows that are finished."""
+        while True:
+            started = time.perf_counter()
+            try:
+                picture = next(pictures)
+            except StopIteration:
+                return
+            finally:
+                self.timings.waited_for_pixels += time.perf_counter() - started
+            if picture is None:
+                self._collect(on_outcome)
+                self._writer.poll()
+            else:
+                yield picture
+
+    def _take(self, picture: Decoded, on_outcome: OnOutcome) -> None:
+        """Report a picture, or put it into the next batch if its row must be computed."""
+        self.timings.read += picture.read_s
+        self.timings.decode += picture.decode_s
+        if picture.kind is DecodedKind.BAD:
+            reason = Reason(picture.stage, picture.reason)
+            bad = Outcome(picture.key, OutcomeKind.BAD, picture.image_id, picture.stat, reason)
+            on_outcome(bad)
+            return
+        assert picture.image_id is not None
+        if picture.kind is DecodedKind.KNOWN or picture.image_id in self._started:
+            known = Outcome(picture.key, OutcomeKind.KNOWN, picture.image_id, picture.stat)
+            on_outcome(known)
+            return
+        self._started.add(picture.image_id)
+        self._batch.append(picture)
+        if len(self._batch) >= self._batch_size:
+            self._submit_batch()
+            self._collect(on_outcome)
+
+    def _submit_batch(self) -> None:
+        """Hand the waiting pictures to the network."""
+        batch, self._batch = self._batch, []
+        if batch:
+            pixels = [picture.pixels for picture in batch if picture.pixels is not None]
+            self._inference_pool().submit(np.stack(pixels), batch)
+
+    def _collect(self, on_outcome: OnOutcome, leave: int | None = None) -> None:
+        """Keep the rows of batches that are computed; wait until at most ``leave`` are not."""
+        if self._inference is None:
+            return
+        results = self._inference.results(leave)
+        while True:
+            started = time.perf_counter()
+            result = next(results, None)
+            self.timings.waited_for_backbone += time.perf_counter() - started
+            self.timings.backbone = self._inference.busy_seconds
+            if result is None:
+                return
+            batch, outputs = result
+            self._keep(batch, outputs)
+            for picture in batch:
+                computed = OutcomeKind.COMPUTED
+                on_outcome(Outcome(picture.key, computed, picture.image_id, picture.stat))
+
+    def _keep(self, batch: list[Decoded], outputs: list[np.ndarray]) -> None:
+        """Give the writer the rows that its stores lack."""
+        ids = [picture.image_id or b"" for picture in batch]
+        id_rows = np.frombuffer(b"".join(ids), np.uint8).reshape(len(ids), -1)
+        for number, (store, rows) in enumerate(zip(self._stores, outputs, strict=True)):
+            for i in np.flatnonzero(~store.contains(id_rows)):
+                self._writer.add(number, ids[i], rows[i])
+        self._writer.poll()
+
+    def _keep_leftovers(self) -> None:
+        """Keep the rows of batches that were computed when the pass was interrupted."""
+        if self._inference is not None:
+            for batch, outputs in self._inference.leftovers():
+                self._keep(batch, outputs)
+
+    def _close_writer(self) -> None:
+        try:
+            self._writer.finish()
+        finally:
+            self.timings.write = self._writer.write_seconds
+            self.timings.waited_for_writer = self._writer.wait_seconds
+            self._refresh_stores()
+
+    def _refresh_stores(self) -> None:
+        for store in self._stores:
+            store.refresh()
+
+    def _inference_pool(self) -> InferencePool[list[Decoded]]:
+        """The network and its threads, built on first use."""
+        if self._inference is None:
+            from featpipe.backbones.network import Network
+            from featpipe.engine.inference_pool import InferencePool
+
+            weights, device = self._plan.weights, self._plan.device
+            taps = [weights.backbone.tap(space.tap) for space in self._plan.spaces]
+            network = Network(
+                weights.backbone,
+                weights.tensors(max(tap.convolutions for tap in taps)),
+                self._plan.spaces,
+                device=device,
+                batch_size=self._batch_size,
+            )
+            pool: InferencePool[list[Decoded]] = InferencePool(
+                network,
+                device=device,
+                batch_size=self._batch_size,
+                size=self._preprocessing.size,
+            )
+            self._inference = self._resources.enter_context(pool)
+        return self._inference
+
+
+def default_workers(device: str) -> int:
+    """Decoding processes: one per core, half of that where the cores compute features too."""
+    cores = cpu_count()
+    wanted = cores if device != "cpu" else max(cores // 2, min(cores, 2))
+    return min(wanted, MAX_DEFAULT_WORKERS)
+
+
+def default_batch_size(device: str, size: int) -> int:
+    """Pictures per pass of the network: on a CPU about as many as stay in its caches."""
+    pixels = size * size
+    if device == "cpu":
+        return int(np.clip(2 * 224 * 224 // pixels, 1, 64))
+    return int(np.clip(256 * 224 * 224 // pixels, 1, 1024))
+
+
+def _ids_in_every(stores: Sequence[FeatureStore]) -> NDArray[np.uint8]:
+    """Image ids (n, 32) that have a row in all stores: they need not be decoded."""
+    ids = stores[0].index.ids
+    for store in stores[1:]:
+        ids = ids[store.contains(ids)]
+    return ids
