@@ -25,7 +25,8 @@ DECODERS = ("pillow", "pillow-draft")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 
-_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_NOT_IN_SLUGS = re.compile(r"[^A-Za-z0-9_]+")
+_MAX_SLUG = 64
 _MAX_SIDE = 2**31
 
 
@@ -101,8 +102,12 @@ class FeatureSpace:
 
     @cached_property
     def canonical_json(self) -> str:
-        """The one spelling of this space that is hashed (sorted keys, no blanks, ASCII)."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """The one spelling of this space that is hashed: sorted keys, no blanks, ASCII.
+
+        A field that the first edition did not have is left out while it holds its default, so
+        that ids made before the field existed stay the same.
+        """
+        return json.dumps(_document(self), sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def id(self) -> str:
@@ -113,17 +118,22 @@ class FeatureSpace:
     def name(self) -> str:
         """Folder name of the store: ``<backbone>-<tap>-<12 hex>``.
 
+        Backbone and tap are slugs: what is no letter, digit or underscore becomes one
+        underscore (``layer4.2.relu_2`` → ``layer4_2_relu_2``). The id tells apart what a slug
+        does not.
+
         Raises
         ------
         DamageError
-            No store of this space can be: its names are none, or its rows of no known dtype.
+            No store of this space can be: it has no names, or its rows have no known dtype.
         """
-        if not (_NAME.fullmatch(self.backbone) and _NAME.fullmatch(self.tap)):
+        names = _slug(self.backbone), _slug(self.tap)
+        if not all(names):
             found = f"{self.backbone!r} and {self.tap!r}"
         elif self.dtype not in DTYPES:
             found = f"dtype {self.dtype!r}"
         else:
-            return f"{self.backbone}-{self.tap}-{self.id[:12]}"
+            return f"{names[0]}-{names[1]}-{self.id[:12]}"
         raise DamageError(
             f"expected a feature space with a backbone, a tap and one of {', '.join(DTYPES)}, "
             f"found {found}; remove the file it came from and make it anew"
@@ -165,6 +175,31 @@ class FeatureSpace:
     def differences(self, other: FeatureSpace) -> list[str]:
         """Fields in which two spaces differ, each as ``field: mine, not theirs``."""
         return _differences(dataclasses.asdict(self), dataclasses.asdict(other), "")
+
+
+_FIRST_EDITION = frozenset(
+    "backbone weights tap pooling preprocessing precision dtype shape view format "
+    "size resize mean std channels decoder interpolation version".split()
+)
+"""Fields that are always written, in spaces and their preprocessing."""
+
+
+def _document(part: FeatureSpace | Preprocessing) -> dict[str, Any]:
+    """The fields of a space or its preprocessing that its JSON has."""
+    document = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name in _FIRST_EDITION or value != field.default:
+            document[field.name] = (
+                _document(value) if isinstance(value, FeatureSpace | Preprocessing) else value
+            )
+    return document
+
+
+def _slug(name: str) -> str:
+    """A name as part of a folder's name; empty where nothing of it can be one."""
+    slug = _NOT_IN_SLUGS.sub("_", name)[:_MAX_SLUG]
+    return slug if slug.strip("_") else ""
 
 
 def _other_format(found: object) -> str:

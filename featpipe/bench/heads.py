@@ -95,7 +95,7 @@ def bench_heads(
 def _linear(
     X: np.ndarray, y: np.ndarray, rows: int, count: int, device: str
 ) -> Callable[[], float]:
-    from featpipe.heads.training.loop import train_all
+    from featpipe.heads.training.train import train_all
 
     rates = np.geomspace(1e-5, 1e-2, count)
 
@@ -106,7 +106,7 @@ def _linear(
             heads.append(new_head("linear", {**params, "patience": _EPOCHS}))
             heads[-1].classes_ = np.unique(y).astype(str)
         data = X[:rows], y[:rows], X[rows:], y[rows:]
-        train_all(heads, [0] * count, *data, seed=0, device=device, told=lambda *_: None)
+        train_all(heads, [0] * count, *data, seed=0, device=device, on_epoch=lambda *_: None)
         return float(count)
 
     return run
@@ -149,7 +149,7 @@ def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
     imports = (
         "import featpipe.cli\nfeatpipe.cli.configure_process()\n"
-        "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.loop"
+        "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.train"
     )
     seconds = []
     for arguments in (

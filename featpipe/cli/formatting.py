@@ -80,8 +80,7 @@ def of_plan(plan: DryRun) -> str:
 
 def of_training(done: TrainResult) -> str:
     """What a training gave."""
-    best = {k: v for k, v in done.best.items() if k in ("epoch", "C")}
-    at = ", ".join(f"{k} {v:g}" for k, v in best.items())
+    at = f"{done.axis} {done.best.at:g}"
     table = [] if done.sweep is None else [*_of_sweep(done.sweep), ""]
     told = (
         f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "

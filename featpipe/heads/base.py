@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,53 @@ from featpipe.base.errors import DamageError
 
 _BLOCK_BYTES = 64 * 2**20
 
-Tick = Callable[[dict[str, float]], None]
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One epoch, or one C.
+
+    Attributes
+    ----------
+    at : float
+        Number of the epoch, or C.
+    train_loss, val_loss : float
+        Mean cross-entropy, nats.
+    train_accuracy, val_accuracy : float
+        0 to 1.
+    cv_loss : float or None
+        Mean cross-entropy over held-out folds, where there are folds.
+    """
+
+    at: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    cv_loss: float | None = None
+
+    @property
+    def choosing_loss(self) -> float:
+        """The loss that the best row has the lowest of."""
+        return self.val_loss if self.cv_loss is None else self.cv_loss
+
+    def as_json(self, axis: str) -> dict[str, float]:
+        """The row as files and the command line have it; ``axis`` names :attr:`at`."""
+        numbers = {name: value for name, value in asdict(self).items() if value is not None}
+        return {axis: numbers.pop("at"), **numbers}
+
+    @classmethod
+    def from_json(cls, document: dict[str, float], axis: str) -> HistoryRow:
+        """Read what :meth:`as_json` gives; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        numbers = {f.name: document[f.name] for f in fields(cls) if f.name not in ("at", "cv_loss")}
+        row = cls(at=document[axis], cv_loss=document.get("cv_loss"), **numbers)
+        optional = () if row.cv_loss is None else (row.cv_loss,)
+        for number in (row.at, *numbers.values(), *optional):
+            if not isinstance(number, int | float):
+                raise ValueError("its history is not one of numbers")
+        return row
+
+
+Tick = Callable[[HistoryRow], None]
 """Called after every epoch or fit with its row of the history."""
 
 
@@ -24,17 +69,21 @@ class History:
 
     Attributes
     ----------
-    axis : str
-        What a row stands for: ``epoch`` or ``C``.
-    rows : list of dict
-        ``{axis, train_loss, train_accuracy, val_loss, val_accuracy}``; losses in nats.
+    axis : {"epoch", "C"}
+        What a row stands for.
+    rows : list of HistoryRow
     best : int
-        Index of the row that was kept: the lowest validation loss.
+        Index of the row that was kept: the lowest validation loss (of folds: held-out loss).
     """
 
     axis: str
-    rows: list[dict[str, float]] = field(default_factory=list)
+    rows: list[HistoryRow] = field(default_factory=list)
     best: int = 0
+
+    @property
+    def kept(self) -> HistoryRow:
+        """The row of the state that was kept."""
+        return self.rows[self.best]
 
 
 class Head(ABC):
@@ -47,6 +96,9 @@ class Head(ABC):
     kind: ClassVar[str]
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """What a sweep tries where nothing is given: values by hyper-parameter."""
+    solves_path: ClassVar[bool] = False
+    """Whether :meth:`fit` itself tries several values and keeps the best, so that a sweep is one
+    fit."""
     classes_: np.ndarray
     mean_: np.ndarray
     scale_: np.ndarray
@@ -54,12 +106,17 @@ class Head(ABC):
     @classmethod
     def param_names(cls) -> tuple[str, ...]:
         """Names of the hyper-parameters."""
-        return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
 
     @property
     def params(self) -> dict[str, Any]:
         """Hyper-parameters by name."""
         return {name: getattr(self, name) for name in self.param_names()}
+
+    @property
+    def progress_steps(self) -> int:
+        """How often :meth:`fit` will call ``tick``; 0 where that is not known."""
+        return 0
 
     @abstractmethod
     def fit(
@@ -73,7 +130,7 @@ class Head(ABC):
         device: str,
         tick: Tick,
     ) -> History:
-        """Train; keep the state with the lowest validation loss.
+        """Train, and keep the state with the lowest validation loss.
 
         Parameters
         ----------
@@ -84,7 +141,9 @@ class Head(ABC):
         seed : int
             Makes a CPU run repeat exactly.
         device : str
+            ``cpu``, ``cuda:0``, …; ignored by heads that are not trained with PyTorch.
         tick : callable
+            Called after every epoch or fit.
         """
 
     @abstractmethod

@@ -19,6 +19,11 @@ class LinearHead(LinearParams, MatrixHead):
         "weight_decay": (0.0, 1e-2, 1e-1, 1.0),
     }
 
+    @property
+    def progress_steps(self) -> int:
+        """See :meth:`Head.progress_steps`."""
+        return self.epochs
+
     def fit(
         self,
         X: Any,
@@ -31,6 +36,6 @@ class LinearHead(LinearParams, MatrixHead):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from featpipe.heads.training.loop import train
+        from featpipe.heads.training.train import train
 
         return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)

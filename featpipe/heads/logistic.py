@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featpipe.base.errors import UsageError
-from featpipe.heads.base import History, MatrixHead, Tick, blocks_of, softmax
+from featpipe.heads.base import History, HistoryRow, MatrixHead, Tick, blocks_of, softmax
 from featpipe.heads.solver import DenseMatrix, Matrix, Solution, losses, solve
 from featpipe.specs.heads import LogisticParams
 
@@ -42,6 +42,7 @@ class LogisticHead(LogisticParams, MatrixHead):
     """
 
     kind = "logistic"
+    solves_path = True
 
     def fit(
         self,
@@ -81,21 +82,22 @@ class LogisticHead(LogisticParams, MatrixHead):
         weight, bias = _per_class(
             back(solution.weights[: len(grid)]), solution.intercepts[: len(grid)]
         )
-        table = [{"C": C} for C in grid.tolist()]
-        for split, rows, truth in (("train", X, y), ("val", X_val, y_val)):
-            for row, scores in zip(table, self._scores(rows, truth, weight, bias), strict=True):
-                row |= {f"{split}_{name}": score for name, score in scores.items()}
-        chooser = "val_loss"
+        train_scores = self._scores(X, y, weight, bias)
+        val_scores = self._scores(X_val, y_val, weight, bias)
+        cv_losses: list[float] | list[None] = [None] * len(grid)
         if self.folds is not None:
-            chooser = "cv_loss"
-            held_out_losses = _held_out_loss(matrix, y, solution, held_out)
-            for row, loss in zip(table, held_out_losses, strict=True):
-                row["cv_loss"] = loss
-        for row in table:
+            cv_losses = _held_out_loss(matrix, y, solution, held_out)
+        rows = [
+            HistoryRow(C, *train, *val, cv_loss)
+            for C, train, val, cv_loss in zip(
+                grid.tolist(), train_scores, val_scores, cv_losses, strict=True
+            )
+        ]
+        for row in rows:
             tick(row)
-        best = int(np.argmin([row[chooser] for row in table]))
+        best = int(np.argmin([row.choosing_loss for row in rows]))
         self.weight_, self.bias_ = weight[best], bias[best]
-        return History("C", table, best)
+        return History("C", rows, best)
 
     def _reduced(self, X: Any) -> tuple[Matrix, Back]:
         """Standardised samples (n, r), and a map of coefficients (…, r) → (…, d)."""
@@ -158,7 +160,7 @@ class LogisticHead(LogisticParams, MatrixHead):
 
     def _scores(
         self, X: Any, y: np.ndarray, weight: np.ndarray, bias: np.ndarray
-    ) -> list[dict[str, float]]:
+    ) -> list[tuple[float, float]]:
         """Loss and accuracy of several heads, (p, k, d) and (p, k), in one pass over the rows."""
         p, k = bias.shape
         loss, right, start = np.zeros(p), np.zeros(p), 0
@@ -170,10 +172,7 @@ class LogisticHead(LogisticParams, MatrixHead):
             chosen = np.take_along_axis(chances, truth[:, None, None], axis=2)[..., 0]
             loss -= np.log(np.clip(chosen, 1e-15, 1.0)).sum(axis=0)
             right += (chances.argmax(axis=2) == truth[:, None]).sum(axis=0)
-        return [
-            {"loss": float(a), "accuracy": float(b)}
-            for a, b in zip(loss / len(y), right / len(y), strict=True)
-        ]
+        return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
 
 
 class _MappedMatrix:

@@ -21,6 +21,11 @@ class MLPHead(MLPParams, Head):
         "weight_decay": (1e-2, 1.0),
     }
 
+    @property
+    def progress_steps(self) -> int:
+        """See :meth:`Head.progress_steps`."""
+        return self.epochs
+
     def fit(
         self,
         X: Any,
@@ -33,7 +38,7 @@ class MLPHead(MLPParams, Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from featpipe.heads.training.loop import train
+        from featpipe.heads.training.train import train
 
         return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)
 

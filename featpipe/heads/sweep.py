@@ -11,14 +11,14 @@ import numpy as np
 
 from featpipe.base.errors import DataError
 from featpipe.heads import head_class, new_head
-from featpipe.heads.base import Head, History
+from featpipe.heads.base import Head, History, HistoryRow
 
-Told = Callable[[int, dict[str, float]], None]
-"""Called with how many steps of :attr:`Plan.steps` are behind, and the best row of them."""
+OnProgress = Callable[[int, HistoryRow], None]
+"""Called with how many steps of :attr:`SweepPlan.steps` are done, and the best row of them."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep is going to train.
 
     Attributes
@@ -39,8 +39,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Steps of its progress: one per head and epoch, or 0 where nobody knows."""
-        return sum(getattr(head, "epochs", 0) for head in self.heads)
+        """Steps of its progress: one per head and epoch; 0 where that is not known."""
+        return sum(head.progress_steps for head in self.heads)
 
 
 @dataclass(frozen=True)
@@ -90,30 +90,38 @@ class Trial:
     params : dict
         All hyper-parameters.
     seed : int
-    row : dict
-        The kept row of its history: losses, accuracies and the epoch (or C); empty where
-        training diverged.
+    row : HistoryRow or None
+        The kept row of its history; None where training diverged.
+    axis : {"epoch", "C"}
+        What the row's ``at`` is.
     """
 
     params: dict[str, Any]
     seed: int
-    row: dict[str, float]
+    row: HistoryRow | None
+    axis: str = "epoch"
+
+    @property
+    def loss(self) -> float:
+        """What combinations are ranked by; infinite where training diverged."""
+        return np.inf if self.row is None else self.row.choosing_loss
 
     def as_json(self) -> dict[str, Any]:
         """The combination as the table holds it; what a diverged one lacks is null."""
         names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-        epoch = self.row.get("epoch")
+        row = {} if self.row is None else self.row.as_json(self.axis)
+        epoch = row.get("epoch")
         return {
             "params": self.params,
             "seed": self.seed,
             "best_epoch": None if epoch is None else int(epoch),
-            **{name: self.row.get(name) for name in names},
-            **({"cv_loss": self.row["cv_loss"]} if "cv_loss" in self.row else {}),
-            "diverged": not self.row,
+            **{name: row.get(name) for name in names},
+            **({"cv_loss": row["cv_loss"]} if "cv_loss" in row else {}),
+            "diverged": self.row is None,
         }
 
 
-def plan_sweep(kind: str, given: dict[str, Any], *, seed: int, seeds: int = 1) -> Plan:
+def plan_sweep(kind: str, given: dict[str, Any], *, seed: int, seeds: int = 1) -> SweepPlan:
     """The head's own grid, but for what is given: that is not varied.
 
     Raises
@@ -127,11 +135,11 @@ def plan_sweep(kind: str, given: dict[str, Any], *, seed: int, seeds: int = 1) -
         for number in range(seeds):
             heads.append(new_head(kind, {**given, **dict(zip(axes, values, strict=True))}))
             drawn.append(seed + number)
-    return Plan(kind, axes, heads, drawn)
+    return SweepPlan(kind, axes, heads, drawn)
 
 
 def run_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     X: Any,
     y: np.ndarray,
     X_val: Any,
@@ -140,7 +148,7 @@ def run_sweep(
     classes: list[str],
     seed: int,
     device: str,
-    told: Told,
+    on_progress: OnProgress,
 ) -> Sweep:
     """Train all heads of a plan.
 
@@ -156,11 +164,11 @@ def run_sweep(
     """
     for head in plan.heads:
         head.classes_ = np.array(classes)
-    if not head_class(plan.kind).sweep_grid:
-        return _path(plan, X, y, X_val, y_val, seed=seed, device=device, told=told)
-    from featpipe.heads.training.loop import train_all
+    if head_class(plan.kind).solves_path:
+        return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
+    from featpipe.heads.training.train import train_all
 
-    outcomes = train_all(
+    ends = train_all(
         plan.heads,
         plan.seeds,
         X,
@@ -169,30 +177,37 @@ def run_sweep(
         y_val,
         seed=seed,
         device=device,
-        told=told,
+        on_epoch=on_progress,
         only_best=True,
     )
     trials = [
-        Trial(head.params, own, {} if o.diverged else o.history.rows[o.history.best])
-        for head, own, o in zip(plan.heads, plan.seeds, outcomes, strict=True)
+        Trial(head.params, own, None if end.diverged else end.history.kept)
+        for head, own, end in zip(plan.heads, plan.seeds, ends, strict=True)
     ]
     ranks = _ranked(trials)
     winner = ranks[0]
-    if outcomes[winner].diverged:
-        raise DataError(outcomes[winner].diverged)
-    plan.heads[winner].set_layers(outcomes[winner].layers)
+    if ends[winner].diverged:
+        raise DataError(ends[winner].diverged)
+    plan.heads[winner].set_layers(ends[winner].layers)
     varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
-    return Sweep(winner, outcomes[winner].history, [trials[i] for i in ranks], varied)
+    return Sweep(winner, ends[winner].history, [trials[i] for i in ranks], varied)
 
 
 def _path(
-    plan: Plan, X: Any, y: np.ndarray, X_val: Any, y_val: np.ndarray, *, told: Told, **options: Any
+    plan: SweepPlan,
+    X: Any,
+    y: np.ndarray,
+    X_val: Any,
+    y_val: np.ndarray,
+    *,
+    on_progress: OnProgress,
+    **options: Any,
 ) -> Sweep:
     """The sweep of a head that tries its values by itself: its path over C."""
     (head,) = plan.heads
-    history = head.fit(X, y, X_val, y_val, tick=lambda row: told(1, row), **options)
+    history = head.fit(X, y, X_val, y_val, tick=lambda row: on_progress(1, row), **options)
     trials = [
-        Trial({**head.params, history.axis: row[history.axis]}, plan.seeds[0], row)
+        Trial({**head.params, history.axis: row.at}, plan.seeds[0], row, history.axis)
         for row in history.rows
     ]
     varied = [history.axis] if len(trials) > 1 else []
@@ -200,9 +215,4 @@ def _path(
 
 
 def _ranked(trials: list[Trial]) -> list[int]:
-    def loss(i: int) -> float:
-        # Where folds chose, by what they said.
-        row = trials[i].row
-        return row.get("cv_loss", row.get("val_loss", np.inf))
-
-    return sorted(range(len(trials)), key=loss)
+    return sorted(range(len(trials)), key=lambda i: trials[i].loss)

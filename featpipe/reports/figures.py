@@ -39,10 +39,10 @@ def curves(history: History) -> str:
     """Loss and accuracy by epoch (or C), train and validation; the kept row is marked."""
 
     def draw(figure: Any) -> None:
-        x = [row[history.axis] for row in history.rows]
+        x = [row.at for row in history.rows]
         for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for split, colour in (("train", _BLUE), ("val", _ORANGE)):
-                y = [row[f"{split}_{what}"] for row in history.rows]
+                y = [getattr(row, f"{split}_{what}") for row in history.rows]
                 axes.plot(x, y, color=colour, label=split, marker="o", markersize=3)
             axes.axvline(x[history.best], color=_GREY, linestyle="--", label="kept")
             axes.set_xlabel(history.axis)

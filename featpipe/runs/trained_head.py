@@ -17,7 +17,7 @@ from featpipe.base.errors import other_version
 from featpipe.base.ids import DIGEST_BYTES
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
-from featpipe.heads.base import Head, History
+from featpipe.heads.base import Head, History, HistoryRow
 
 HEAD_VERSION = 1
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
@@ -74,7 +74,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "history": {
             "axis": trained.history.axis,
             "best": trained.history.best,
-            "rows": trained.history.rows,
+            "rows": [row.as_json(trained.history.axis) for row in trained.history.rows],
         },
         "metrics": trained.metrics,
         "info": trained.info,
@@ -130,29 +130,33 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     head.set_tensors(tensors, document["classes"])
     if len(head.mean_) != int(np.prod(space.shape)):
         raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
-    history = document["history"]
+    history = _history(document["history"])
     _check_document(document)
     return TrainedHead(
         head=head,
         space=space,
         weights_spec=document["weights"],
         dataset=document["dataset"],
-        history=History(history["axis"], history["rows"], history["best"]),
+        history=history,
         metrics=document["metrics"],
         info=document["info"],
         train_ids=train_ids,
     )
 
 
+def _history(document: dict[str, Any]) -> History:
+    axis = document["axis"]
+    if axis not in ("epoch", "C"):
+        raise ValueError("its history is neither one of epochs nor one of C")
+    rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
+    if document["best"] not in range(len(rows)):
+        raise ValueError("its history keeps no row of it")
+    return History(axis, rows, document["best"])
+
+
 def _check_document(document: dict[str, Any]) -> None:
     """Refuse what later steps could not work with."""
-    history, dataset = document["history"], document["dataset"]
-    axis, names = history["axis"], ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    numbers = [row[name] for row in history["rows"] for name in (axis, *names)]
-    if not numbers or not all(isinstance(n, int | float) for n in numbers):
-        raise ValueError("its history is not one of numbers")
-    if axis not in ("epoch", "C") or history["best"] not in range(len(history["rows"])):
-        raise ValueError("its history keeps no row of it")
+    dataset = document["dataset"]
     if not all(isinstance(dataset[name], str) for name in ("name", "sha256", "val")):
         raise ValueError("its data set is not named")
     classes = document["classes"]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
@@ -19,8 +19,20 @@ SEEDS = 2**32
 """Seeds are smaller than this."""
 
 
+class HeadParams(Spec):
+    """Hyper-parameters of one kind of head.
+
+    Attributes
+    ----------
+    draws_numbers : bool
+        Whether a seed changes what is trained.
+    """
+
+    draws_numbers: ClassVar[bool] = True
+
+
 @dataclass
-class GradientParams(Spec):
+class GradientParams(HeadParams):
     """Hyper-parameters of every head that is trained by gradients."""
 
     learning_rate: float = option(Number(above=True), "Learning rate of AdamW.", default=0.0003)
@@ -49,8 +61,10 @@ class MLPParams(GradientParams):
 
 
 @dataclass
-class LogisticParams(Spec):
+class LogisticParams(HeadParams):
     """Hyper-parameters of ``logistic``: exact L2-regularised logistic regression."""
+
+    draws_numbers = False
 
     C: float | None = option(
         Number(above=True),
@@ -74,18 +88,16 @@ class LogisticParams(Spec):
             )
 
 
-HEAD_PARAMS: dict[str, type[Spec]] = {
+HEAD_PARAMS: dict[str, type[HeadParams]] = {
     "linear": LinearParams,
     "mlp": MLPParams,
     "logistic": LogisticParams,
 }
 """Hyper-parameters of every kind of head."""
 HEAD_KINDS = tuple(HEAD_PARAMS)
-SEEDLESS = frozenset({"logistic"})
-"""Kinds of heads that draw no random numbers: they come out the same with every seed."""
 
 
-def params_of(kind: str) -> type[Spec]:
+def params_of(kind: str) -> type[HeadParams]:
     """Hyper-parameters of a kind of head.
 
     Raises
@@ -179,7 +191,7 @@ class HeadSpec(SpaceQuery):
             raise UsageError(
                 f"expected --seeds only with --sweep, found --seeds {self.seeds} without it"
             )
-        if self.seeds > 1 and self.head in SEEDLESS:
+        if self.seeds > 1 and not params_of(self.head).draws_numbers:
             raise UsageError(
                 f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
                 "which comes out the same with every seed"

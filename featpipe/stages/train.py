@@ -21,8 +21,8 @@ from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
 from featpipe.datasets.splits import split_by_content
 from featpipe.heads import new_head
-from featpipe.heads.base import Head, History
-from featpipe.heads.sweep import Plan, Sweep, plan_sweep, run_sweep
+from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.heads.sweep import Sweep, SweepPlan, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.specs.heads import HeadSpec
@@ -75,8 +75,10 @@ class TrainResult:
         Id of its feature space.
     train, val : dict
         ``n, loss, accuracy`` of the kept state.
-    best : dict
+    best : HistoryRow
         The kept row of the history.
+    axis : {"epoch", "C"}
+        What the row's ``at`` is.
     seconds : float
     sweep : SweepResult, optional
         What it was chosen from.
@@ -88,13 +90,15 @@ class TrainResult:
     space: str
     train: dict[str, float]
     val: dict[str, float]
-    best: dict[str, float]
+    best: HistoryRow
+    axis: str
     seconds: float
     sweep: SweepResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The result as the command prints it."""
         document = {**dataclasses.asdict(self), "head": str(self.head)}
+        document["best"] = self.best.as_json(document.pop("axis"))
         del document["sweep"]
         return document if self.sweep is None else {**document, "sweep": self.sweep.as_json()}
 
@@ -128,7 +132,7 @@ class _Training:
         self.spec = spec
         self.started = time.perf_counter()
         self.model = new_head(spec.head, spec.params)
-        self.grid: Plan | None = None
+        self.grid: SweepPlan | None = None
         if spec.sweep:
             self.grid = plan_sweep(spec.head, spec.params, seed=spec.seed, seeds=spec.seeds)
         self.run = None if spec.out is None else Run(spec.out)
@@ -166,12 +170,12 @@ class _Training:
 
     def save(self) -> TrainResult:
         """Write the head, and the table of the sweep, into the run folder."""
-        spec, best = self.spec, self.history.rows[self.history.best]
+        spec, best = self.spec, self.history.kept
         scores = {
             split: {
                 "n": len(rows),
-                "loss": best[f"{split}_loss"],
-                "accuracy": best[f"{split}_accuracy"],
+                "loss": getattr(best, f"{split}_loss"),
+                "accuracy": getattr(best, f"{split}_accuracy"),
             }
             for split, rows in (("train", self.train), ("val", self.val))
         }
@@ -209,6 +213,7 @@ class _Training:
             train=scores["train"],
             val=scores["val"],
             best=best,
+            axis=self.history.axis,
             seconds=seconds,
             sweep=table,
         )
@@ -218,26 +223,26 @@ _Data = tuple[Any, np.ndarray, Any, np.ndarray]
 
 
 def _fit_one(model: Head, data: _Data, progress: Progress, options: dict[str, Any]) -> History:
-    with progress(f"train {model.kind}", getattr(model, "epochs", 0)) as bar:
+    with progress(f"train {model.kind}", model.progress_steps) as bar:
         return model.fit(
             *data,
-            tick=lambda row: bar.advance(val_loss=f"{row['val_loss']:.4f}"),
+            tick=lambda row: bar.advance(val_loss=f"{row.val_loss:.4f}"),
             **options,
         )
 
 
 def _fit_all(
-    grid: Plan, data: _Data, classes: list[str], progress: Progress, options: dict[str, Any]
+    grid: SweepPlan, data: _Data, classes: list[str], progress: Progress, options: dict[str, Any]
 ) -> Sweep:
     lowest = np.inf
     with progress(f"sweep {grid.kind}", grid.steps) as bar:
 
-        def on_epoch(steps: int, row: dict[str, float]) -> None:
+        def on_progress(steps: int, row: HistoryRow) -> None:
             nonlocal lowest
-            lowest = min(lowest, row["val_loss"])
+            lowest = min(lowest, row.val_loss)
             bar.advance(steps, val_loss=f"{lowest:.4f}")
 
-        return run_sweep(grid, *data, classes=classes, told=on_epoch, **options)
+        return run_sweep(grid, *data, classes=classes, on_progress=on_progress, **options)
 
 
 def _sweep_result(path: Path, sweep: Sweep) -> SweepResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -152,3 +153,74 @@ def test_a_space_without_format_is_refused() -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(DamageError, match="expected the JSON of a feature space"):
         FeatureSpace.from_json(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterPreprocessing(Preprocessing):
+    fill: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSpace(FeatureSpace):
+    """A space as a later edition may have it, with two more fields."""
+
+    policy: str = "vgg"
+
+
+def test_a_new_field_is_left_out_while_it_holds_its_default() -> None:
+    now = small_space()
+    fields = {field.name: getattr(now, field.name) for field in dataclasses.fields(now)}
+    prep = LaterPreprocessing(**dataclasses.asdict(now.preprocessing))
+    later = LaterSpace(**{**fields, "preprocessing": prep})
+    assert (later.canonical_json, later.id, later.name) == (now.canonical_json, now.id, now.name)
+    # With another value it is another space.
+    for changed in (
+        dataclasses.replace(later, policy="autocast"),
+        dataclasses.replace(later, preprocessing=dataclasses.replace(prep, fill=255)),
+    ):
+        assert changed.id != now.id
+        before, after = json.loads(now.canonical_json), json.loads(changed.canonical_json)
+        before |= before.pop("preprocessing")
+        after |= after.pop("preprocessing")
+        assert len(after) == len(before) + 1 and after.items() > before.items()
+
+
+def test_every_field_of_the_first_edition_is_always_written() -> None:
+    # Among them those with a default: they were written before there was this rule.
+    document = json.loads(small_space().canonical_json)
+    assert {"view", "format"} <= set(document)
+    assert {"channels", "decoder", "interpolation", "version"} <= set(document["preprocessing"])
+
+
+def test_a_field_that_is_not_known_is_refused() -> None:
+    document = {**json.loads(small_space().canonical_json), "policy": "autocast"}
+    with pytest.raises(DamageError, match="policy"):
+        FeatureSpace.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("tap", "slug"),
+    [
+        ("block1_pool", "block1_pool"),
+        ("layer4.2.relu_2", "layer4_2_relu_2"),
+        ("features.12", "features_12"),
+        ("../../etc/passwd", "_etc_passwd"),
+        ("a\0b\nc", "a_b_c"),
+        ("x" * 200, "x" * 64),
+        ("Straße", "Stra_e"),
+    ],
+)
+def test_any_name_of_a_tap_can_name_a_store(tap: str, slug: str) -> None:
+    space = small_space(tap=tap)
+    assert space.name == f"tiny-{slug}-{space.id[:12]}"
+    assert FeatureSpace.from_json(space.canonical_json) == space
+
+
+def test_names_of_one_slug_are_told_apart_by_the_id() -> None:
+    assert small_space(tap="layer4.2").name != small_space(tap="layer4_2").name
+
+
+@pytest.mark.parametrize("tap", ["", "..", "/", "\0"])
+def test_what_is_no_name_at_all_names_no_store(tap: str) -> None:
+    with pytest.raises(DamageError, match="a backbone, a tap"):
+        _ = small_space(tap=tap).name

@@ -16,7 +16,7 @@ from support.heads import overlapping, toy
 
 from featpipe.base.errors import DamageError, UsageError
 from featpipe.heads import base, head_class, new_head
-from featpipe.heads.base import Head, History, blocks_of, mean_and_scale, softmax
+from featpipe.heads.base import Head, History, HistoryRow, blocks_of, mean_and_scale, softmax
 from featpipe.heads.logistic import C_GRID
 from featpipe.specs.heads import HEAD_KINDS
 
@@ -63,7 +63,7 @@ def test_every_head_learns_what_is_separable(
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-12)
     assert (probabilities.argmax(axis=1) == y).mean() >= 0.97
     assert list(head.predict(X[:classes])) == [f"class {i}" for i in range(classes)]
-    assert history.rows[history.best]["val_accuracy"] >= 0.95
+    assert history.rows[history.best].val_accuracy >= 0.95
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -82,7 +82,7 @@ def test_labels_that_mean_nothing_are_not_learned(kind: str) -> None:
 def test_history_has_every_row_that_was_ticked(kind: str) -> None:
     head = new_head(kind, {**FAST[kind], **({} if kind == "logistic" else {"epochs": 4})})
     head.classes_ = np.array(["a", "b"])
-    seen: list[dict[str, float]] = []
+    seen: list[HistoryRow] = []
     history = head.fit(
         *overlapping(60, 0), *overlapping(40, 1), seed=0, device="cpu", tick=seen.append
     )
@@ -90,11 +90,12 @@ def test_history_has_every_row_that_was_ticked(kind: str) -> None:
     axis = "C" if kind == "logistic" else "epoch"
     assert history.axis == axis
     wanted = list(C_GRID) if kind == "logistic" else [1, 2, 3, 4]
-    assert [row[axis] for row in history.rows] == wanted
+    assert [row.at for row in history.rows] == wanted
     for row in history.rows:
-        assert set(row) == {axis, "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
-        assert all(np.isfinite(value) for value in row.values())
-        assert 0 <= row["val_accuracy"] <= 1 and 0 <= row["train_accuracy"] <= 1
+        numbers = row.as_json(axis)
+        assert set(numbers) == {axis, "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+        assert all(np.isfinite(value) for value in numbers.values())
+        assert 0 <= row.val_accuracy <= 1 and 0 <= row.train_accuracy <= 1
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -103,12 +104,12 @@ def test_the_state_with_the_lowest_validation_loss_is_kept(kind: str) -> None:
     options = {} if kind == "logistic" else {"epochs": 40, "patience": 40, "learning_rate": 0.05}
     val = overlapping(200, 1)
     head, history = fit(kind, overlapping(24, 0), val, **options)
-    losses = [row["val_loss"] for row in history.rows]
+    losses = [row.val_loss for row in history.rows]
     assert history.best == int(np.argmin(losses))
     assert 0 < history.best < len(losses) - 1, "the best is at an end: nothing was tested"
     assert log_loss(head, *val) == pytest.approx(min(losses), rel=1e-5)
     right = (head.predict_proba(val[0]).argmax(axis=1) == val[1]).mean()
-    assert right == pytest.approx(history.rows[history.best]["val_accuracy"])
+    assert right == pytest.approx(history.rows[history.best].val_accuracy)
     assert log_loss(head, *val) < losses[-1] * 0.999
 
 

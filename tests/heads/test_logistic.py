@@ -97,10 +97,10 @@ def test_every_step_of_the_path_is_an_optimum() -> None:
     head = LogisticHead()
     history = fitted(head, (X, y))
     for row in history.rows[::4]:
-        alone = LogisticHead(C=row["C"])
+        alone = LogisticHead(C=row.at)
         (single,) = fitted(alone, (X, y)).rows
-        assert row["train_loss"] == pytest.approx(single["train_loss"], rel=1e-4)
-        assert row["val_accuracy"] == single["val_accuracy"]
+        assert row.train_loss == pytest.approx(single.train_loss, rel=1e-4)
+        assert row.val_accuracy == single.val_accuracy
 
 
 def test_samples_are_rotated_into_the_fewest_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_every_road_leads_to_the_same_head(
     assert np.allclose(found.bias_, expected.bias_, atol=1e-5)
     assert other.best == history.best
     for row, same in zip(other.rows, history.rows, strict=True):
-        assert row == pytest.approx(same, rel=1e-4)
+        assert row.as_json("C") == pytest.approx(same.as_json("C"), rel=1e-4)
 
 
 def test_rows_that_are_read_again_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +205,13 @@ def test_c_is_chosen_by_validation() -> None:
     train, val = noisy(60), noisy(300)
     head = LogisticHead()
     history = fitted(head, train, val)
-    losses = [row["val_loss"] for row in history.rows]
-    chosen = history.rows[history.best]["C"]
-    assert [row["C"] for row in history.rows] == list(C_GRID)
+    losses = [row.val_loss for row in history.rows]
+    chosen = history.rows[history.best].at
+    assert [row.at for row in history.rows] == list(C_GRID)
     assert history.best == int(np.argmin(losses))
     assert C_GRID[0] < chosen < C_GRID[-1]
     # Training alone would have taken the largest.
-    assert int(np.argmin([row["train_loss"] for row in history.rows])) == len(C_GRID) - 1
+    assert int(np.argmin([row.train_loss for row in history.rows])) == len(C_GRID) - 1
     p = head.predict_proba(val[0])[np.arange(300), val[1]]
     assert -np.log(p).mean() == pytest.approx(min(losses), rel=1e-6)
     # Flattering validation rows ask for a larger one.
@@ -221,7 +221,7 @@ def test_c_is_chosen_by_validation() -> None:
 def test_a_given_c_is_not_searched() -> None:
     head = LogisticHead(C=0.25)
     history = fitted(head, samples(40, 10, 2))
-    assert [row["C"] for row in history.rows] == [0.25]
+    assert [row.at for row in history.rows] == [0.25]
     assert history.best == 0
     assert head.params["C"] == 0.25
 
@@ -254,9 +254,9 @@ def test_held_out_loss_is_that_of_heads_trained_without_the_fold(classes: int) -
         chances = np.empty((60, classes))
         for number in range(4):
             kept = fold != number
-            model = LogisticRegression(C=row["C"], solver="newton-cg", tol=1e-9, max_iter=1000)
+            model = LogisticRegression(C=row.at, solver="newton-cg", tol=1e-9, max_iter=1000)
             chances[~kept] = model.fit(Z[kept], y[kept]).predict_proba(Z[~kept])
-        assert row["cv_loss"] == pytest.approx(log_loss(y, chances), rel=1e-5)
+        assert row.cv_loss == pytest.approx(log_loss(y, chances), rel=1e-5)
 
 
 def test_folds_choose_c_whatever_validation_says() -> None:
@@ -265,18 +265,18 @@ def test_folds_choose_c_whatever_validation_says() -> None:
     head = LogisticHead(folds=5)
     # Swapped labels ask for the smallest C.
     history = fitted(head, train, (X_val, 1 - y_val))
-    assert history.best == int(np.argmin([row["cv_loss"] for row in history.rows]))
-    assert history.best != int(np.argmin([row["val_loss"] for row in history.rows])) == 0
+    assert history.best == int(np.argmin([row.cv_loss for row in history.rows]))
+    assert history.best != int(np.argmin([row.val_loss for row in history.rows])) == 0
     assert 0 < history.best < len(C_GRID) - 1
     for row in history.rows:
-        assert list(row) == [
+        assert list(row.as_json(history.axis)) == [
             "C", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "cv_loss"
         ]  # fmt: skip
     # What is kept was trained on all of train.
-    alone = LogisticHead(C=history.rows[history.best]["C"])
+    alone = LogisticHead(C=history.rows[history.best].at)
     (row,) = fitted(alone, train, (X_val, 1 - y_val)).rows
     assert np.allclose(head.weight_, alone.weight_, atol=1e-5)
-    assert row["val_loss"] == pytest.approx(history.rows[history.best]["val_loss"], rel=1e-5)
+    assert row.val_loss == pytest.approx(history.rows[history.best].val_loss, rel=1e-5)
 
 
 def test_all_of_c_and_folds_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_another_seed_makes_other_folds_and_the_same_seed_the_same() -> None:
         head = LogisticHead(folds=3)
         head.classes_ = np.array(["a", "b"])
         history = head.fit(*train, *train, seed=seed, device="cpu", tick=lambda row: None)
-        return [row["cv_loss"] for row in history.rows]
+        return [row.cv_loss for row in history.rows]
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
@@ -337,7 +337,7 @@ def test_the_only_sample_of_a_class_is_never_held_out() -> None:
     keep = (y != 2) | (np.arange(30) == 2)
     head = LogisticHead(folds=5)
     history = fitted(head, (X[keep], y[keep]))
-    assert all(row["cv_loss"] < 1.1 for row in history.rows[:6])
+    assert all(row.cv_loss < 1.1 for row in history.rows[:6])
 
 
 def test_one_fold_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,9 +21,10 @@ from support.samples import in_splits, stored_set
 import featpipe
 from featpipe.base.errors import DataError, UsageError
 from featpipe.heads import head_class, new_head
-from featpipe.heads.base import Head, History
+from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.sweep import Sweep, Trial, plan_sweep, run_sweep
-from featpipe.heads.training import loop as gradient
+from featpipe.heads.training import train as gradient
+from featpipe.heads.training.loop import EpochLoop
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.stages.train import TrainResult
@@ -36,9 +38,11 @@ SMALL: dict[str, dict[str, Any]] = {
 def swept(kind: str, given: dict[str, Any], train: Any, val: Any, **options: Any) -> Any:
     """A plan and what its sweep found."""
     plan = plan_sweep(kind, given, seed=0, seeds=options.pop("seeds", 1))
-    told = options.pop("told", lambda *_: None)
+    on_progress = options.pop("on_progress", lambda *_: None)
     classes = [str(i) for i in range(int(train[1].max()) + 1)]
-    found = run_sweep(plan, *train, *val, classes=classes, seed=0, device="cpu", told=told)
+    found = run_sweep(
+        plan, *train, *val, classes=classes, seed=0, device="cpu", on_progress=on_progress
+    )
     return plan, found
 
 
@@ -79,7 +83,7 @@ def test_what_is_given_is_not_varied_and_seeds_multiply() -> None:
 def test_the_lowest_validation_loss_wins_and_is_the_head() -> None:
     train, val = overlapping(60, 0), overlapping(80, 1)
     plan, found = swept("linear", SMALL["linear"], train, val, seeds=2)
-    losses = [trial.row["val_loss"] for trial in found.trials]
+    losses = [trial.row.val_loss for trial in found.trials]
     assert len(losses) == len(plan.heads) and losses == sorted(losses)
     assert losses[0] < losses[-1], "all the same: nothing was chosen"
     winner: Head = plan.heads[found.winner]
@@ -94,11 +98,11 @@ def test_the_lowest_validation_loss_wins_and_is_the_head() -> None:
 
 def test_of_equals_the_earlier_of_the_grid_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every validation loss the same, in two stacks: widths are trained one after the other.
-    def judge(self: Any, k: int, epoch: int, *numbers: float) -> Any:
-        return real(self, k, epoch, *numbers[:2], 0.5, 0.5)
+    def judge(self: EpochLoop, k: int, row: HistoryRow) -> Any:
+        return real(self, k, dataclasses.replace(row, val_loss=0.5, val_accuracy=0.5))
 
-    real = gradient._Training._judge
-    monkeypatch.setattr(gradient._Training, "_judge", judge)
+    real = EpochLoop._judge
+    monkeypatch.setattr(EpochLoop, "_judge", judge)
     given = {"epochs": 1, "batch_size": 64}
     plan, found = swept("mlp", given, toy(40), toy(20, seed=1))
     assert found.winner == 0
@@ -113,7 +117,7 @@ def test_a_diverged_head_is_marked_and_leaves() -> None:
         head.classes_ = np.array(["a", "b"])
     steps: list[int] = []
     fine, gone = gradient.train_all(
-        heads, [0, 0], *train, *val, seed=0, device="cpu", told=lambda n, _: steps.append(n)
+        heads, [0, 0], *train, *val, seed=0, device="cpu", on_epoch=lambda n, _: steps.append(n)
     )
     # The first epoch ends the other's five; from then on there is one head.
     assert sum(steps) == 10 and steps[-1] == 1
@@ -143,13 +147,13 @@ def test_a_stack_too_large_for_memory_is_trained_in_parts(monkeypatch: pytest.Mo
     train, val = overlapping(60, 0), overlapping(40, 1)
     whole_plan, whole = swept("linear", SMALL["linear"], train, val)
     sizes: list[int] = []
-    real = gradient.LinearStack.__init__
+    real = gradient.LinearGroup.__init__
 
     def watched(self: Any, heads: Any, *args: Any, **options: Any) -> None:
         sizes.append(len(heads))
         real(self, heads, *args, **options)
 
-    monkeypatch.setattr(gradient.LinearStack, "__init__", watched)
+    monkeypatch.setattr(gradient.LinearGroup, "__init__", watched)
     # Memory for five heads of eight features and a bias, in six copies of four bytes.
     monkeypatch.setattr(gradient, "free_memory", lambda device: 4 * 5 * 9 * 6 * 4)
     plan, found = swept("linear", SMALL["linear"], train, val)
@@ -157,7 +161,9 @@ def test_a_stack_too_large_for_memory_is_trained_in_parts(monkeypatch: pytest.Mo
     assert found.winner == whole.winner
     for trial, expected in zip(found.trials, whole.trials, strict=True):
         assert trial.params == expected.params
-        assert trial.row == pytest.approx(expected.row, rel=1e-4, abs=1e-6)
+        assert trial.row is not None and expected.row is not None
+        numbers = expected.row.as_json("epoch")
+        assert trial.row.as_json("epoch") == pytest.approx(numbers, rel=1e-4, abs=1e-6)
     for name, layer in plan.heads[found.winner].layers().items():
         expected = whole_plan.heads[whole.winner].layers()[name]
         assert np.allclose(layer, expected, rtol=1e-3, atol=1e-5)
@@ -168,7 +174,11 @@ def test_progress_reaches_its_end(patience: int) -> None:
     steps: list[int] = []
     given = {**SMALL["mlp"], "patience": patience, "learning_rate": 0.05}
     plan, _ = swept(
-        "mlp", given, overlapping(24, 0), overlapping(40, 1), told=lambda n, row: steps.append(n)
+        "mlp",
+        given,
+        overlapping(24, 0),
+        overlapping(40, 1),
+        on_progress=lambda n, row: steps.append(n),
     )
     assert sum(steps) == plan.steps and min(steps) > 0
 
@@ -255,6 +265,10 @@ def test_a_plain_head_takes_an_old_table_away(
     assert not (folder / "sweep.json").exists() and "sweep" not in result.as_json()
 
 
+def row_of(val_loss: float) -> HistoryRow:
+    return HistoryRow(1, 0.0, 1.0, val_loss, 1.0)
+
+
 @pytest.mark.parametrize(
     ("losses", "edges"),
     [
@@ -265,11 +279,11 @@ def test_a_plain_head_takes_an_old_table_away(
 )
 def test_a_winner_at_the_edge_of_the_grid_is_told(losses: list[float], edges: Any) -> None:
     trials = [
-        Trial({"dropout": dropout, "weight_decay": 0.0, "hidden": 4}, 0, {"val_loss": loss})
+        Trial({"dropout": dropout, "weight_decay": 0.0, "hidden": 4}, 0, row_of(loss))
         for dropout, loss in zip((0.1, 0.2, 0.3), losses, strict=True)
     ]
-    trials.append(Trial({"dropout": 0.2, "weight_decay": 1.0, "hidden": 4}, 1, {"val_loss": 9}))
-    trials.sort(key=lambda trial: trial.row["val_loss"])
+    trials.append(Trial({"dropout": 0.2, "weight_decay": 1.0, "hidden": 4}, 1, row_of(9)))
+    trials.sort(key=lambda trial: trial.loss)
     found = Sweep(0, History("epoch"), trials, ["dropout", "weight_decay", "seed"])
     # No weight decay is less than none, and seeds have no order.
     assert found.at_edge == edges

@@ -1,4 +1,4 @@
-"""Stacks of heads do PyTorch's own arithmetic, and rows reach them once an epoch."""
+"""HeadGroups of heads do PyTorch's own arithmetic, and rows reach them once an epoch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from support.heads import overlapping, toy
 
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, mean_and_scale
-from featpipe.heads.training import loop as gradient
-from featpipe.heads.training import rows as batches
+from featpipe.heads.training import feature_rows as batches
+from featpipe.heads.training import train as gradient
 from featpipe.heads.training.adamw import AdamW
-from featpipe.heads.training.head_group import MLPStack, Stack
-from featpipe.heads.training.rows import HeldRows, StreamedRows, rows_of
+from featpipe.heads.training.feature_rows import HeldRows, StreamedRows, feature_rows
+from featpipe.heads.training.head_group import HeadGroup
+from featpipe.heads.training.mlp_group import MLPGroup
 
 
 def heads_of(kind: str, classes: int, settings: list[dict[str, Any]]) -> list[Head]:
@@ -28,14 +29,15 @@ def heads_of(kind: str, classes: int, settings: list[dict[str, Any]]) -> list[He
 
 def train_all(heads: list[Head], seeds: list[int], train: Any, val: Any) -> Any:
     return gradient.train_all(
-        heads, seeds, *train, *val, seed=3, device="cpu", told=lambda *_: None
+        heads, seeds, *train, *val, seed=3, device="cpu", on_epoch=lambda *_: None
     )
 
 
-def test_each_head_is_updated_as_torch_updates_it() -> None:
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "public operators"])
+def test_each_head_is_updated_as_torch_updates_it(fused: bool) -> None:
     torch.manual_seed(0)
     start, rates, decays = torch.randn(5, 3, 4), [1e-3, 0.1, 0.1, 1.0, 1e-2], [0, 1, 1, 0.5, 0.01]
-    ours = AdamW(start.clone(), rates, decays)
+    ours = AdamW(start.clone(), rates, decays, fused=fused)
     theirs = [torch.nn.Parameter(start[k].clone()) for k in range(5)]
     optimisers = [
         torch.optim.AdamW([p], lr=rate, weight_decay=decay)
@@ -53,9 +55,10 @@ def test_each_head_is_updated_as_torch_updates_it() -> None:
             theirs[k].grad = gradient_now
             optimisers[k].step()
         ours.step()
-    for row, k in enumerate(kept):
-        found = ours.value[row] * ours.factors[row]
-        assert torch.allclose(found, theirs[k], rtol=1e-4, atol=1e-6)
+        # After every step, not only at the end.
+        for row, k in enumerate(kept):
+            found = ours.value[row] * ours.factors[row]
+            assert torch.allclose(found, theirs[k], rtol=1e-4, atol=1e-6)
 
 
 def test_a_head_of_a_far_higher_rate_takes_nothing_from_its_neighbours() -> None:
@@ -64,7 +67,7 @@ def test_a_head_of_a_far_higher_rate_takes_nothing_from_its_neighbours() -> None
     together = train_all(heads_of("linear", 3, settings), [0, 0], train, val)
     (alone,) = train_all(heads_of("linear", 3, settings[:1]), [0], train, val)
     for found, expected in zip(together[0].history.rows, alone.history.rows, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found.as_json("epoch") == pytest.approx(expected.as_json("epoch"), rel=1e-4)
 
 
 def test_one_step_is_one_update_of_each_tensor_however_many_heads(
@@ -90,13 +93,13 @@ def test_small_steps_take_one_thread(
     width: int, heads: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    learn = Stack.learn
+    learn = HeadGroup.learn
 
-    def watched(self: Stack, Z: torch.Tensor, y: torch.Tensor) -> Any:
+    def watched(self: HeadGroup, Z: torch.Tensor, y: torch.Tensor) -> Any:
         seen.add(torch.get_num_threads())
         return learn(self, Z, y)
 
-    monkeypatch.setattr(Stack, "learn", watched)
+    monkeypatch.setattr(HeadGroup, "learn", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -136,12 +139,12 @@ def test_a_head_is_trained_as_torch_would_train_it(kind: str, classes: int) -> N
             optimiser.step()
             total += float(loss.detach()) * len(batch)
         row = outcome.history.rows[epoch]
-        assert row["train_loss"] == pytest.approx(total / 60, rel=1e-4)
+        assert row.train_loss == pytest.approx(total / 60, rel=1e-4)
         with torch.inference_mode():
             logits = module(Z_val)
             val_loss = float(torch.nn.functional.cross_entropy(logits, y_val))
-        assert row["val_loss"] == pytest.approx(val_loss, rel=1e-4)
-        assert row["val_accuracy"] == pytest.approx(int((logits.argmax(1) == y_val).sum()) / 40)
+        assert row.val_loss == pytest.approx(val_loss, rel=1e-4)
+        assert row.val_accuracy == pytest.approx(int((logits.argmax(1) == y_val).sum()) / 40)
     assert outcome.history.best == 3, "not the last state: it cannot be compared"
     theirs = [p.detach().numpy() for p in module.parameters()]
     for layer, expected in zip(outcome.layers.values(), theirs, strict=True):
@@ -177,7 +180,8 @@ def test_a_head_in_a_stack_ends_as_it_would_alone(kind: str, classes: int) -> No
         assert found.history.best == alone.history.best
         assert len(found.history.rows) == len(alone.history.rows)
         for row, expected in zip(found.history.rows, alone.history.rows, strict=True):
-            assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            numbers = expected.as_json("epoch")
+            assert row.as_json("epoch") == pytest.approx(numbers, rel=1e-3, abs=1e-5)
         for name, layer in alone.layers.items():
             assert np.allclose(found.layers[name], layer, rtol=1e-3, atol=1e-5), name
         lengths.add(len(alone.history.rows))
@@ -207,27 +211,27 @@ def test_a_seed_decides_weights_and_dropout_but_not_the_order() -> None:
 
 
 def test_a_seed_decides_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MLPStack, "_initial", lambda self, seed: real(self, 0))
+    monkeypatch.setattr(MLPGroup, "_initial", lambda self, seed: real(self, 0))
     train, val = overlapping(60, 0), overlapping(40, 1)
     heads = heads_of("mlp", 2, [{"hidden": 6, "dropout": 0.5, "epochs": 1}] * 3)
     first, other, again = train_all(heads, [1, 2, 1], train, val)
-    lost = [outcome.history.rows[0]["train_loss"] for outcome in (first, other, again)]
+    lost = [outcome.history.rows[0].train_loss for outcome in (first, other, again)]
     assert lost[0] == pytest.approx(lost[2], rel=1e-6)
     assert lost[0] != pytest.approx(lost[1], rel=1e-3)
 
 
-real = MLPStack._initial
+real = MLPGroup._initial
 
 
 def test_heads_that_are_done_leave_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    learn = Stack.learn
+    learn = HeadGroup.learn
 
-    def watched(self: Stack, *batch: torch.Tensor) -> Any:
+    def watched(self: HeadGroup, *batch: torch.Tensor) -> Any:
         sizes.append(len(self.state()["weight"]))
         return learn(self, *batch)
 
-    monkeypatch.setattr(Stack, "learn", watched)
+    monkeypatch.setattr(HeadGroup, "learn", watched)
     # Three run past their best at once, the slow one goes on.
     settings = [{"epochs": 20, "patience": 2, "learning_rate": r} for r in (9.0, 9.0, 9.0, 1e-3)]
     train_all(heads_of("linear", 2, settings), [0] * 4, overlapping(60, 0), overlapping(40, 1))
@@ -264,7 +268,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [1, 7, 64, 300])
 def test_streaming_hands_out_every_row_once_an_epoch(n: int, size: int, narrow: None) -> None:
     X = Watched(np.repeat(np.arange(n, dtype=np.float16)[:, None], 8, axis=1))
-    rows = rows_of(X, np.arange(n), "cpu")
+    rows = feature_rows(X, np.arange(n), "cpu")
     assert isinstance(rows, StreamedRows)
     order = np.random.default_rng(0)
     epochs = []
@@ -296,7 +300,7 @@ def test_rows_that_fit_are_read_once_and_stay_as_stored(
     monkeypatch.setattr(batches, "_BLOCK_BYTES", 160)
     X = Watched(np.repeat(np.arange(n, dtype=np.float16)[:, None], 8, axis=1))
     monkeypatch.setattr(batches, "free_memory", lambda device: 2 * n * 16)
-    rows = rows_of(X, np.arange(n), "cpu")
+    rows = feature_rows(X, np.arange(n), "cpu")
     assert isinstance(rows, HeldRows) and rows._rows.dtype == torch.float16
     order = np.random.default_rng(0)
     for _ in range(2):
@@ -306,7 +310,7 @@ def test_rows_that_fit_are_read_once_and_stay_as_stored(
         assert sorted(flat) == list(range(n))
     assert (X.reads == 1).all() and X.most <= 160
     monkeypatch.setattr(batches, "free_memory", lambda device: 2 * n * 16 - 2)
-    assert isinstance(rows_of(X, np.arange(n), "cpu"), StreamedRows)
+    assert isinstance(feature_rows(X, np.arange(n), "cpu"), StreamedRows)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -324,8 +328,8 @@ def test_streaming_learns_as_well_and_repeats_itself(
     streamed = [train_all(heads_of(kind, 3, [given]), [0], train, val)[0] for _ in range(2)]
     assert streamed[0].history == streamed[1].history
     last, expected = streamed[0].history.rows[-1], held.history.rows[-1]
-    assert last["val_accuracy"] >= expected["val_accuracy"] - 0.02
-    assert last["val_loss"] < expected["val_loss"] * 1.5
+    assert last.val_accuracy >= expected.val_accuracy - 0.02
+    assert last.val_loss < expected.val_loss * 1.5
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -335,7 +339,7 @@ def test_the_scale_is_the_one_all_heads_use(stream: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(batches, "_PIECE_BYTES", 200)
     if stream:
         monkeypatch.setattr(batches, "free_memory", lambda device: 0)
-    mean, scale = rows_of(X, np.zeros(57, np.int64), "cpu").mean_and_scale()
+    mean, scale = feature_rows(X, np.zeros(57, np.int64), "cpu").mean_and_scale()
     expected_mean, expected_scale = mean_and_scale(X)
     assert mean.dtype == scale.dtype == np.float32
     assert np.allclose(mean, expected_mean, rtol=1e-6)

@@ -21,7 +21,7 @@ from support.samples import image_ids, jpeg_bytes, small_space
 
 from featpipe.base.errors import BadImageError
 from featpipe.heads import new_head
-from featpipe.heads.base import History
+from featpipe.heads.base import History, HistoryRow
 from featpipe.reports import Mistake, figures, write_report
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import THUMBNAIL_PIXELS
@@ -43,13 +43,13 @@ def history(rows: int = 4, axis: str = "epoch") -> History:
     return History(
         axis,
         [
-            {
-                axis: 10.0 ** -(i + 1) if axis == "C" else i + 1,
-                "train_loss": 1 / (i + 1),
-                "train_accuracy": 0.5 + i / 20,
-                "val_loss": 1.1 / (i + 1),
-                "val_accuracy": 0.4 + i / 20,
-            }
+            HistoryRow(
+                at=10.0 ** -(i + 1) if axis == "C" else i + 1,
+                train_loss=1 / (i + 1),
+                train_accuracy=0.5 + i / 20,
+                val_loss=1.1 / (i + 1),
+                val_accuracy=0.4 + i / 20,
+            )
             for i in range(rows)
         ],
         rows - 1,

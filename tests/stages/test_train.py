@@ -118,7 +118,7 @@ def test_a_trained_head_is_described_and_can_be_loaded(
     assert set(document) >= {"kind", "classes", "train", "val", "seconds"}
     loaded = load_head(result.head)
     assert loaded.history.rows[loaded.history.best] == result.best
-    assert result.val["loss"] == result.best["val_loss"]
+    assert result.val["loss"] == result.best.val_loss
     assert loaded.space == small_space() and loaded.weights_spec == "random:0"
     assert loaded.dataset["sha256"] == dataset.digest()
     assert loaded.dataset["val"] == "given"
@@ -421,7 +421,7 @@ def test_progress_hears_of_every_epoch(cache: Path, tmp_path: Path) -> None:
         out=tmp_path / "run",
         progress=Bar,
     )
-    losses = [row["val_loss"] for row in load_head(result.head).history.rows]
+    losses = [row.val_loss for row in load_head(result.head).history.rows]
     assert heard == [
         ("train linear", 3),
         *((1, {"val_loss": f"{loss:.4f}"}) for loss in losses),

@@ -26,7 +26,7 @@ _BLOCKS_AT_ONCE = 4
 """Blocks whose rows are shuffled among one another."""
 
 
-def rows_of(X: Any, y: np.ndarray, device: str) -> Rows:
+def feature_rows(X: Any, y: np.ndarray, device: str) -> FeatureRowSet:
     """Rows (n, …) and their classes (n,), held on the device, in memory, or streamed."""
     if fits(X, device):
         return HeldRows(X, y, device, home=device)
@@ -40,7 +40,7 @@ def fits(X: Any, device: str) -> bool:
     return _row_bytes(X) * len(X) <= HELD_SHARE * free_memory(device)
 
 
-class Rows(ABC):
+class FeatureRowSet(ABC):
     """Labelled rows of d features.
 
     Attributes
@@ -102,7 +102,7 @@ class Rows(ABC):
         return self._centred[: len(rows)].copy_(rows).sub_(self._mean)
 
 
-class HeldRows(Rows):
+class HeldRows(FeatureRowSet):
     """Rows that were read once and stay at home."""
 
     def __init__(self, X: Any, y: np.ndarray, device: str, *, home: str) -> None:
@@ -120,7 +120,7 @@ class HeldRows(Rows):
         self._taken = torch.empty(0, self.width, dtype=self.dtype, device=home)
 
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
-        """See :meth:`Rows.shuffled`."""
+        """See :meth:`FeatureRowSet.shuffled`."""
         if len(self._taken) < min(size, len(self)):
             self._taken = self._rows.new_empty(min(size, len(self)), self.width)
         chosen = torch.from_numpy(order.permutation(len(self)))
@@ -136,7 +136,7 @@ class HeldRows(Rows):
             yield start, self._rows[start : start + size]
 
 
-class StreamedRows(Rows):
+class StreamedRows(FeatureRowSet):
     """Rows that are read again in every epoch, a few blocks of neighbours at a time.
 
     Blocks come in shuffled order, and the rows of those that are in memory together are
@@ -150,7 +150,7 @@ class StreamedRows(Rows):
         self._pool = torch.empty(0, self.width, dtype=self.dtype)
 
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
-        """See :meth:`Rows.shuffled`."""
+        """See :meth:`FeatureRowSet.shuffled`."""
         spans = [self._spans[i] for i in order.permutation(len(self._spans))]
         self._make_room(min(len(self), self._longest * _BLOCKS_AT_ONCE + size))
         numbers = np.empty(0, np.int64)

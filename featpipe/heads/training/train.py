@@ -1,0 +1,142 @@
+"""Training of row heads by gradients: rows, groups that fit into memory, and the epoch loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from featpipe.base.errors import DataError
+from featpipe.base.hardware import free_memory
+from featpipe.heads.base import Head, History, Tick
+from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
+from featpipe.heads.training.head_group import HeadGroup
+from featpipe.heads.training.linear_group import LinearGroup
+from featpipe.heads.training.loop import EpochLoop, OnEpoch, Schedule, TrainedState
+from featpipe.heads.training.mlp_group import MLPGroup
+
+GROUP_MEMORY_SHARE = 0.25
+"""Of the memory that is free, what a group may take; a larger one is trained in parts."""
+_SMALL_STEP = 2**23
+"""Multiplications of a step below which a second thread costs more than it brings."""
+_READING = 16
+"""Multiplications that take the time of gathering, converting and centring one number."""
+_COPIES = 6
+"""Of every number learned: itself, its gradient, two moments, the best, one while heads leave."""
+_GROUPS: dict[str, type[HeadGroup]] = {"linear": LinearGroup, "mlp": MLPGroup}
+
+
+def train(
+    head: Head,
+    X: Any,
+    y: np.ndarray,
+    X_val: Any,
+    y_val: np.ndarray,
+    *,
+    seed: int,
+    device: str,
+    tick: Tick,
+) -> History:
+    """Train one head; it ends in its best epoch's state.
+
+    Raises
+    ------
+    DataError
+        Training diverged.
+    """
+    (end,) = train_all(
+        [head],
+        [seed],
+        X,
+        y,
+        X_val,
+        y_val,
+        seed=seed,
+        device=device,
+        on_epoch=lambda _, row: tick(row),
+    )
+    if end.diverged:
+        raise DataError(end.diverged)
+    head.set_layers(end.layers)
+    return end.history
+
+
+def train_all(
+    heads: Sequence[Head],
+    seeds: Sequence[int],
+    X: Any,
+    y: np.ndarray,
+    X_val: Any,
+    y_val: np.ndarray,
+    *,
+    seed: int,
+    device: str,
+    on_epoch: OnEpoch,
+    only_best: bool = False,
+) -> list[TrainedState]:
+    """Train heads that differ in seed, learning rate, weight decay, dropout or width.
+
+    All of them see the same batches in the same order, drawn from ``seed``; a head's own seed
+    decides its initial weights and its dropout. Heads are given their scale; their layers are
+    left to the caller. ``only_best`` keeps those of the head with the lowest validation loss
+    alone, for all of them may not fit into memory.
+    """
+    rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
+    mean, scale = rows.mean_and_scale()
+    for head in heads:
+        head.mean_, head.scale_ = mean, scale
+    for part in (rows, val_rows):
+        part.centre_on(mean)
+    ends: dict[int, TrainedState] = {}
+    for numbers in _parts(heads, rows, device):
+        group = _GROUPS[heads[0].kind](
+            [heads[i] for i in numbers],
+            [seeds[i] for i in numbers],
+            width=rows.width,
+            classes=len(heads[0].classes_),
+            scale=float(scale[0]),
+            device=device,
+        )
+        first: Any = heads[numbers[0]]
+        schedule = Schedule(first.batch_size, first.epochs, first.patience)
+        order = np.random.default_rng(seed)
+        loop = EpochLoop(group, schedule, rows, val_rows, order, on_epoch)
+        with torch.inference_mode(), _threads_for(group, schedule):
+            ends.update(zip(numbers, loop.run(only_best=only_best), strict=True))
+        if only_best:
+            best = min(ends, key=lambda i: (ends[i].lowest, i))
+            for i, end in ends.items():
+                end.layers = end.layers if i == best else {}
+    return [ends[i] for i in range(len(heads))]
+
+
+@contextlib.contextmanager
+def _threads_for(group: HeadGroup, schedule: Schedule) -> Iterator[None]:
+    """One thread where steps are small, and two would mostly wait for each other."""
+    numbers = sum(group.parameter_count(head, group.width, group.classes) for head in group.heads)
+    before = torch.get_num_threads()
+    if schedule.batch_size * (_READING * group.width + numbers) < _SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _parts(heads: Sequence[Head], rows: FeatureRowSet, device: str) -> list[list[int]]:
+    """Numbers of heads that are trained together: of one shape, and not too many for memory."""
+    kind = _GROUPS[heads[0].kind]
+    shapes: dict[tuple[Any, ...], list[int]] = {}
+    for i, head in enumerate(heads):
+        shapes.setdefault(kind.shape_of(head), []).append(i)
+    budget = GROUP_MEMORY_SHARE * free_memory(device)
+    classes = len(heads[0].classes_)
+    parts = []
+    for numbers in shapes.values():
+        size = 4 * _COPIES * kind.parameter_count(heads[numbers[0]], rows.width, classes)
+        step = max(1, int(budget / size))
+        parts += [numbers[i : i + step] for i in range(0, len(numbers), step)]
+    return parts
