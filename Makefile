@@ -5,21 +5,25 @@ BIN := $(VENV)/bin
 PACKAGE := featpipe tests
 # Tests are independent of one another; each process holds a torch of its own.
 AT_ONCE := -n auto --maxprocesses 8
+SLOWEST := --durations 25 --durations-min 0.5
 
-.PHONY: demo test test-all reliability check format clean
+.PHONY: demo test test-all reliability check coverage format clean
 
 demo: $(VENV)/installed
 	$(BIN)/featpipe run pipelines/quickstart.toml
 	@echo 'Next, with your own pictures: $(BIN)/featpipe extract FOLDER --name NAME'
 
 test: check
-	$(BIN)/pytest $(AT_ONCE)
+	$(BIN)/pytest $(AT_ONCE) $(SLOWEST)
 
 test-all: check
 	$(BIN)/pytest $(AT_ONCE) -m "not gpu"
 
 reliability: $(VENV)/installed-dev
 	$(BIN)/pytest --full --timeout 3600 -m "not gpu" tests/reliability
+
+coverage: $(VENV)/installed-dev
+	$(BIN)/pytest $(AT_ONCE) --cov featpipe --cov-report term
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(PACKAGE)
@@ -42,4 +46,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
