@@ -1,1 +1,1 @@
-"""Frozen networks: what they are (``catalog``, no torch) and how they run (``network``)."""
+"""Frozen networks: ``catalog`` describes them without importing torch, ``network`` runs them."""

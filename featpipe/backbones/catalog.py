@@ -1,4 +1,4 @@
-"""The backbones featpipe knows, their taps and the shape of what each tap gives.
+"""The supported backbones, their taps, and the shape of each tap's output.
 
 VGG as in Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition" (2014); nodes are numbered as in torchvision's ``features``.
@@ -18,21 +18,22 @@ DEFAULT_TAP = "block5_pool"
 
 @dataclass(frozen=True)
 class Tap:
-    """A named place in a backbone.
+    """A named layer of a backbone whose output can be extracted.
 
     Attributes
     ----------
     name : str
-        Keras-style block name. A convolution's tap lies behind its ReLU, as in Keras.
+        Keras-style block name. A convolution's tap gives the output of its ReLU, as in Keras.
     node : str
-        torchvision's name of the same node.
+        torchvision's name of the same layer.
     last_layer : int
-        Index of the node in ``features``.
+        Index of the layer in torchvision's ``features``.
     channels : int
+        Channels of the output.
     stride : int
         Input pixels per output pixel.
     convolutions : int
-        How many convolutions lie before or at the tap.
+        Number of convolutions up to and including the tap.
     """
 
     name: str
@@ -79,45 +80,55 @@ class Backbone:
     def conv_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the weights, ``features.N.weight`` and ``.bias``, in network order."""
         shapes: dict[str, tuple[int, ...]] = {}
-        layer, before = 0, 3
+        layer, in_channels = 0, 3
         for count, width in zip(self.blocks, self.widths, strict=True):
             for _ in range(count):
-                shapes[f"features.{layer}.weight"] = (width, before, 3, 3)
+                shapes[f"features.{layer}.weight"] = (width, in_channels, 3, 3)
                 shapes[f"features.{layer}.bias"] = (width,)
-                layer, before = layer + 2, width
+                layer, in_channels = layer + 2, width
             layer += 1
         return shapes
 
     def tap(self, name: str) -> Tap:
-        """The tap of a Keras-style or torchvision name.
+        """The tap of that Keras-style or torchvision name.
 
         Raises
         ------
         UsageError
-            There is none; the nearest is named.
+            There is no such tap; the message suggests the most similar name.
         """
         for tap in self.taps.values():
             if name in (tap.name, tap.node):
                 return tap
-        near = difflib.get_close_matches(name, self.taps, 1, 0.0)[0]
+        nearest = difflib.get_close_matches(name, self.taps, 1, 0.0)[0]
         raise UsageError(
-            f"expected a tap of {self.name}, found {name!r}; did you mean '{near}'? "
+            f"expected a tap of {self.name}, found {name!r}; did you mean '{nearest}'? "
             f"'featpipe backbones {self.name}' lists them"
         )
 
     def output_shape(self, tap: str, pooling: str, size: int) -> tuple[int, ...]:
-        """Shape of one row: (C, H, W), or (C,) where pooled.
+        """Shape of one image's features: (C, H, W), or (C,) if pooled.
+
+        Parameters
+        ----------
+        tap : str
+            Keras-style or torchvision name.
+        pooling : {"none", "avg", "max"}
+        size : int
+            Side of the input image, pixels.
 
         Raises
         ------
         UsageError
-            The picture is too small to leave anything at the tap.
+            The image is too small: the tap's output would be empty.
         """
-        place = self.tap(tap)
-        side = size // place.stride
+        named_tap = self.tap(tap)
+        side = size // named_tap.stride
         if side < 1:
-            raise UsageError(f"expected --size of at least {place.stride} for {tap}, found {size}")
-        return (place.channels, side, side) if pooling == "none" else (place.channels,)
+            raise UsageError(
+                f"expected --size of at least {named_tap.stride} for {tap}, found {size}"
+            )
+        return (named_tap.channels, side, side) if pooling == "none" else (named_tap.channels,)
 
 
 BACKBONES = {
@@ -137,7 +148,7 @@ def get_backbone(name: str) -> Backbone:
     Raises
     ------
     UsageError
-        There is none.
+        There is no such backbone.
     """
     if name not in BACKBONES:
         raise UsageError(f"expected a backbone of {', '.join(BACKBONES)}, found {name!r}")

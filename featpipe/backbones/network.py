@@ -1,4 +1,4 @@
-"""A backbone as a torch module that stops at the deepest tap and keeps every tap asked for."""
+"""Runs a backbone in torch up to the deepest requested tap, and returns the output of every tap."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from featpipe.base.space import FeatureSpace, Preprocessing
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_LONE_PICTURE_SIZE = 128
-"""Side in pixels from which torch computes a single picture as it computes several."""
+_MIN_UNPADDED_SIDE = 128
+"""Image side in pixels from which torch uses the same algorithm for one image as for several."""
 
 
 class BatchLimit:
-    """Most pictures computed at once; threads share it, and it only ever falls.
+    """Largest number of images per forward pass; threads share it, and it never rises.
 
     Attributes
     ----------
     size : int
+        The limit, images.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,13 +35,13 @@ class BatchLimit:
         self._lock = threading.Lock()
 
     def halve(self, size: int) -> None:
-        """Lower the limit to half of a size for which memory was too small."""
+        """Lower the limit to half of ``size``, a batch size for which memory was too small."""
         with self._lock:
             self.size = max(1, min(self.size, size // 2))
 
 
 class Network:
-    """The frozen conv base on one device, for a set of feature spaces that share one pass.
+    """The frozen conv base on one device; one forward pass serves several feature spaces.
 
     Parameters
     ----------
@@ -48,16 +49,18 @@ class Network:
     tensors : mapping of str to ndarray of float32
         ``features.N.weight`` (O, I, 3, 3) and ``.bias`` (O,), at least up to the deepest tap.
     spaces : sequence of FeatureSpace
-        They differ in tap, pooling and stored dtype only.
+        They may differ only in tap, pooling and stored dtype.
     device : str
+        A torch device, such as ``cpu`` or ``cuda:0``.
     batch_size : int
-        Largest batch given at once; halved for good when the device runs out of memory.
+        Largest number of images per forward pass; halved, also for later calls, whenever the GPU
+        runs out of memory.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Mapping[str, NDArray[np.float32]],
         spaces: Sequence[FeatureSpace],
         *,
         device: str,
@@ -70,8 +73,8 @@ class Network:
         self._last_layer_of = [backbone.tap(space.tap).last_layer for space in spaces]
         self._layers = _build(backbone, tensors, max(self._last_layer_of))
         self._normalise = _Normalise(spaces[0].preprocessing).to(self.device)
-        # Inputs and first weights rounded to bf16 cost more accuracy than all other layers
-        # together, and the first convolution is under 1 % of the work: it stays fp32.
+        # The first convolution stays in fp32: rounding its inputs and weights to bf16 would cost
+        # more accuracy than all other layers together, and it is under 1 % of the work.
         self._layers[0].to(self.device, torch.float32)
         self._layers[1:].to(self.device, self._dtype)
         self._layers.to(memory_format=torch.channels_last)
@@ -87,7 +90,7 @@ class Network:
         Parameters
         ----------
         pixels : ndarray of uint8, shape (n, size, size, 3)
-            RGB.
+            RGB, 0..255.
 
         Returns
         -------
@@ -99,7 +102,7 @@ class Network:
             A value is not finite in the stored dtype.
         """
         while True:
-            # Read once: another thread may lower the limit while this one computes.
+            # Read the limit once, because another thread may lower it meanwhile.
             size = self._limit.size
             rows = self._in_batches_of(size, pixels)
             if rows is not None:
@@ -108,9 +111,10 @@ class Network:
             torch.cuda.empty_cache()
 
     def _in_batches_of(self, size: int, pixels: NDArray[np.uint8]) -> list[np.ndarray] | None:
-        """Features of all pixels, ``size`` at a time; None where memory runs out.
+        """Features of all images, ``size`` at a time; None if the GPU runs out of memory.
 
-        A function of its own, so that what a failed pass holds is freed before the next one.
+        This is a separate function so that a failed pass's tensors are freed on return, before the
+        caller tries again.
         """
         try:
             parts = [self._forward(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
@@ -123,30 +127,34 @@ class Network:
     @torch.inference_mode()
     def _forward(self, pixels: NDArray[np.uint8], batch_size: int) -> list[np.ndarray]:
         n = len(pixels)
-        lacking = self._padded_size(pixels.shape[1], batch_size) - n
-        if lacking > 0:
-            pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(lacking, axis=0)])
+        padding = self._padded_size(pixels.shape[1], batch_size) - n
+        if padding > 0:
+            pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(padding, axis=0)])
         batch = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            batch = batch.pin_memory()  # a copy from pageable memory would stop every stream
+            batch = batch.pin_memory()  # copying from pageable memory would stall all streams
         batch = batch.to(self.device, non_blocking=True)
         hidden = self._layers[0](self._normalise(batch)).to(self._dtype)
-        kept: dict[int, torch.Tensor] = {}
+        tap_outputs: dict[int, torch.Tensor] = {}
         for number, layer in enumerate(self._layers[1:], 1):
             hidden = layer(hidden)
             if number in self._last_layer_of:
-                kept[number] = hidden[:n]
+                tap_outputs[number] = hidden[:n]
         return [
-            self._output(kept[last], space)
+            self._output(tap_outputs[last], space)
             for last, space in zip(self._last_layer_of, self.spaces, strict=True)
         ]
 
     def _padded_size(self, side: int, batch_size: int) -> int:
-        """What batches are padded to, so that a row's bits do not depend on its batch."""
+        """Images to pad smaller batches to.
+
+        Without padding, an image's features could differ in their last bits between batches of
+        different size.
+        """
         if self.device.type == "cpu":
-            # Torch uses another convolution for a single picture with few activations.
-            return 2 if side < _LONE_PICTURE_SIZE else 1
-        # cuDNN may choose another algorithm for another batch size.
+            # Torch computes a single small image with another algorithm than a batch.
+            return 2 if side < _MIN_UNPADDED_SIDE else 1
+        # cuDNN's choice of algorithm may depend on the batch size.
         return batch_size
 
     def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> np.ndarray:
@@ -155,7 +163,7 @@ class Network:
         elif space.pooling == "max":
             hidden = hidden.amax(dim=(2, 3))  # N C H W → N C
         dtype = torch.float16 if space.dtype == "float16" else torch.float32
-        # channels_last in memory → C H W, as the rows are stored
+        # N H W C in memory → N C H W, the order in which rows are stored
         rows = hidden.to(dtype).contiguous()
         if not torch.isfinite(rows).all():
             raise _overflow(space)
@@ -176,33 +184,34 @@ def _overflow(space: FeatureSpace) -> FeatureOverflowError:
 
 
 class _Normalise(nn.Module):
-    """uint8 N H W C, RGB → float32 N C H W in the weights' own channel order and scale."""
+    """uint8 N H W C, RGB → float32 N C H W, in the channel order and scale the weights need."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self._flip = preprocessing.channels == "bgr"
+        self._reverse_channels = preprocessing.channels == "bgr"
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         image = pixels.permute(0, 3, 1, 2).float() / 255.0  # N H W C → N C H W
-        if self._flip:
+        if self._reverse_channels:
             image = image.flip(1)
         return (image - self.mean) / self.std
 
 
-def _build(backbone: Backbone, tensors: Mapping[str, np.ndarray], last_layer: int) -> nn.Sequential:
-    # A tapped convolution is kept behind its ReLU, so the ReLU may work in place: nothing
-    # in front of it is ever handed out.
+def _build(
+    backbone: Backbone, tensors: Mapping[str, NDArray[np.float32]], last_layer: int
+) -> nn.Sequential:
+    # ReLUs may work in place, because no tap returns a convolution's output before its ReLU.
     layers: list[nn.Module] = []
     with torch.device("meta"):
         for count in backbone.blocks:
             for _ in range(count):
-                out, inner = backbone.conv_shapes[f"features.{len(layers)}.weight"][:2]
-                layers += [nn.Conv2d(inner, out, 3, padding=1), nn.ReLU(inplace=True)]
+                shape = backbone.conv_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
+                layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU(inplace=True)]
             layers.append(nn.MaxPool2d(2))
     network = nn.Sequential(*layers[: last_layer + 1])
     state = {
@@ -214,7 +223,7 @@ def _build(backbone: Backbone, tensors: Mapping[str, np.ndarray], last_layer: in
 
 
 def _use_winograd(layers: nn.Sequential, size: int) -> None:
-    """Replace the convolutions that are faster so, each with its ReLU; numbers stay."""
+    """Replace each convolution that Winograd makes faster, and its ReLU, in place."""
     side = size
     for number, layer in enumerate(layers):
         if isinstance(layer, nn.MaxPool2d):

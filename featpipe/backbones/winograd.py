@@ -1,9 +1,10 @@
-"""3 x 3 convolutions with a quarter of the multiplications, for processors without a matrix unit.
+"""3 x 3 convolutions with a quarter of the multiplications, for CPUs in float32.
 
 Winograd's minimal filtering F(4 x 4, 3 x 3), as in Lavin and Gray, "Fast Algorithms for
-Convolutional Neural Networks" (CVPR 2016): every 6 x 6 tile of the input, every kernel and every
-4 x 4 tile of the output is turned by a fixed matrix, and between them a convolution is 36 plain
-products of matrices. In float32 it is about as exact as the direct sum (1e-6 relative).
+Convolutional Neural Networks" (CVPR 2016): the input transform is applied to every 6 x 6 tile of
+the input and the kernel transform to every kernel; 36 matrix products multiply the two; the output
+transform maps the products to 4 x 4 tiles of the output. In float32 the output is about as exact as
+that of the direct sum (1e-6 relative).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 _FEWEST_PRODUCTS = 64 * 128
-"""Pairs of channels from which the saved multiplications outweigh the turning of tiles."""
+"""Input times output channels from which the saved multiplications outweigh the transforms."""
 _SMALLEST_SIDE = 12
-"""Pixels below which tiles are mostly padding, and reading the kernels takes the time."""
+"""Side in pixels below which Winograd is slower: padding fills most of each tile, and reading the
+kernels takes most of the time."""
 _STRIP_BYTES = 4 * 2**20
-"""Turned tiles that are worked on at once: about as much as a few cores' own caches hold."""
+"""Size of the transformed tiles computed at once: about what the caches of a few cores hold."""
 
 _INPUT = (
     (4, 0, -5, 0, 1, 0),
@@ -35,72 +37,75 @@ _KERNEL = (
     (0, 0, 1),
 )
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-"""Bᵀ, G and Aᵀ of the paper."""
+"""The paper's input, kernel and output transforms: Bᵀ, G and Aᵀ."""
 
 
 def pays(convolution: nn.Conv2d, side: int) -> bool:
-    """Whether a convolution of a map of ``side`` x ``side`` is faster this way."""
+    """Whether Winograd makes a convolution over ``side`` x ``side`` pixels faster."""
     products = convolution.in_channels * convolution.out_channels
     return products >= _FEWEST_PRODUCTS and side >= _SMALLEST_SIDE
 
 
 class WinogradConvReLU(nn.Module):
-    """A convolution of stride 1 and padding 1, and the ReLU behind it.
+    """A 3 x 3 convolution of stride 1 and padding 1, followed by ReLU.
 
-    One picture at a time and in strips of equal height, so that a picture's bits do not depend on
-    its company.
+    It computes one image at a time, in strips whose height depends on the layer and the image size
+    only, so that an image's features do not depend on the rest of the batch, bit by bit.
 
     Parameters
     ----------
     convolution : nn.Conv2d
-        Of 3 x 3, float32; its kernels are kept as (36, I, O), which is four times their size.
+        3 x 3, float32. Its transformed kernels, (36, I, O), take four times the memory.
     """
 
     kernels: torch.Tensor
     bias: torch.Tensor
-    turn_in: torch.Tensor
-    turn_out: torch.Tensor
+    input_transform: torch.Tensor
+    output_transform: torch.Tensor
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         weight = convolution.weight.detach().permute(2, 3, 1, 0)  # O I 3 3 → 3 3 I O
-        turned = _twice(_KERNEL) @ weight.reshape(9, -1)
+        transformed_kernels = _transform_2d(_KERNEL) @ weight.reshape(9, -1)
         bias = convolution.bias
         assert bias is not None
-        self.register_buffer("kernels", turned.view(36, *weight.shape[2:]))
+        self.register_buffer("kernels", transformed_kernels.view(36, *weight.shape[2:]))
         self.register_buffer("bias", bias.detach())
-        self.register_buffer("turn_in", _twice(_INPUT))
-        self.register_buffer("turn_out", _twice(_OUTPUT))
+        self.register_buffer("input_transform", _transform_2d(_INPUT))
+        self.register_buffer("output_transform", _transform_2d(_OUTPUT))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(N, I, H, W) float32 → (N, O, H, W), channels last in memory."""
-        n, inner, height, width = image.shape
-        outer = self.kernels.shape[2]
-        down, across = -(-height // 4), -(-width // 4)
-        # Tiles overlap by two pixels; the frame is the padding, and what the last tiles lack.
-        framed = image.new_zeros(n, 4 * down + 2, 4 * across + 2, inner)
-        framed[:, 1 : height + 1, 1 : width + 1] = image.permute(0, 2, 3, 1)  # N C H W → N H W C
-        found = image.new_empty(n, down, 4, across, 4, outer)
-        strip = max(1, _STRIP_BYTES // (4 * 36 * across * max(inner, outer)))
-        for picture, out in zip(framed, found, strict=True):
-            by_row, by_column, _ = picture.stride()
-            for top in range(0, down, strip):
-                rows = min(strip, down - top)
-                # 6 6 rows across I: every tile's pixels, where they are
+        n, in_channels, height, width = image.shape
+        out_channels = self.kernels.shape[2]
+        tile_rows, tile_columns = -(-height // 4), -(-width // 4)
+        # Tiles overlap by two pixels. Zeros pad the image by 1 and fill the last tiles.
+        padded = image.new_zeros(n, 4 * tile_rows + 2, 4 * tile_columns + 2, in_channels)
+        padded[:, 1 : height + 1, 1 : width + 1] = image.permute(0, 2, 3, 1)  # N C H W → N H W C
+        output = image.new_empty(n, tile_rows, 4, tile_columns, 4, out_channels)
+        bytes_per_tile_row = 4 * 36 * tile_columns * max(in_channels, out_channels)
+        strip_height = max(1, _STRIP_BYTES // bytes_per_tile_row)
+        for picture, picture_output in zip(padded, output, strict=True):
+            row_stride, column_stride, _ = picture.stride()
+            for top in range(0, tile_rows, strip_height):
+                rows = min(strip_height, tile_rows - top)
+                # 6 6 rows columns I: a view of the pixels of every tile, which overlap
                 tiles = picture[4 * top :].as_strided(
-                    (6, 6, rows, across, inner),
-                    (by_row, by_column, 4 * by_row, 4 * by_column, 1),
+                    (6, 6, rows, tile_columns, in_channels),
+                    (row_stride, column_stride, 4 * row_stride, 4 * column_stride, 1),
                 )
-                turned = (self.turn_in @ tiles.reshape(36, -1)).view(36, -1, inner)
-                products = torch.bmm(turned, self.kernels)
-                strips = (self.turn_out @ products.view(36, -1)).view(4, 4, rows, across, outer)
-                strips.add_(self.bias).relu_()
-                out[top : top + rows] = strips.permute(2, 0, 3, 1, 4)  # rows 4 across 4 O
-        whole = found.view(n, 4 * down, 4 * across, outer)[:, :height, :width]
-        return whole.permute(0, 3, 1, 2)  # N H W C → N C H W
+                transformed = self.input_transform @ tiles.reshape(36, -1)
+                products = torch.bmm(transformed.view(36, -1, in_channels), self.kernels)
+                output_tiles = self.output_transform @ products.view(36, -1)
+                output_tiles = output_tiles.view(4, 4, rows, tile_columns, out_channels)
+                output_tiles.add_(self.bias).relu_()
+                # 4 4 rows columns O → rows 4 columns 4 O
+                picture_output[top : top + rows] = output_tiles.permute(2, 0, 3, 1, 4)
+        cropped = output.view(n, 4 * tile_rows, 4 * tile_columns, out_channels)[:, :height, :width]
+        return cropped.permute(0, 3, 1, 2)  # N H W C → N C H W
 
 
-def _twice(matrix: tuple[tuple[float, ...], ...]) -> torch.Tensor:
-    """What turns the rows of a tile and then its columns, as one matrix of the flat tile."""
-    once = torch.tensor(matrix, dtype=torch.float64)
-    return torch.kron(once, once).float()
+def _transform_2d(matrix: tuple[tuple[float, ...], ...]) -> torch.Tensor:
+    """One matrix that transforms both rows and columns of a flattened tile: M ⊗ M."""
+    transform_1d = torch.tensor(matrix, dtype=torch.float64)
+    return torch.kron(transform_1d, transform_1d).float()

@@ -1,1 +1,1 @@
-"""What every other room stands on: feature spaces, errors, ids, files on disk, hardware."""
+"""Foundations for all other packages: feature spaces, errors, ids, file writing, hardware."""

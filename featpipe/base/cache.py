@@ -1,4 +1,4 @@
-"""Where the cache lies if nobody names a folder."""
+"""The default cache folder."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CACHE_VARIABLE = "FEATPIPE_CACHE"
 
 
 def default_cache() -> Path:
-    """``$FEATPIPE_CACHE``, else ``./cache``."""
+    """``$FEATPIPE_CACHE`` if set, else ``./cache``."""
     return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)

@@ -2,9 +2,9 @@
 
 A file is written under a temporary name in its final folder, fsynced, renamed, and the folder
 is fsynced, in that order; a crash at any instant leaves either the old state or the new one.
-The writer holds a lock on the temporary file until it has its name: the system drops it when
-the writer dies, however it dies, so a temporary file without a lock is nobody's.
-Every operation goes through :class:`Disk` so that a test can cut, fail or record it.
+The writer locks the temporary file until it is renamed. The operating system releases the lock
+when the writer ends for any reason, so an unlocked temporary file is abandoned.
+Every write operation goes through :class:`Disk`, so that a test can interrupt, fail or record it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from featpipe.base.errors import StorageError
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
 _STALE_AFTER_S = 24 * 3600.0
-"""Age after which another host's temporary file is taken to be a dead writer's."""
+"""Age after which another host's unlocked temporary file counts as abandoned."""
 
 
 class Disk:
-    """The operating system's calls, one method each: the seam tests put faults into."""
+    """The operating system's calls, one method each, so that tests can inject faults."""
 
     def open(self, path: Path, mode: int) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -71,13 +71,13 @@ _disk = Disk()
 
 @contextlib.contextmanager
 def use_disk(disk: Disk) -> Iterator[None]:
-    """Let every write of this process go through ``disk``: for tests of what a fault leaves."""
+    """Send every write of this process through ``disk``; tests use it to inject faults."""
     global _disk
-    before, _disk = _disk, disk
+    previous, _disk = _disk, disk
     try:
         yield
     finally:
-        _disk = before
+        _disk = previous
 
 
 def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -86,13 +86,13 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises
     ------
     StorageError
-        The system refused (full, read-only, no permission). ``target`` is as it was before,
-        or already new where only the last step failed: making the new name durable.
+        The system refused the write (disk full, read-only, no permission). ``target`` is
+        unchanged, or already new if only the last step failed: the fsync of its folder.
     """
     try:
         _make_folder(target.parent)
         remove_leftovers(target.parent)
-        while not _is_written(target, data, mode):
+        while not _try_write(target, data, mode):
             pass
         _disk.fsync_folder(target.parent)
     except OSError as error:
@@ -100,34 +100,36 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents so that a power loss cannot take them away again."""
+    """Create a folder and its parents durably: a power loss does not remove them."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         _disk.mkdir(folder)
         _disk.fsync_folder(folder.parent)
     elif not names_in(folder):
-        # Whoever made it may have been killed before it was sure to last.
+        # The process that created it may have been killed before it fsynced the parent folder.
         with contextlib.suppress(PermissionError):
             _disk.fsync_folder(folder.parent)
 
 
-def _is_written(target: Path, data: bytes, mode: int) -> bool:
-    """Write a new file and give it its name; not where another writer took it for a dead one's."""
+def _try_write(target: Path, data: bytes, mode: int) -> bool:
+    """Write a temporary file and rename it to ``target``; False if the caller must try again.
+
+    The attempt fails if another process deletes the file as abandoned before it is locked.
+    """
     temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
     fd = -1
     try:
         fd = _disk.open(temporary, mode)
-        # Else it was cleared away between its making and its locking.
-        if not _is_ours(fd):
+        if not _lock_temporary(fd):
             return False
         _write_all(fd, data)
         _disk.fsync(fd)
         _disk.rename(temporary, target)
         return True
     except FileExistsError:
-        raise  # not ours
+        raise  # another writer's file has this name: do not delete it
     except BaseException:
-        # By its name: an interrupt may come once the file is made, and before ``fd`` is known.
+        # Delete by name: an interrupt may arrive after the file exists but before ``fd`` is set.
         with contextlib.suppress(OSError):
             _disk.unlink(temporary)
         raise
@@ -136,13 +138,14 @@ def _is_written(target: Path, data: bytes, mode: int) -> bool:
             _disk.close(fd)
 
 
-def _is_ours(fd: int) -> bool:
+def _lock_temporary(fd: int) -> bool:
+    """Lock a new temporary file; False if another process is deleting or has deleted it."""
     try:
         _disk.lock(fd)
     except BlockingIOError:
         return False
     except OSError:
-        # Some network file systems have no locks: there nobody clears what is not a day old.
+        # Some network file systems have no locks; there, only old files count as abandoned.
         return True
     return os.fstat(fd).st_nlink > 0
 
@@ -168,12 +171,12 @@ def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what lies in a folder, sorted; none where there is no such folder.
+    """Sorted names of a folder's entries; empty if the folder does not exist.
 
     Raises
     ------
     StorageError
-        The folder cannot be listed; ``Path.glob`` would call it empty.
+        The folder cannot be listed; ``Path.glob`` would report it as empty.
     """
     try:
         with os.scandir(folder) as entries:
@@ -187,29 +190,30 @@ def names_in(folder: Path) -> list[str]:
 def file_fingerprint(status: os.stat_result) -> tuple[int, int, int]:
     """Size, modification time and change time (ns): equal while a file has not changed.
 
-    The change time is in it because no program can set it back: copying another file of the
-    same size and time over this one leaves everything else as it was.
+    Programs can set the modification time but not the change time. So the change time also
+    reveals a replacement by a file of the same size and modification time.
     """
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def is_regular(path: Path) -> bool:
-    """Whether opening it gives a file's bytes; a pipe would be waited for.
+    """Whether ``path`` is a regular file; opening a pipe would block.
 
     Raises
     ------
     OSError
-        There is nothing, or it may not be asked.
+        The path does not exist or may not be examined.
     """
     return stat.S_ISREG(path.stat().st_mode)
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device is refused instead of waited for.
+    """The bytes of a regular file.
 
     Raises
     ------
     OSError
+        The file cannot be read, or is a folder, a device or a pipe; reading a pipe could block.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -222,14 +226,17 @@ def read_regular(path: Path) -> bytes:
 
 
 def keep_as(source: Path, spare: Path) -> None:
-    """Give a file a second name, replacing what lay there: it outlives a new ``source``.
+    """Hard-link ``source`` as ``spare``, so that its content survives a new ``source``.
+
+    An existing ``spare`` is replaced.
 
     Raises
     ------
     StorageError
+        The file system refused a step, for example because it has no hard links.
     """
     try:
-        # The old spare goes only once what stands in for it is sure to last.
+        # Make the name of ``source`` durable before the old spare is deleted.
         _disk.fsync_folder(spare.parent)
         remove_file(spare)
         _disk.link(source, spare)
@@ -244,11 +251,12 @@ def keep_as(source: Path, spare: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file if it is there.
+    """Delete a file if it exists.
 
     Raises
     ------
     StorageError
+        The file cannot be deleted.
     """
     try:
         _disk.unlink(path)
@@ -261,43 +269,48 @@ def remove_file(path: Path) -> None:
 
 
 def move_aside(source: Path, target: Path) -> Path | None:
-    """Move a file, keeping what may lie at ``target``; returns where it went.
+    """Move a file or folder to ``target``, or to ``<target>.2``, … if that exists.
 
-    None where it is gone: somebody else was faster.
+    Returns
+    -------
+    Path or None
+        The new path; None if another process has already moved or deleted ``source``.
 
     Raises
     ------
     StorageError
+        The file system refused the move.
     """
-    place, number = target, 1
-    while place.exists():
+    destination, number = target, 1
+    while destination.exists():
         number += 1
-        place = target.with_name(f"{target.name}.{number}")
+        destination = target.with_name(f"{target.name}.{number}")
     try:
-        _make_folder(place.parent)
-        _disk.rename(source, place)
-        _disk.fsync_folder(place.parent)
+        _make_folder(destination.parent)
+        _disk.rename(source, destination)
+        _disk.fsync_folder(destination.parent)
         _disk.fsync_folder(source.parent)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(source):
             return None
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(
-            f"expected to move {source} to {place}, but: {reason}; make both folders writable"
+            f"expected to move {source} to {destination}, but: {reason}; make both folders writable"
         ) from error
-    return place
+    return destination
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one being written, or left by a writer that died."""
+    """Whether this is the name of a temporary file, in use or abandoned."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files of dead writers; those of live ones stay.
+    """Delete abandoned temporary files of a folder; files of running writers stay.
 
-    A writer on this host is dead when nobody holds the lock on its file; one on another host
-    when, besides, the file has not changed for a day: locks do not reach everywhere.
+    A temporary file of this host is abandoned if no process holds its lock. A file of another
+    host, or on a file system without locks, must also be unchanged for a day, because its
+    writer's lock may not be visible here.
 
     Returns
     -------
@@ -308,11 +321,12 @@ def remove_leftovers(folder: Path) -> int:
     for name in names_in(folder):
         match = _TEMPORARY.fullmatch(name)
         if match:
-            removed += _remove_abandoned(folder / name, here=match["host"] == _host())
+            removed += _remove_abandoned(folder / name, lock_suffices=match["host"] == _host())
     return removed
 
 
-def _remove_abandoned(path: Path, *, here: bool) -> bool:
+def _remove_abandoned(path: Path, *, lock_suffices: bool) -> bool:
+    """Delete a temporary file if it is unlocked and, unless ``lock_suffices``, also old."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -320,15 +334,16 @@ def _remove_abandoned(path: Path, *, here: bool) -> bool:
     try:
         is_old = time.time() - os.fstat(fd).st_mtime > _STALE_AFTER_S
         try:
-            # Shared, for that needs no right to write; the writer's own lock is exclusive.
+            # A shared lock needs no write permission and conflicts with the writer's exclusive one.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            here = False
-        if not (here or is_old):
+            lock_suffices = False
+        if not (lock_suffices or is_old):
             return False
-        # Under the lock: whoever made the file and has yet to lock it must find it locked or gone.
+        # Delete while holding the lock: a writer that has not locked its new file yet then
+        # finds it locked or deleted, and starts again with another file.
         _disk.unlink(path)
         return True
     except OSError:

@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 
 class FeatpipeError(Exception):
-    """Base of all errors a user can meet; anything else is a bug."""
+    """Base class of all expected errors; any other exception is a bug."""
 
     exit_code = 1
 
 
 def other_version(what: str, found: object, known: int) -> str:
-    """What to say of a file that another version of featpipe wrote."""
+    """Part of an error message about a file that another version of featpipe wrote."""
     is_newer = isinstance(found, int) and found > known
     hint = " (a newer featpipe wrote it: update featpipe)" if is_newer else ""
     return f"{what} {found!r}; this featpipe reads {known}{hint}"
 
 
 class UsageError(FeatpipeError, ValueError):
-    """An option or a recipe key has a value that cannot be meant."""
+    """An option or a recipe key has an invalid value."""
 
     exit_code = 2
 
@@ -32,13 +32,13 @@ class NotFoundError(FeatpipeError, LookupError):
 
 
 class SpaceMismatchError(FeatpipeError, ValueError):
-    """A head was offered features of another feature space than its own."""
+    """A head was given features of a feature space other than its own."""
 
     exit_code = 12
 
 
 class DamageError(FeatpipeError):
-    """A stored file does not say what its name or checksums promise."""
+    """The content of a stored file does not match its format, name or checksums."""
 
     exit_code = 13
 
@@ -50,11 +50,11 @@ class StorageError(FeatpipeError, OSError):
 
 
 class DataError(FeatpipeError, ValueError):
-    """The pictures, labels or splits given cannot be worked with."""
+    """The given pictures, labels or splits cannot be used."""
 
 
 class WeightsError(FeatpipeError, RuntimeError):
-    """The backbone's weights could not be had, or are not what they claim."""
+    """The backbone's weights cannot be obtained, or are not the expected ones."""
 
 
 class FeatureOverflowError(FeatpipeError, ArithmeticError):
@@ -69,7 +69,7 @@ class Reason(NamedTuple):
     stage : str
         Where it failed: ``read``, ``open``, ``decode``, ``convert``, ``resize`` or ``worker``.
     text : str
-        One line for a person.
+        One-line explanation for the user.
     """
 
     stage: str
@@ -80,7 +80,7 @@ class Reason(NamedTuple):
 
 
 class BadImageError(FeatpipeError, ValueError):
-    """One image cannot be used; it is quarantined, the job goes on.
+    """One image cannot be used; it is quarantined and the job continues.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class BadImageError(FeatpipeError, ValueError):
         Where it failed: ``read``, ``open``, ``decode``, ``convert``, ``resize`` or
         ``worker``.
     reason : str
-        One line for a person.
+        One-line explanation for the user.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

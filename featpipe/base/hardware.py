@@ -1,4 +1,4 @@
-"""Which device and compute precision to use, found without importing torch where possible."""
+"""Which device and compute precision to use, determined without importing torch where possible."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def resolve_device(device: str = "auto") -> str:
 
 @functools.cache
 def _best_device() -> str:
-    # Importing torch takes seconds: on a machine without any accelerator, do not ask it.
-    if not (sys.platform == "darwin" or any(Path("/dev").glob("nvidia*")) or _has_wsl_gpu()):
+    # Importing torch takes seconds, so avoid it on a machine without any accelerator.
+    if not (sys.platform == "darwin" or any(Path("/dev").glob("nvidia*")) or _has_wsl_or_amd_gpu()):
         return "cpu"
     import torch
 
@@ -54,13 +54,13 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _has_wsl_gpu() -> bool:
+def _has_wsl_or_amd_gpu() -> bool:
     return os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")
 
 
 @functools.cache
 def matrix_precision(device: str) -> str:
-    """What the matrix units of an accelerator multiply in: ``bf16``, ``fp16``, else ``fp32``."""
+    """Input precision of an accelerator's matrix units: ``bf16``, ``fp16``, else ``fp32``."""
     if not device.startswith("cuda"):
         return "fp32"
     import torch
@@ -72,23 +72,23 @@ def matrix_precision(device: str) -> str:
 
 @functools.cache
 def cpu_claims() -> str:
-    """A processor that says it multiplies bf16: its kind, and by which flags; else empty.
+    """Model and bf16 flags of a processor that reports bf16 multiplication; else empty.
 
     Letters, digits, ``_`` and ``-`` only, such as ``GenuineIntel-6-207-amx_bf16-avx512_bf16``.
     """
-    facts = _cpu_facts()
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    claims = sorted(_NATIVE_BF16.intersection(flags))
-    if not claims:
+    fields = _cpuinfo_fields()
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    bf16_flags = sorted(_NATIVE_BF16.intersection(flags))
+    if not bf16_flags:
         return ""
     x86 = ("vendor_id", "cpu family", "model")
     arm = ("CPU implementer", "CPU variant", "CPU part")
-    kind = [facts[name] for name in (*x86, *arm) if name in facts]
-    return re.sub(r"[^\w-]", "_", "-".join([*kind, *claims]), flags=re.ASCII)
+    model = [fields[name] for name in (*x86, *arm) if name in fields]
+    return re.sub(r"[^\w-]", "_", "-".join([*model, *bf16_flags]), flags=re.ASCII)
 
 
-def _cpu_facts() -> dict[str, str]:
-    """What Linux tells of the first processor; nothing elsewhere."""
+def _cpuinfo_fields() -> dict[str, str]:
+    """Fields of the first processor in ``/proc/cpuinfo``; empty if it cannot be read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -105,7 +105,7 @@ def cpu_count() -> int:
 
 
 def free_memory(device: str = "cpu") -> int:
-    """Bytes this process may still take, on the device or (``cpu``, ``mps``) in main memory."""
+    """Bytes this process may still allocate: on a CUDA device, or else in main memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -115,25 +115,25 @@ def free_memory(device: str = "cpu") -> int:
 
 
 def _free_by_kernel() -> int | None:
-    found = _numbers_in(Path("/proc/meminfo")).get("MemAvailable:")
-    return None if found is None else found * 1024
+    available_kib = _read_counters(Path("/proc/meminfo")).get("MemAvailable:")
+    return None if available_kib is None else available_kib * 1024
 
 
 def _free_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container's limit leaves; file pages it could drop count as free."""
+    """Bytes left below the container's limit; inactive file pages count as free."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
         if limit == "max":
             return None
-        droppable = _numbers_in(folder / "memory.stat").get("inactive_file", 0)
-        return max(0, int(limit) - used + droppable)
+        reclaimable = _read_counters(folder / "memory.stat").get("inactive_file", 0)
+        return max(0, int(limit) - used + reclaimable)
     except (OSError, ValueError):
         return None
 
 
-def _numbers_in(path: Path) -> dict[str, int]:
-    """First and second word of every line, where the second is a number."""
+def _read_counters(path: Path) -> dict[str, int]:
+    """Lines ``name number …`` of a file as a dictionary; other lines are skipped."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Attributes of HDF5 files whose values lie in the attribute itself.
+"""HDF5 attributes whose values are stored in the attribute itself.
 
-HDF5 keeps strings of variable length in a heap of their own, and HDF5 2.0 walks a damaged heap
-for ever, inside C, where no interrupt reaches it. So texts are written with a fixed length, and
-an attribute of any other kind is not even read.
+HDF5 stores variable-length strings in a separate heap. On a damaged heap, HDF5 2.0 loops forever
+in C, where Ctrl-C does not stop it. So texts are written with a fixed length, and attributes
+of any other kind are refused unread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def write_text(file: h5py.File, name: str, text: str) -> None:
-    """Write a text, not empty, in UTF-8."""
+    """Write a non-empty text as UTF-8."""
     file.attrs[name] = np.bytes_(text.encode())
 
 
@@ -24,13 +24,13 @@ def read_text(file: h5py.File, name: str) -> str:
     Raises
     ------
     ValueError, KeyError, TypeError, OSError
-        There is no such attribute, or it is something else.
+        The attribute is missing or of another kind.
     """
     return bytes(_value(file, name, "S")).decode()
 
 
 def read_number(file: h5py.File, name: str) -> int:
-    """Read a whole number; raises as :func:`read_text`."""
+    """Read an integer; raises the same errors as :func:`read_text`."""
     return int(_value(file, name, "iu"))
 
 

@@ -1,4 +1,4 @@
-"""Which names data sets can have."""
+"""Valid names of data sets and their shards."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from featpipe.base.errors import UsageError
 
 SHARD_MARK = ".shard-"
-"""Stands between a data set's name and a part's number in the names of parts."""
+"""Separates the data set's name from the shard's number in the name of a shard."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_file_name(name: str) -> None:
-    """Refuse a data set name that could leave its folder, or is not a plain file name.
+    """Refuse a data set or shard name that is not a plain file name.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def check_file_name(name: str) -> None:
 
 
 def check_dataset_name(name: str) -> None:
-    """Refuse what cannot name a whole data set: also what looks like the name of a part.
+    """Refuse an invalid name of a whole data set, such as the name of a shard.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a long stage tells while it runs. The library is silent unless a caller listens."""
+"""Progress of long-running stages. The library shows none unless asked to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Bar(Protocol):
     """Progress of one piece of work."""
 
     def advance(self, steps: int = 1, **notes: object) -> None:
-        """Count finished steps; notes are shown beside them."""
+        """Add finished steps; ``notes`` are named values to show beside the bar."""
 
 
 class Progress(Protocol):
@@ -20,12 +20,12 @@ class Progress(Protocol):
     def __call__(self, what: str, total: int) -> AbstractContextManager[Bar]: ...
 
 
-class _Silent:
+class _SilentBar:
     def advance(self, steps: int = 1, **notes: object) -> None:
         pass
 
 
 @contextmanager
 def no_progress(what: str, total: int) -> Iterator[Bar]:
-    """Tell nobody."""
-    yield _Silent()
+    """Show no progress: the default of every stage."""
+    yield _SilentBar()

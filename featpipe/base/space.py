@@ -1,7 +1,7 @@
-"""The feature space: everything that decides the numbers, and its fingerprint.
+"""The feature space: everything that determines the values of a feature, and its hash.
 
 A feature space is a pure function from image bytes to one tensor. Its canonical JSON is
-hashed; the hash names its store and binds a head to the features it was trained on.
+hashed; the hash names its store and ties a head to the features it was trained on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_SIDE = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Image bytes to float tensor: decode, EXIF rotation, RGB, resize, crop, normalise.
+    """How image bytes become a float tensor: decode, EXIF rotation, RGB, resize, crop, normalise.
 
     Attributes
     ----------
@@ -47,11 +47,11 @@ class Preprocessing:
         Order in which the backbone expects the channels.
     decoder : {"pillow", "pillow-draft"}
         The decoder that defines the pixels. ``pillow-draft``: JPEGs are scaled by 1/2, 1/4 or
-        1/8 while they are decoded, as far as they stay larger than the backbone's input.
+        1/8 during decoding, as long as they stay larger than the backbone's input.
     interpolation : str
         Resampling filter (always antialiased).
     version : int
-        Raised whenever the same bytes would give other pixels.
+        Incremented whenever a code change gives other pixels for the same image bytes.
     """
 
     size: int
@@ -75,18 +75,20 @@ class FeatureSpace:
     weights : str
         SHA-256 (hex) of the tensors up to the tap.
     tap : str
-        Named place whose output is kept, for example ``block5_pool``.
+        Layer of the backbone whose output is stored, for example ``block5_pool``.
     pooling : {"none", "avg", "max"}
-        ``none`` keeps the map (C, H, W); the others reduce it to (C,).
+        ``none`` keeps the feature map (C, H, W); the others reduce it to (C,).
     preprocessing : Preprocessing
     view : int
-        0 is the image itself.
+        Number of the view of the image; 0 is the image itself.
     precision : {"fp32", "bf16", "fp16"}
         Compute precision of the backbone.
     dtype : {"float16", "float32"}
         Stored dtype.
     shape : tuple of int
         Shape of one row; follows from the fields above.
+    format : int
+        Format version of the JSON.
     """
 
     backbone: str
@@ -102,10 +104,10 @@ class FeatureSpace:
 
     @cached_property
     def canonical_json(self) -> str:
-        """The one spelling of this space that is hashed: sorted keys, no blanks, ASCII.
+        """The JSON of this space that is hashed: sorted keys, no spaces, ASCII.
 
-        A field that the first edition did not have is left out while it holds its default, so
-        that ids made before the field existed stay the same.
+        A field added after the first release is omitted while it has its default value, so
+        that older ids stay the same.
         """
         return json.dumps(_document(self), sort_keys=True, separators=(",", ":"))
 
@@ -118,25 +120,25 @@ class FeatureSpace:
     def name(self) -> str:
         """Folder name of the store: ``<backbone>-<tap>-<12 hex>``.
 
-        Backbone and tap are slugs: what is no letter, digit or underscore becomes one
-        underscore (``layer4.2.relu_2`` → ``layer4_2_relu_2``). The id tells apart what a slug
-        does not.
+        Backbone and tap are slugs: other characters than letters, digits and underscores are
+        replaced by an underscore (``layer4.2.relu_2`` → ``layer4_2_relu_2``). The hex digits
+        of the id distinguish spaces whose slugs are equal.
 
         Raises
         ------
         DamageError
-            No store of this space can be: it has no names, or its rows have no known dtype.
+            The backbone or tap gives an empty slug, or the dtype is unknown.
         """
         names = _slug(self.backbone), _slug(self.tap)
         if not all(names):
-            found = f"{self.backbone!r} and {self.tap!r}"
+            problem = f"{self.backbone!r} and {self.tap!r}"
         elif self.dtype not in DTYPES:
-            found = f"dtype {self.dtype!r}"
+            problem = f"dtype {self.dtype!r}"
         else:
             return f"{names[0]}-{names[1]}-{self.id[:12]}"
         raise DamageError(
             f"expected a feature space with a backbone, a tap and one of {', '.join(DTYPES)}, "
-            f"found {found}; remove the file it came from and make it anew"
+            f"found {problem}; remove the file it came from and make it anew"
         )
 
     @classmethod
@@ -150,9 +152,9 @@ class FeatureSpace:
         """
         try:
             fields: dict[str, Any] = json.loads(text)
-            found = fields.get("format")
-            if found != FORMAT_VERSION:
-                raise DamageError(_other_format(found))
+            version = fields.get("format")
+            if version != FORMAT_VERSION:
+                raise DamageError(_other_format(version))
             prep = dict(fields.pop("preprocessing"))
             prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
             shape = tuple(fields.pop("shape"))
@@ -173,23 +175,23 @@ class FeatureSpace:
             ) from error
 
     def differences(self, other: FeatureSpace) -> list[str]:
-        """Fields in which two spaces differ, each as ``field: mine, not theirs``."""
+        """Fields in which two spaces differ, each as ``field: value, not other's value``."""
         return _differences(dataclasses.asdict(self), dataclasses.asdict(other), "")
 
 
-_FIRST_EDITION = frozenset(
+_ALWAYS_WRITTEN = frozenset(
     "backbone weights tap pooling preprocessing precision dtype shape view format "
     "size resize mean std channels decoder interpolation version".split()
 )
-"""Fields that are always written, in spaces and their preprocessing."""
+"""Fields of the first release, which the JSON always contains."""
 
 
 def _document(part: FeatureSpace | Preprocessing) -> dict[str, Any]:
-    """The fields of a space or its preprocessing that its JSON has."""
+    """The fields of a space or its preprocessing that its JSON contains."""
     document = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if field.name in _FIRST_EDITION or value != field.default:
+        if field.name in _ALWAYS_WRITTEN or value != field.default:
             document[field.name] = (
                 _document(value) if isinstance(value, FeatureSpace | Preprocessing) else value
             )
@@ -197,7 +199,7 @@ def _document(part: FeatureSpace | Preprocessing) -> dict[str, Any]:
 
 
 def _slug(name: str) -> str:
-    """A name as part of a folder's name; empty where nothing of it can be one."""
+    """A name in a form fit for a folder name; empty if only underscores would remain."""
     slug = _NOT_IN_SLUGS.sub("_", name)[:_MAX_SLUG]
     return slug if slug.strip("_") else ""
 
@@ -212,7 +214,7 @@ def _other_format(found: object) -> str:
 
 
 def _check_fields(space: FeatureSpace) -> None:
-    """Refuse values of another kind: they would only fail later, and less clearly."""
+    """Refuse values of a wrong type or range, which would fail later with a less clear error."""
     prep = space.preprocessing
     texts = [space.backbone, space.weights, space.tap, space.pooling, space.precision, space.dtype]
     texts += [prep.resize, prep.channels, prep.decoder, prep.interpolation]
@@ -229,17 +231,18 @@ def _check_fields(space: FeatureSpace) -> None:
         raise ValueError("mean and std are not finite")
 
 
-def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str) -> list[str]:
-    found = []
-    for key, value in mine.items():
-        other = theirs[key]
+def _differences(fields: dict[str, Any], others: dict[str, Any], prefix: str) -> list[str]:
+    differences = []
+    for key, value in fields.items():
+        other = others[key]
         if isinstance(value, dict):
-            found += _differences(value, other, f"{prefix}{key}.")
+            differences += _differences(value, other, f"{prefix}{key}.")
         elif value != other:
-            found.append(f"{prefix}{key}: {_short(value)}, not {_short(other)}")
-    return found
+            differences.append(f"{prefix}{key}: {_short(value)}, not {_short(other)}")
+    return differences
 
 
 def _short(value: object) -> str:
+    """A value as text; a hexadecimal SHA-256 is abbreviated."""
     text = str(value)
     return text[:12] + "…" if len(text) == 64 else text

@@ -1,4 +1,4 @@
-"""Text that comes from outside, such as file and class names, made safe to print."""
+"""Makes text from outside, such as file and class names, safe to print."""
 
 
 def escape(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Measuring featpipe beside what people would use instead: in one process, in turns."""
+"""Benchmarks of featpipe and its alternatives, which take turns in one process."""

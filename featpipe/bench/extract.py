@@ -1,4 +1,4 @@
-"""``bench extract``: pictures per second end to end, each stage alone, and beside its peers."""
+"""``bench extract``: pictures per second end to end, of each stage, and of alternatives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
@@ -26,14 +27,14 @@ from featpipe.stages.extract import extract
 from featpipe.weights.tensors import random_tensors
 
 _SEED = 0
-"""Drawn weights do: speed does not depend on their values."""
+"""Seed of the weights: they are random, because speed does not depend on their values."""
 _PRODUCTS = "large matrix products of as many operations"
 _TORCH_FP32, _TORCH_BF16 = "torch fp32, eager", "torch bf16, eager"
 _DECODED, _BATCHES = 64, 8
-"""For the backbone alone: different pictures, and at least so many batches of them."""
+"""Different pictures, and the least number of batches, with which the backbone is measured."""
 _TUTORIAL_PICTURES = 2_000
-"""Enough for a loop that takes one after the other."""
-_KNOWN_NOTHING = np.empty((0, 32), np.uint8)
+"""Pictures for the tutorial loop, which is too slow for more."""
+_NO_KNOWN_IDS = np.empty((0, 32), np.uint8)
 
 
 def bench_extract(
@@ -50,14 +51,17 @@ def bench_extract(
     Parameters
     ----------
     folder : Path
-        Where pictures and caches are written.
+        Where pictures, weights and caches are written.
     count : int, optional
-        Pictures per round; default: as many as take some ten seconds and more.
+        Pictures per round; default: enough for ten seconds or more.
     rounds : int
+        How often each contender is measured.
     device : str
+        ``auto``, ``cpu``, ``cuda:0``, …
     data : Path, optional
-        Folder of pictures to use instead of made-up ones; its first ``count``.
+        Folder whose first ``count`` pictures are used instead of synthetic ones.
     progress : Progress
+        Shows a progress bar.
     """
     spec = ExtractSpec(name="bench", weights=str(_weights(folder)), device=device, root=Path("/"))
     plan = plan_features(spec, folder / "cache")
@@ -66,7 +70,7 @@ def bench_extract(
         data = folder / "pictures"
         write_pictures(data, count)
     files = [data / path for path in list_pictures(data)[0][:count]]
-    # Every round begins with an empty cache, which would be measured for its precision anew.
+    # Every round starts with an empty cache; a fixed precision avoids choosing it again each time.
     spec = dataclasses.replace(spec, precision=plan.spaces[0].precision)
     listing = folder / "list.csv"
     listing.write_text("path\n" + "".join(f'"{file}"\n' for file in files), encoding="utf-8")
@@ -80,46 +84,50 @@ def bench_extract(
     ]
     results = in_turns(contenders, rounds, progress)
     rate = {name: result.rate for name, result in results.items()}
-    whole = rate["featpipe: files to committed rows"]
+    end_to_end = rate["featpipe: files to committed rows"]
     backbone, decoding = rate["featpipe: backbone alone"], rate["featpipe: decoding alone"]
     ratios: list[tuple[str, float, float | None]] = [
-        ("end to end / slower of decoding and backbone", whole / min(backbone, decoding), 0.95),
+        (
+            "end to end / slower of decoding and backbone",
+            end_to_end / min(backbone, decoding),
+            0.95,
+        ),
         (
             f"backbone / {_PRODUCTS}",
             backbone / rate[_PRODUCTS],
             None if plan.device == "cpu" else 0.6,
         ),
     ]
-    for name, of, target in (
+    for name, own_rate, target in (
         (_TORCH_BF16, backbone, 1.15),
         ("OpenVINO bf16", backbone, 0.95),
         (_TORCH_FP32, backbone, None),
-        ("tutorial loop", whole, 3.0),
-        ("Keras", whole, 1.8),
+        ("tutorial loop", end_to_end, 3.0),
+        ("Keras", end_to_end, 1.8),
     ):
         if name in rate:
-            what = "backbone" if of is backbone else "end to end"
-            ratios.append((f"{what} / {name}", of / rate[name], target))
+            what = "backbone" if own_rate is backbone else "end to end"
+            ratios.append((f"{what} / {name}", own_rate / rate[name], target))
     notes = [f"{plan.spaces[0].precision} on {plan.device}, {count} pictures a round"]
     notes += [f"{peer} was not measured: {why}" for peer, why in absent.items()]
     return Report("extract", "images/s", results, ratios, notes)
 
 
 def _weights(folder: Path) -> Path:
-    """A file, which is read as people's own are: drawing them takes longer."""
+    """Write random weights to a file: reading it is faster than drawing them in every round."""
     backbone = get_backbone(DEFAULT_BACKBONE)
     tensors = random_tensors(backbone, _SEED, sum(backbone.blocks))
     save_file(tensors, folder / "weights.safetensors")
     return folder / "weights.safetensors"
 
 
-def _pixels(files: list[Path], plan: FeaturePlan) -> np.ndarray:
-    """Decoded pictures (n, size, size, 3) uint8: enough to keep the device busy, by repetition."""
+def _pixels(files: list[Path], plan: FeaturePlan) -> NDArray[np.uint8]:
+    """Decoded pictures (n, size, size, 3), repeated until they fill enough batches."""
     preprocessing = plan.spaces[0].preprocessing
     tasks = [Task(key, str(file)) for key, file in enumerate(files[:_DECODED])]
-    with DecodePool(preprocessing, workers=1, known=_KNOWN_NOTHING) as pool:
-        found = [done.pixels for done in pool.decode(tasks) if done is not None]
-    different = np.stack([pixels for pixels in found if pixels is not None])
+    with DecodePool(preprocessing, workers=1, known=_NO_KNOWN_IDS) as pool:
+        decoded = [done.pixels for done in pool.decode(tasks) if done is not None]
+    different = np.stack([pixels for pixels in decoded if pixels is not None])
     wanted = max(len(different), _BATCHES * default_batch_size(plan.device, preprocessing.size))
     return different[np.arange(wanted) % len(different)]
 
@@ -140,13 +148,13 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
         tasks = [Task(key, str(file)) for key, file in enumerate(files)]
         preprocessing = plan.spaces[0].preprocessing
         workers = default_workers(plan.device)
-        with DecodePool(preprocessing, workers=workers, known=_KNOWN_NOTHING) as pool:
+        with DecodePool(preprocessing, workers=workers, known=_NO_KNOWN_IDS) as pool:
             return float(sum(done is not None for done in pool.decode(tasks)))
 
     return run
 
 
-def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
+def _backbone(pixels: NDArray[np.uint8], plan: FeaturePlan) -> Callable[[], float]:
     from featpipe.backbones.network import Network
     from featpipe.engine.inference_pool import InferencePool
 
@@ -178,7 +186,7 @@ def _backbone(pixels: np.ndarray, plan: FeaturePlan) -> Callable[[], float]:
 
 def _peers(
     files: list[Path],
-    pixels: np.ndarray,
+    pixels: NDArray[np.uint8],
     folder: Path,
     plan: FeaturePlan,
     absent: dict[str, str],
@@ -188,7 +196,7 @@ def _peers(
     precision = plan.spaces[0].precision
     has_bf16 = bool(cpu_claims()) if device == "cpu" else precision == "bf16"
     products = peers.matrix_products(_flop(plan), precision=precision, device=device)
-    found = [
+    contenders = [
         Contender(_PRODUCTS, products),
         Contender(
             _TORCH_FP32, peers.torch_backbone(pixels, bf16=False, batch=batch, device=device)
@@ -196,19 +204,19 @@ def _peers(
     ]
     if has_bf16:
         run = peers.torch_backbone(pixels, bf16=True, batch=batch, device=device)
-        found.append(Contender(_TORCH_BF16, run))
+        contenders.append(Contender(_TORCH_BF16, run))
     loop = peers.tutorial_loop(files[:_TUTORIAL_PICTURES], folder / "tutorial.h5", device=device)
-    found.append(Contender("tutorial loop", loop))
+    contenders.append(Contender("tutorial loop", loop))
     if device == "cpu":
         if has_bf16 and "openvino" not in absent:
-            found.append(Contender("OpenVINO bf16", peers.openvino_backbone(pixels, batch=1)))
+            contenders.append(Contender("OpenVINO bf16", peers.openvino_backbone(pixels, batch=1)))
         if "keras" not in absent:
-            found.append(Contender("Keras", peers.keras_backbone(files)))
-    return found
+            contenders.append(Contender("Keras", peers.keras_backbone(files)))
+    return contenders
 
 
 def _flop(plan: FeaturePlan) -> float:
-    """Floating-point operations of a picture's convolutions, by the direct sum."""
+    """Floating-point operations of all convolutions for one picture, by direct convolution."""
     backbone, size = plan.weights.backbone, plan.spaces[0].preprocessing.size
     total = 0.0
     for tap in backbone.taps.values():

@@ -1,4 +1,4 @@
-"""``bench heads``: many heads at once beside one, logistic beside scikit-learn, the command."""
+"""``bench heads``: many heads against one, logistic against scikit-learn, and ``train-head``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.hardware import resolve_device
 from featpipe.base.progress import Progress, no_progress
@@ -25,14 +26,16 @@ from featpipe.heads.logistic import C_GRID
 from featpipe.store.feature_store import FeatureStore
 
 FOLDS = 5
-_TOGETHER = 64
+_HEADS = 64
 _EPOCHS = 10
 _EQUAL_TOLERANCE = 1e-6
-"""scikit-learn's L-BFGS ends within 1e-6 of our objective at this one, far from it at 1e-4."""
+"""With this tol, scikit-learn's L-BFGS ends within 1e-6 of our objective; with 1e-4, far off."""
 
 
-def made_up_features(rows: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sparse, positive float16 rows (rows, width) as behind a ReLU, and labels one can learn."""
+def made_up_features(
+    rows: int, width: int, classes: int
+) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Sparse, non-negative rows (rows, width) like ReLU outputs, and learnable labels (rows,)."""
     rng = np.random.default_rng(0)
     y = np.arange(rows) % classes
     X = rng.normal(-0.5, 1, (rows, width)).astype(np.float32)
@@ -55,24 +58,27 @@ def bench_heads(
     Parameters
     ----------
     folder : Path
-        Where the command's cache is written.
+        Where the cache and runs of ``train-head`` are written.
     rows, width, classes : int
-        Of the made-up features; a fifth of the rows more are for validation.
+        Size of the synthetic training data; validation has a fifth as many rows.
     rounds : int
+        How often each contender is measured.
     device : str
+        ``auto``, ``cpu``, ``cuda:0``, …
     progress : Progress
+        Shows a progress bar.
     """
     device = resolve_device(device)
     X, y = made_up_features(rows + rows // 5, width, classes)
-    one, many = "linear, one head", f"linear, {_TOGETHER} heads at once"
+    one, many = "linear, one head", f"linear, {_HEADS} heads at once"
     ours = f"logistic, {len(C_GRID)} C x {FOLDS} folds"
     theirs = "scikit-learn LogisticRegression, the same C, one fold"
     results = in_turns(
         [
             Contender(one, _linear(X, y, rows, 1, device)),
-            Contender(many, _linear(X, y, rows, _TOGETHER, device)),
+            Contender(many, _linear(X, y, rows, _HEADS, device)),
             Contender(ours, _logistic(X, y, rows, device)),
-            Contender(theirs, _their_path(X[:rows], y[:rows])),
+            Contender(theirs, _sklearn_path(X[:rows], y[:rows])),
         ],
         rounds,
         progress,
@@ -80,7 +86,7 @@ def bench_heads(
     )
     rate = {name: result.rate for name, result in results.items()}
     ratios: list[tuple[str, float, float | None]] = [
-        (f"heads per second, {_TOGETHER} at once / one alone", rate[many] / rate[one], 32.0),
+        (f"heads per second, {_HEADS} at once / one alone", rate[many] / rate[one], 32.0),
         ("logistic fits per second / scikit-learn's", rate[ours] / rate[theirs], 10.0),
     ]
     notes = [
@@ -93,7 +99,7 @@ def bench_heads(
 
 
 def _linear(
-    X: np.ndarray, y: np.ndarray, rows: int, count: int, device: str
+    X: NDArray[np.float16], y: NDArray[np.int64], rows: int, count: int, device: str
 ) -> Callable[[], float]:
     from featpipe.heads.training.train import train_all
 
@@ -112,7 +118,9 @@ def _linear(
     return run
 
 
-def _logistic(X: np.ndarray, y: np.ndarray, rows: int, device: str) -> Callable[[], float]:
+def _logistic(
+    X: NDArray[np.float16], y: NDArray[np.int64], rows: int, device: str
+) -> Callable[[], float]:
     def run() -> float:
         head = new_head("logistic", {"folds": FOLDS})
         head.classes_ = np.unique(y).astype(str)
@@ -123,7 +131,7 @@ def _logistic(X: np.ndarray, y: np.ndarray, rows: int, device: str) -> Callable[
     return run
 
 
-def _their_path(X: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+def _sklearn_path(X: NDArray[np.float16], y: NDArray[np.int64]) -> Callable[[], float]:
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = mean_and_scale(X)
@@ -141,11 +149,11 @@ def _their_path(X: np.ndarray, y: np.ndarray) -> Callable[[], float]:
     return run
 
 
-def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
-    """How long ``train-head`` takes as a process, and which part of it are imports."""
+def _command(folder: Path, X: NDArray[np.float16], y: NDArray[np.int64], rows: int) -> str:
+    """Run time of ``train-head`` as a process, and the share of imports, as a sentence."""
     cache = folder / "cache"
     space = space_of_width(X.shape[1])
-    _keep(cache, space, X, y, rows)
+    _save(cache, space, X, y, rows)
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
     imports = (
         "import featpipe.cli\nfeatpipe.cli.configure_process()\n"
@@ -166,8 +174,10 @@ def _command(folder: Path, X: np.ndarray, y: np.ndarray, rows: int) -> str:
     )
 
 
-def _keep(cache: Path, space: FeatureSpace, X: np.ndarray, y: np.ndarray, rows: int) -> None:
-    """A data set of the made-up features, as an extraction would have left it."""
+def _save(
+    cache: Path, space: FeatureSpace, X: NDArray[np.float16], y: NDArray[np.int64], rows: int
+) -> None:
+    """Save the synthetic features as a data set, as ``extract`` would."""
     n = len(X)
     ids = np.random.default_rng(1).integers(0, 256, (n, 32), np.uint8)
     store = FeatureStore(cache, space)

@@ -1,4 +1,4 @@
-"""Rounds in turns, medians, and a table of figures and ratios."""
+"""Measure contenders in interleaved rounds; report median rates and their ratios."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from featpipe.base.progress import Progress, no_progress
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to measure.
+    """One thing to measure.
 
     Attributes
     ----------
     name : str
+        Its name in the report.
     run : callable
-        Does the work once; what it returns counts as work done (``None``: 1).
+        Does the work once and returns its amount in the unit of the report (``None``: 1).
     """
 
     name: str
@@ -33,13 +34,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """What one contender did in each round.
+    """The measured rates of one contender.
 
     Attributes
     ----------
     name : str
+        Name of the contender.
     rates : list of float
-        Work per second, round by round.
+        Work per second in each round.
     """
 
     name: str
@@ -58,9 +60,9 @@ def in_turns(
     *,
     warm_up: bool = False,
 ) -> dict[str, Result]:
-    """Let every contender run once per round, so that a noisy machine hurts all alike.
+    """Run every contender once per round, so that noise of the machine affects all alike.
 
-    ``warm_up``: once before, unmeasured.
+    ``warm_up`` runs each once before, unmeasured.
     """
     results = {contender.name: Result(contender.name) for contender in contenders}
     for contender in contenders if warm_up else ():
@@ -78,17 +80,20 @@ def in_turns(
 
 @dataclass(frozen=True)
 class Report:
-    """One bench's figures.
+    """The figures of one benchmark.
 
     Attributes
     ----------
     title : str
+        Name of the benchmark.
     unit : str
-        Of the rates.
+        Unit of the rates.
     results : dict of str to Result
+        By name of the contender.
     ratios : list of tuple
-        ``(what, ratio, target)``; a target of None is for information.
+        ``(what, ratio, target)``; None means that there is no target.
     notes : list of str
+        Conditions of the measurement, as sentences.
     """
 
     title: str
@@ -140,8 +145,8 @@ def _verdict(ratio: float, target: float) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    found = {
+    """Processor, cores and package versions, on which the figures depend."""
+    description = {
         "processor": _processor(),
         "cores": str(cpu_count()),
         "python": platform.python_version(),
@@ -156,10 +161,10 @@ def machine() -> dict[str, str]:
         "h5py",
     ):
         try:
-            found[package] = importlib.metadata.version(package)
+            description[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return description
 
 
 def _processor() -> str:

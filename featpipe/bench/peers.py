@@ -1,4 +1,4 @@
-"""What people would use instead, as its own documentation shows it; present ones only."""
+"""Alternatives to featpipe, used as their own documentation shows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 BATCH = 32
 
 
 def unusable(package: str) -> str:
-    """Why a peer cannot be measured here; empty where it can.
+    """Why a peer cannot be measured on this machine; empty if it can.
 
-    OpenVINO is tried in a process of its own: on some processors its code ends the process.
+    OpenVINO is tried in a process of its own, because it crashes on some processors.
     """
     if importlib.util.find_spec(package) is None:
         return "not installed"
@@ -34,7 +35,7 @@ def unusable(package: str) -> str:
 
 
 def tutorial_loop(files: list[Path], out: Path, *, device: str) -> Callable[[], float]:
-    """The loop of many a tutorial: fp32, one process, batches of 32, features appended to HDF5."""
+    """The usual tutorial loop: fp32, one process, batches of 32, features appended to HDF5."""
     import h5py
     import torch
     import torchvision
@@ -67,9 +68,9 @@ def tutorial_loop(files: list[Path], out: Path, *, device: str) -> Callable[[], 
 
 
 def torch_backbone(
-    pixels: np.ndarray, *, bf16: bool, batch: int, device: str
+    pixels: NDArray[np.uint8], *, bf16: bool, batch: int, device: str
 ) -> Callable[[], float]:
-    """torchvision's VGG16 conv base as it is, channels_last, on tensors ready on the device."""
+    """torchvision's VGG16 conv base, channels_last, on input that is already on the device."""
     import torch
     import torchvision
 
@@ -90,7 +91,7 @@ def torch_backbone(
 
 
 def matrix_products(flop: float, *, precision: str, device: str) -> Callable[[], float]:
-    """The device's own rate of large matrix products, in pictures of ``flop`` operations each."""
+    """Large matrix products, counted in pictures of ``flop`` operations each."""
     import torch
 
     side, times = (8192, 100) if device.startswith("cuda") else (2048, 8)
@@ -108,8 +109,8 @@ def matrix_products(flop: float, *, precision: str, device: str) -> Callable[[],
     return run
 
 
-def openvino_backbone(pixels: np.ndarray, *, batch: int) -> Callable[[], float]:
-    """The same in OpenVINO, bf16, with its own hint for throughput."""
+def openvino_backbone(pixels: NDArray[np.uint8], *, batch: int) -> Callable[[], float]:
+    """VGG16's conv base in OpenVINO, bf16, with its throughput hint."""
     import openvino
     import torchvision
 
@@ -155,7 +156,7 @@ def keras_backbone(files: list[Path]) -> Callable[[], float]:
     return run
 
 
-def _normalised(pixels: np.ndarray) -> Any:
+def _normalised(pixels: NDArray[np.uint8]) -> Any:
     import torch
 
     mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)

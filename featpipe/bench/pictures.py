@@ -1,4 +1,4 @@
-"""Pictures to measure with: as large and as compressible as photographs."""
+"""Synthetic pictures for benchmarks, as large and as compressible as photographs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from PIL import Image
 
 WIDTH, HEIGHT = 500, 375
 _DRAWN = 480
-"""Pictures drawn; more of them repeat these."""
+"""Different pictures; further files repeat them."""
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Write ``class/NNNNN.jpg``: smooth shapes with grain, different bytes in every file."""
+    """Write ``class/NNNNN.jpg``: smooth shapes with noise; no two files have the same bytes."""
     drawn = [_jpeg(seed) for seed in range(min(count, _DRAWN))]
     for number in range(count):
         path = folder / ("one", "two")[number % 2] / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Decoders stop at the end of the picture; what follows makes it another content.
+        # Decoders ignore the number after the JPEG's end; it makes the content hash unique.
         path.write_bytes(drawn[number % len(drawn)] + number.to_bytes(4, "big"))
 
 

@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from featpipe.base.errors import FeatpipeError, StorageError
 from featpipe.base.progress import Progress, no_progress
@@ -53,7 +53,7 @@ class Console:
 
         return choose_progress()
 
-    def result(self, document: dict[str, Any], text: str) -> None:
+    def result(self, document: Mapping[str, object], text: str) -> None:
         """Print a command's result: the document as JSON, or the text."""
         print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
 
@@ -63,7 +63,7 @@ class Console:
         logging.getLogger("featpipe").warning("%s", text)
 
     @staticmethod
-    def dumps(document: dict[str, Any]) -> str:
+    def dumps(document: Mapping[str, object]) -> str:
         """ASCII JSON, so that any file name survives any terminal."""
         return json.dumps(document, ensure_ascii=True, default=str)
 

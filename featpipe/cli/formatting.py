@@ -1,4 +1,4 @@
-"""Results as text for people, and text options as values."""
+"""Results as text for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from featpipe.base.text import escape
 
 if TYPE_CHECKING:
-    # A command pays for its own stage's imports, not for those of all whose results are shown here.
+    # Each command imports only its own stage at run time.
     from featpipe.backbones.catalog import Backbone
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import DryRun, ExtractResult
@@ -30,7 +30,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def of_extraction(done: ExtractResult) -> str:
-    """What an extraction did."""
+    """What an extraction did: counts, times, feature spaces, splits, classes, quarantine."""
     lines = [
         f"{done.dataset}: {done.images} pictures: {done.computed} computed, {done.reused} reused, "
         f"{done.duplicates} duplicates, {done.quarantined} quarantined"
@@ -79,39 +79,49 @@ def of_plan(plan: DryRun) -> str:
 
 
 def of_training(done: TrainResult) -> str:
-    """What a training gave."""
-    at = f"{done.axis} {done.best.at:g}"
-    table = [] if done.sweep is None else [*_of_sweep(done.sweep), ""]
-    told = (
+    """What a training gave; of a sweep, the best combinations first."""
+    lines = [] if done.sweep is None else [*_sweep_table(done.sweep), ""]
+    lines += [
         f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
-        f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {at} kept), train "
-        f"{done.train['accuracy']:.2%}\n  {done.head}"
-    )
-    return "\n".join([*table, told])
+        f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
+        f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
+        f"  {done.head}",
+    ]
+    return "\n".join(lines)
 
 
-def _of_sweep(sweep: SweepResult) -> list[str]:
-    """The best combinations as a table, what they differ in and how they did; then advice."""
-    shown = sweep.rows[:_SHOWN_TRIALS]
+_MEASURES = {
+    "best_epoch": "epoch",
+    "cv_loss": "cv loss",
+    "val_loss": "val loss",
+    "val_accuracy": "val",
+    "train_accuracy": "train",
+}
+"""Columns of the table of a sweep, and their titles."""
+
+
+def _sweep_table(sweep: SweepResult) -> list[str]:
+    """The best combinations as a table: what they differ in, their scores; then advice."""
+    shown: list[dict[str, Any]] = [{**row} for row in sweep.rows[:_SHOWN_TRIALS]]
     titles = [name.replace("_", "-") for name in sweep.varied]
-    measures = {"best_epoch": "epoch", "cv_loss": "cv loss", "val_loss": "val loss"}
-    measures |= {"val_accuracy": "val", "train_accuracy": "train"}
-    found = [name for name in measures if any(row.get(name) is not None for row in shown)]
-    table = [[*titles, *(measures[name] for name in found)]]
+    columns = [name for name in _MEASURES if any(row.get(name) is not None for row in shown)]
+    table = [[*titles, *(_MEASURES[name] for name in columns)]]
     for row in shown:
         values = {**row["params"], "seed": row["seed"]}
-        scores = [] if row["diverged"] else [_score(name, row[name]) for name in found]
-        table.append([*(f"{values[name]:g}" for name in sweep.varied), *(scores or ["diverged"])])
-    columns = itertools.zip_longest(*table, fillvalue="")
-    widths = [max(8, *map(len, column)) for column in columns]
+        scores = ["diverged"]
+        if not row["diverged"]:
+            scores = [_score(name, row[name]) for name in columns]
+        table.append([*(f"{values[name]:g}" for name in sweep.varied), *scores])
+    widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
         lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    best = sweep.rows[0]["params"]
     for name, edge in sweep.at_edge.items():
-        best, beyond = sweep.rows[0]["params"][name], {"smallest": "smaller", "largest": "larger"}
+        beyond = {"smallest": "smaller", "largest": "larger"}[edge]
         lines.append(
-            f"the best {name.replace('_', '-')}, {best:g}, is the {edge} tried: "
-            f"a {beyond[edge]} one may do better"
+            f"the best {name.replace('_', '-')}, {best[name]:g}, is the {edge} tried: "
+            f"a {beyond} one may do better"
         )
     return lines
 
@@ -123,7 +133,7 @@ def _score(name: str, value: float) -> str:
 
 
 def of_evaluation(done: Evaluation) -> str:
-    """How a head did."""
+    """The scores of a head."""
     m = done.metrics
     low, high = m["accuracy_ci95"]
     auc = "" if m["roc_auc"] is None else f", ROC-AUC {m['roc_auc']:.4f}"
@@ -187,17 +197,17 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
-    """Predictions as CSV with a header; returns how many had an error."""
+def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+    """Write predictions as CSV with a header; returns how many had an error."""
     plain = csv.writer(stream, lineterminator="\n")
-    # The csv module leaves a lone carriage return bare, and readers take it for a line's end.
+    # The csv module does not quote a lone carriage return, which readers take for a line's end.
     quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    errors, found_any = 0, False
+    errors, has_header = 0, False
     classes: list[str] = []
     header = ["path", "label", "probability", "error"]
-    for prediction in found:
-        if not found_any:
-            found_any = True
+    for prediction in predictions:
+        if not has_header:
+            has_header = True
             classes = prediction.classes if all_classes else []
             plain.writerow([*header, *classes])
         every = prediction.probabilities or {}
@@ -207,15 +217,17 @@ def write_csv(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool)
         (quoted if "\r" in prediction.path else plain).writerow(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
-    if not found_any:
+    if not has_header:
         plain.writerow(header)
     return errors
 
 
-def write_json_lines(found: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
-    """Predictions as JSON lines; returns how many had an error."""
+def write_json_lines(
+    predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool
+) -> int:
+    """Write predictions as JSON lines; returns how many had an error."""
     errors = 0
-    for prediction in found:
+    for prediction in predictions:
         errors += prediction.error is not None
         stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
     return errors

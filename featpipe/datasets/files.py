@@ -28,7 +28,7 @@ from featpipe.datasets.dataset import SPLITS, Dataset, DatasetInfo, SourceInfo, 
 DATASET_VERSION = 1
 
 _UNSEALED = hashlib.sha256(b"featpipe data set").hexdigest().encode()
-"""Stands where the digest of the file will, while that is taken: not one bit is left out."""
+"""Stands in place of the file's digest while that is computed, so that it covers every byte."""
 _COLUMNS: dict[str, type[np.generic]] = {
     "label": np.int64,
     "split": np.int8,
@@ -45,7 +45,7 @@ _DECODING_ERRORS = (
     AttributeError,
     OverflowError,
 )
-"""What h5py and a header of another form raise on bytes that are no data set file."""
+"""What h5py and the JSON header raise if the bytes are no data set file."""
 
 
 def dataset_path(cache: Path, name: str) -> Path:
@@ -161,7 +161,7 @@ def _decode(data: bytes) -> Dataset:
                 raise ValueError(f"'{name}' is not a data set")
             if column.is_virtual or column.external or column.chunks:
                 raise ValueError(f"'{name}' is not one plain block")
-            # Texts of any length lie in a heap; a damaged one HDF5 walks for ever.
+            # HDF5 keeps texts of variable length in a heap, and loops for ever in a damaged one.
             if column.dtype.kind not in "iu":
                 raise ValueError(f"'{name}' is {column.dtype}")
             if math.prod(column.shape) * column.dtype.itemsize > len(data):
@@ -188,7 +188,7 @@ def _reason(value: Any) -> Reason:
 
 
 def _check_content(dataset: Dataset) -> None:
-    """Refuse what is whole but cannot be meant: anyone can write a matching digest."""
+    """Refuse values without a meaning: a digest proves only that the bytes are unchanged."""
     n = len(dataset.paths)
     shapes = {"label": (n,), "split": (n,), "status": (n,), "stat": (n, 3)}
     shapes["image_sha256"] = (n, DIGEST_BYTES)

@@ -1,4 +1,6 @@
-"""Sharded extraction: each job lists every n-th record; whoever finds all shards merges them."""
+"""Sharded extraction: each of n jobs extracts every n-th record; the job that finds all shards
+written merges them into one data set.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,18 @@ def list_digest(records: Sequence[Record]) -> str:
 def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset | None:
     """Write data set ``name`` from its shards once all are there; None while some are missing.
 
-    A shard that was made from another list than ``whole_list`` (see :func:`list_digest`) is as
-    good as missing. Several jobs may merge at once: each writes the same.
+    A shard that was made from another list counts as missing. Several jobs may merge at once:
+    all of them write the same bytes.
+
+    Parameters
+    ----------
+    cache : Path
+    name : str
+        Of the whole data set.
+    count : int
+        Number of shards.
+    whole_list : str
+        Digest of the whole list; see :func:`list_digest`.
     """
     shards = []
     for number in range(1, count + 1):

@@ -1,4 +1,7 @@
-"""Train, validation and test by content: stable as data grows, duplicates never straddle."""
+"""Train, validation and test by a hash of each picture's content.
+
+A picture keeps its split as data grows, and equal pictures are always in the same split.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.ids import sortable
 from featpipe.datasets.dataset import Dataset
@@ -14,19 +18,18 @@ from featpipe.specs.kinds import check_sum
 
 
 def split_by_content(
-    ids: np.ndarray,
-    labels: np.ndarray,
+    ids: NDArray[np.uint8],
+    labels: NDArray[np.int64],
     fractions: Sequence[float] = DEFAULT_SPLIT,
     *,
     salt: str = "split",
-) -> np.ndarray:
+) -> NDArray[np.int8]:
     """Assign each picture to a part by a hash of its content.
 
-    The hash alone decides, so a picture keeps its part when others come or go, and equal
-    pictures share one. Where that leaves a class without a picture in some part though it
-    has enough different ones, the class's pictures nearest the part's range are moved there:
-    stratification for classes too small for chance. A picture so moved may go back once its
-    class has grown enough to fill that part by itself.
+    The hash is a number from 0 to 1, and each part has a range of these numbers. If chance leaves
+    a class without a picture in some part although the class has enough different pictures, the
+    picture whose number is nearest to the part's range is moved there. Such a picture may move
+    back once its class has grown enough to fill that part by chance.
 
     Parameters
     ----------
@@ -45,22 +48,22 @@ def split_by_content(
     check_sum(fractions)
     edges = np.concatenate([[0.0], np.cumsum(fractions)])
     wanted = np.flatnonzero(np.asarray(fractions) > 0).tolist()
-    # Shares written in decimals may sum to a little less than 1: the rest is the last one's.
+    # Decimal shares may sum to a little less than 1: the last part gets the rest.
     edges[wanted[-1] + 1 :] = 1.0
     _, first, inverse = np.unique(sortable(ids), return_index=True, return_inverse=True)
-    place = np.array([_uniform(salt, row.tobytes()) for row in ids[first]])
-    part = np.searchsorted(edges[1:-1], place, side="right").astype(np.int8)
+    position = np.array([_uniform(salt, row.tobytes()) for row in ids[first]])
+    part = np.searchsorted(edges[1:-1], position, side="right").astype(np.int8)
     label_of = labels[first]
     for label in np.unique(label_of):
-        _fill_empty_parts(np.flatnonzero(label_of == label), place, part, edges, wanted)
+        _fill_empty_parts(np.flatnonzero(label_of == label), position, part, edges, wanted)
     return part[inverse]
 
 
 def _fill_empty_parts(
-    members: np.ndarray,
-    place: np.ndarray,
-    part: np.ndarray,
-    edges: np.ndarray,
+    members: NDArray[np.intp],
+    position: NDArray[np.float64],
+    part: NDArray[np.int8],
+    edges: NDArray[np.float64],
     wanted: list[int],
 ) -> None:
     if len(members) < len(wanted):
@@ -70,7 +73,7 @@ def _fill_empty_parts(
             continue
         counts = np.bincount(part[members], minlength=len(edges) - 1)
         spare = members[counts[part[members]] > 1]
-        distance = np.maximum(edges[k] - place[spare], place[spare] - edges[k + 1])
+        distance = np.maximum(edges[k] - position[spare], position[spare] - edges[k + 1])
         part[spare[np.argmin(distance)]] = k
 
 
@@ -80,7 +83,7 @@ def _uniform(salt: str, image_id: bytes) -> float:
 
 
 def split_unsplit(dataset: Dataset) -> None:
-    """Split a labelled data set by content where its source gave no splits."""
+    """Split a labelled data set by content if its source has no splits of its own."""
     shares, usable = dataset.info.split, dataset.usable
     if not isinstance(shares, str) and dataset.classes and usable.any():
         dataset.split[usable] = split_by_content(

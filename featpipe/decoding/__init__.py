@@ -1,1 +1,1 @@
-"""Image bytes to pixels, in worker processes that may die without taking the job along."""
+"""Decodes image bytes to pixels in worker processes; if one of them dies, the job goes on."""

@@ -1,4 +1,4 @@
-"""Messages between the pool and a worker: a JSON header and raw bytes, nothing executable."""
+"""Messages between the pool and a worker process: a JSON header and raw bytes, never a pickle."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ _LENGTHS = struct.Struct("<II")
 
 
 def pack(header: dict[str, Any], payload: bytes = b"") -> bytes:
-    """One frame: two lengths, the header as ASCII JSON (any file name survives), the payload."""
+    """One frame: two lengths, the header as ASCII JSON, the payload.
+
+    ASCII JSON escapes undecodable bytes in file names, so every file name survives.
+    """
     text = json.dumps(header).encode("ascii")
     return _LENGTHS.pack(len(text), len(payload)) + text + payload
 
 
 def read(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Next frame from a blocking stream; None at its end."""
+    """The next frame of a blocking stream; None at the end of the stream."""
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None
@@ -28,13 +31,13 @@ def read(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 
 class Splitter:
-    """Cuts frames without payload out of the pieces a non-blocking read gives."""
+    """Assembles frames without payload from the pieces of bytes that partial reads return."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, piece: bytes) -> list[dict[str, Any]]:
-        """Headers of the frames that ``piece`` completes."""
+        """Headers of all frames that ``piece`` completes."""
         self._buffer += piece
         headers = []
         while len(self._buffer) >= _LENGTHS.size:

@@ -1,7 +1,6 @@
-"""One image's bytes to the RGB pixels a person sees, at the backbone's size.
+"""Decodes one image's bytes to upright RGB pixels of the backbone's input size.
 
-Pillow defines the pixels. Any exception a decoder raises means the image is bad, never that
-the job is.
+Pillow defines the pixels. Any exception from a decoder marks this image as bad; the job goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import io
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from featpipe.base.errors import BadImageError
@@ -17,15 +17,24 @@ from featpipe.base.space import Preprocessing
 from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-"""Formats that are opened at all; none of their decoders starts another program."""
+"""The only formats that are opened; none of their decoders starts another program."""
 _MAX_ELONGATION = 8
 _RESIZE_MARGIN = 256 / 224
 
 
 def load_pixels(
     data: bytes, preprocessing: Preprocessing, *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     """Decode, rotate, convert to RGB, resize and crop.
+
+    Parameters
+    ----------
+    data : bytes
+        The image file's content.
+    preprocessing : Preprocessing
+        Its ``size``, ``resize`` and ``decoder`` apply; the network normalises.
+    max_pixels : int
+        An image with more pixels is bad.
 
     Returns
     -------
@@ -35,9 +44,9 @@ def load_pixels(
     Raises
     ------
     BadImageError
-        With the stage at which it failed.
+        The image is bad; ``stage`` names the step that failed.
     MemoryError
-        The picture needs more than the process may take.
+        The image needs more memory than the process may use.
     """
     smallest = None
     if preprocessing.decoder == "pillow-draft":
@@ -54,15 +63,17 @@ def load_pixels(
 def decode_rgb(
     data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, smallest: int | None = None
 ) -> Image.Image:
-    """First frame as upright 8-bit RGB; transparency lies on white, 16 bits are scaled.
+    """First frame as upright 8-bit RGB: transparent parts become white, 16-bit values are scaled.
 
     Parameters
     ----------
     data : bytes
+        The image file's content.
     max_pixels : int
+        An image with more pixels is bad.
     smallest : int, optional
-        A JPEG may be scaled down by a power of two in decoding (libjpeg's scaled inverse DCT)
-        as long as both sides keep this many pixels.
+        Lets libjpeg scale a JPEG down by 2, 4 or 8 while decoding (scaled inverse DCT), as long
+        as both sides keep at least this many pixels.
 
     Raises
     ------
@@ -92,7 +103,7 @@ def decode_rgb(
         raise BadImageError("open", f"not a {accepted} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError("open", f"more than {max_pixels} pixels") from error
-    # Decoders raise anything: struct.error, SyntaxError, IndexError, …
+    # A decoder may raise any exception on damaged data: struct.error, SyntaxError, IndexError, …
     except Exception as error:
         raise BadImageError(stage, _one_line(error)) from error
 
@@ -121,9 +132,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Grey of up to 16 bits in modes I;16, I;16B and I, scaled to 8 bits, not clipped."""
+    """Scale 16-bit grey (modes I;16, I;16B and I) to 8 bits; Pillow's conversion would clip it."""
     values = np.asarray(image).astype(np.int64)
-    # A PNG may name one grey level transparent; it lies on white like all transparency.
+    # A PNG may declare one grey level transparent; like all transparency it becomes white.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = 65535
@@ -133,28 +144,38 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """Bring an RGB image to size x size, bilinear with antialiasing.
+    """Resize an RGB image to size x size, bilinear with antialiasing.
 
-    ``crop`` gives the very pixels of torchvision's ``Resize`` and ``CenterCrop``, except that
-    a picture longer than 8:1 first loses its ends: resized whole it could fill the memory.
+    ``crop`` gives exactly the pixels of torchvision's ``Resize`` and ``CenterCrop``, except that
+    an image longer than 8:1 is first cropped to 8:1, because resizing it whole could exhaust the
+    memory.
+
+    Parameters
+    ----------
+    image : Image
+        Mode RGB.
+    size : int
+        Side of the result, pixels.
+    resize : {"crop", "squash"}
+        See :class:`featpipe.base.space.Preprocessing`.
     """
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     width, height = image.size
-    longest = _MAX_ELONGATION * min(width, height)
-    if max(width, height) > longest:
-        width, height = min(width, longest), min(height, longest)
+    max_side = _MAX_ELONGATION * min(width, height)
+    if max(width, height) > max_side:
+        width, height = min(width, max_side), min(height, max_side)
         image = _center_crop(image, width, height)
-    short = _short_side(size, resize)
+    short_side = _short_side(size, resize)
     if width <= height:
-        scaled = (short, int(short * height / width))
+        scaled_size = (short_side, int(short_side * height / width))
     else:
-        scaled = (int(short * width / height), short)
-    return _center_crop(image.resize(scaled, Image.Resampling.BILINEAR), size, size)
+        scaled_size = (int(short_side * width / height), short_side)
+    return _center_crop(image.resize(scaled_size, Image.Resampling.BILINEAR), size, size)
 
 
 def _short_side(size: int, resize: str) -> int:
-    """Shorter side of the picture before it is cropped, pixels."""
+    """Shorter side of the resized image before it is cropped, pixels."""
     return size if resize == "squash" else round(size * _RESIZE_MARGIN)
 
 

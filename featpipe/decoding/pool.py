@@ -1,9 +1,10 @@
-"""A pool of decoding processes in which one image can never end the job.
+"""A pool of worker processes that decode images, so that no image can end the job.
 
-Each worker holds at most two tasks. If it dies or exceeds the time limit, the task at work is
-under suspicion, the other one goes to a new worker. An image too slow is reported; one whose
-worker died is tried once more, for somebody else may have killed it: only a second death is
-the image's own.
+Each worker process holds at most two tasks. If it dies or exceeds the time limit, the pool blames
+the image it was decoding and gives the other task to a new worker process. An image that took too
+long is reported as bad. An image whose worker process died is tried once more, because something
+else may have caused the death, for example the system's out-of-memory killer. If a second worker
+process dies on it, the image is reported as bad.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import FeatpipeError, StorageError
@@ -37,16 +39,26 @@ from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 DEFAULT_TIME_LIMIT_S = 60.0
 DEFAULT_MEMORY_BYTES = 4 * 2**30
 _START_LIMIT = 3
-"""Workers that may die in a row before they are ready: the fault is not an image's then."""
+"""The pool gives up after this many worker processes in a row died before they were ready: they
+had not been given an image yet, so no image is the cause."""
 
 _TICK_S = 0.25
 _PIPE_BYTES = 4096
-"""What surely fits into a pipe whose reader is busy."""
+"""A payload of up to this many bytes fits into the pipe of a worker process that is busy."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image to decode: a key of the caller's, and a path or the bytes themselves."""
+    """One image to decode.
+
+    Attributes
+    ----------
+    key : int
+        Chosen by the caller to recognise the result.
+    path : str or None
+        Image file to read; None where ``payload`` holds the bytes.
+    payload : bytes
+    """
 
     key: int
     path: str | None
@@ -54,7 +66,10 @@ class Task:
 
 
 class DecodedKind(enum.StrEnum):
-    """What became of a task; the values are those of the worker's replies."""
+    """Outcome of a task, spelled as in the worker process's replies.
+
+    ``PIXELS``: the image was decoded. ``KNOWN``: its id needs no decoding. ``BAD``: it failed.
+    """
 
     PIXELS = "pixels"
     KNOWN = "known"
@@ -63,27 +78,29 @@ class DecodedKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one task.
+    """Result of one task.
 
     Attributes
     ----------
     key : int
+        The task's key.
     kind : DecodedKind
     image_id : bytes or None
-        None where the file could not be read.
+        SHA-256 of the image file; None where it could not be read or its worker process ended.
     pixels : ndarray of uint8, shape (size, size, 3), or None
+        RGB, 0..255; only for ``PIXELS``.
     stage, reason : str
-        Only for ``bad``.
+        The step that failed and why; only for ``BAD``.
     stat : tuple of int or None
         See :func:`featpipe.base.disk.file_fingerprint`; taken just before reading.
     read_s, decode_s : float
-        Worker time, seconds.
+        Time the worker process took to read and hash, and to decode, seconds.
     """
 
     key: int
     kind: DecodedKind
     image_id: bytes | None
-    pixels: np.ndarray | None = None
+    pixels: NDArray[np.uint8] | None = None
     stage: str = ""
     reason: str = ""
     stat: tuple[int, ...] | None = None
@@ -92,7 +109,7 @@ class Decoded:
 
 
 def _shared_memory(nbytes: int) -> BinaryIO:
-    """An unnamed file in memory that a child process can map by its descriptor.
+    """An unnamed file in memory, which a child process can map by its file descriptor.
 
     Raises
     ------
@@ -117,8 +134,9 @@ class _Worker:
     def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
         with _shared_memory(SLOTS * math.prod(slot_shape)) as shared:
             self.slots = np.memmap(shared, np.uint8, "r+", shape=(SLOTS, *slot_shape))
-            # The child inherits the mask: Ctrl-C must not end it while it still imports.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            # The child inherits the blocked signals, so Ctrl-C cannot end it before it has
+            # installed its own handlers.
+            old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "featpipe.decoding.worker"],
@@ -128,13 +146,12 @@ class _Worker:
                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             self.pending: deque[tuple[Task, int]] = deque()
             self.free = list(range(SLOTS))
             self.splitter = frames.Splitter()
             self.working_since = time.monotonic()
             self.is_ready = False
-            # Sent before the descriptor closes here; the child has its own.
             self._send(frames.pack({**setup, "pixels_fd": shared.fileno()}))
 
     def receive(self, piece: bytes) -> list[Decoded]:
@@ -144,7 +161,7 @@ class _Worker:
             if header["kind"] == "ready":
                 self.is_ready = True
             else:
-                results.append(self._take(header))
+                results.append(self._finish(header))
         return results
 
     def give(self, task: Task) -> None:
@@ -154,18 +171,18 @@ class _Worker:
         self.pending.append((task, slot))
         self._send(frames.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
 
-    def _take(self, header: dict[str, Any]) -> Decoded:
+    def _finish(self, header: dict[str, Any]) -> Decoded:
         task, slot = self.pending.popleft()
         kind = DecodedKind(header["kind"])
         pixels = np.array(self.slots[slot]) if kind is DecodedKind.PIXELS else None
         self.free.append(slot)
         image_id = bytes.fromhex(header["id"]) if header["id"] else None
         stat = tuple(header["stat"]) if "stat" in header else None
-        rest = {k: v for k, v in header.items() if k not in ("key", "id", "stat", "kind")}
-        return Decoded(task.key, kind, image_id, pixels, stat=stat, **rest)
+        others = {k: v for k, v in header.items() if k not in ("key", "id", "stat", "kind")}
+        return Decoded(task.key, kind, image_id, pixels, stat=stat, **others)
 
     def _send(self, data: bytes) -> None:
-        # A dead worker is noticed, with the task at fault, when its stdout ends.
+        # The end of the worker process's stdout reports its death; see DecodePool.decode.
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.write(data)
@@ -180,15 +197,15 @@ class _Worker:
         return self.process.wait()
 
 
-def _death(code: int) -> str:
-    """How a process ended, from its exit code."""
+def _exit_description(code: int) -> str:
+    """How a process ended: ``exit N``, or the signal that killed it."""
     if code >= 0:
         return f"exit {code}"
-    named = {int(number): number.name for number in signal.Signals}
-    return named.get(-code, f"signal {-code}")
+    signal_names = {int(number): number.name for number in signal.Signals}
+    return signal_names.get(-code, f"signal {-code}")
 
 
-def _stat(path: str | None) -> tuple[int, ...] | None:
+def _fingerprint(path: str | None) -> tuple[int, ...] | None:
     try:
         status = os.stat(path) if path is not None else None
     except OSError:
@@ -202,16 +219,17 @@ class DecodePool:
     Parameters
     ----------
     preprocessing : Preprocessing
+        Its ``size``, ``resize`` and ``decoder`` apply; the network normalises.
     workers : int
-        Processes.
+        Number of worker processes.
     known : ndarray of uint8, shape (n, 32)
-        Image ids that need no decoding: they come back as ``known``.
+        Ids of images that need no decoding; their results are ``KNOWN``.
     max_pixels : int
-        Larger images are bad.
+        An image with more pixels is bad.
     time_limit_s : float
-        Seconds one image may take.
+        An image that takes longer, in seconds, is bad.
     memory_bytes : int
-        Address space of one worker.
+        Largest address space of one worker process.
     """
 
     def __init__(
@@ -219,7 +237,7 @@ class DecodePool:
         preprocessing: Preprocessing,
         *,
         workers: int,
-        known: np.ndarray,
+        known: NDArray[np.uint8],
         max_pixels: int = DEFAULT_MAX_PIXELS,
         time_limit_s: float = DEFAULT_TIME_LIMIT_S,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -262,10 +280,15 @@ class DecodePool:
         self._known.close()
 
     def decode(self, tasks: Iterable[Task]) -> Iterator[Decoded | None]:
-        """Results in order of completion; every task gives exactly one.
+        """One result per task, in order of completion.
 
-        None is given whenever nothing happened for a while, so that a caller who wants to
-        stop is never kept waiting by a slow image.
+        Yields None every quarter of a second without news, so that a slow image never keeps a
+        caller from stopping.
+
+        Raises
+        ------
+        FeatpipeError
+            Several worker processes in a row did not start.
         """
         source = iter(tasks)
         exhausted = False
@@ -276,18 +299,19 @@ class DecodePool:
                     if task is None:
                         exhausted = True
                     elif worker.pending and len(task.payload) > _PIPE_BYTES:
-                        # Writing it would wait for the task at work, past any time limit.
+                        # Writing it would block until the worker process has finished its
+                        # current image, and no time limit could be enforced meanwhile.
                         self._retry.appendleft(task)
                         break
                     else:
                         worker.give(task)
             if exhausted and not any(worker.pending for worker in self._workers):
                 return
-            ready = self._ready()
-            if not ready:
+            readable = self._readable()
+            if not readable:
                 yield None
-            for worker in ready:
-                results, alive = self._collect(worker)
+            for worker in readable:
+                results, alive = self._receive(worker)
                 yield from results
                 if not alive:
                     yield from self._replace(worker, None)
@@ -296,41 +320,42 @@ class DecodePool:
                 yield from self._replace(worker, f"took longer than {self._time_limit_s:g} s")
                 exhausted = exhausted and not self._retry
 
-    def _ready(self) -> list[_Worker]:
+    def _readable(self) -> list[_Worker]:
         return [key.data for key, _ in self._selector.select(timeout=_TICK_S)]
 
-    def _collect(self, worker: _Worker) -> tuple[list[Decoded], bool]:
+    def _receive(self, worker: _Worker) -> tuple[list[Decoded], bool]:
         assert worker.process.stdout is not None
         piece = os.read(worker.process.stdout.fileno(), 1 << 16)
         return worker.receive(piece), bool(piece)
 
     def _overdue(self) -> list[_Worker]:
-        limit = time.monotonic() - self._time_limit_s
-        late = [w for w in self._workers if w.pending and w.working_since < limit]
-        # The consumer may have been away: what is already answered is not late.
-        waiting = {key.data for key, _ in self._selector.select(timeout=0)}
-        return [worker for worker in late if worker not in waiting]
+        latest_start = time.monotonic() - self._time_limit_s
+        late = [w for w in self._workers if w.pending and w.working_since < latest_start]
+        # A caller that was busy for long has not read the replies yet: a worker process that has
+        # already replied is not late.
+        replied = {key.data for key, _ in self._selector.select(timeout=0)}
+        return [worker for worker in late if worker not in replied]
 
     def _replace(self, worker: _Worker, reason: str | None) -> Iterator[Decoded]:
-        """A new worker for one that died, or (with a ``reason``) must end."""
+        """Replace a worker process that died, or that must end for the given ``reason``."""
         code = self._stop(worker)
-        death = _death(code)
+        exit_description = _exit_description(code)
         pending = [task for task, _ in worker.pending]
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts >= _START_LIMIT:
             raise FeatpipeError(
                 f"expected decoding workers to start, but {_START_LIMIT} in a row did not "
-                f"({death}); see their messages above, or try fewer --workers"
+                f"({exit_description}); see their messages above, or try fewer --workers"
             )
         if worker.is_ready and pending:
-            at_fault = pending[0]
-            if reason is None and at_fault.key in self._suspects:
-                reason = f"its decoder died twice ({death})"
-            self._suspects.add(at_fault.key)
+            suspect = pending[0]
+            if reason is None and suspect.key in self._suspects:
+                reason = f"its decoder died twice ({exit_description})"
+            self._suspects.add(suspect.key)
             if reason is not None:
-                stat = _stat(pending.pop(0).path)
+                stat = _fingerprint(pending.pop(0).path)
                 yield Decoded(
-                    at_fault.key, DecodedKind.BAD, None, stage="worker", reason=reason, stat=stat
+                    suspect.key, DecodedKind.BAD, None, stage="worker", reason=reason, stat=stat
                 )
         self._retry.extend(pending)
         self._start()

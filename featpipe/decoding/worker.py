@@ -1,7 +1,8 @@
-"""A decoding process: reads, hashes and decodes one image after another.
+"""The worker process: reads, hashes and decodes one image after another.
 
-Started as ``python -m featpipe.decoding.worker``, so that it needs neither the caller's main
-module nor torch. Pixels go into shared memory, everything else into a frame on stdout.
+The pool starts it as ``python -m featpipe.decoding.worker``, so that it imports neither the
+caller's main module nor torch. It writes pixels into shared memory and all else to stdout, as
+frames.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import BadImageError
@@ -25,17 +27,17 @@ from featpipe.decoding import frames
 from featpipe.decoding.pixels import load_pixels
 
 SLOTS = 2
-"""Tasks a worker may hold: one at work, one waiting, each with its own shared pixels."""
+"""Shared memory slots of a worker process: one for the current task, one for the next."""
 
 
 def main() -> None:
-    """Serve frames from stdin until it ends."""
-    # Ctrl-C and batch systems signal the whole process group; the parent decides when to stop,
-    # and its death ends stdin.
+    """Answer each frame on stdin with one on stdout, until stdin ends."""
+    # Ctrl-C and batch systems signal the whole process group, but the parent decides when to
+    # stop. If the parent dies, stdin ends and so does this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # A decoder that prints, in Python or C, must not break the frames.
+    # A decoder may print, in Python or C: its output must not mix with the frames.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     first = frames.read(stdin)
     if first is None:
@@ -51,12 +53,12 @@ def main() -> None:
         known_bytes = mmap.mmap(setup["known_fd"], setup["known_count"] * 32, prot=mmap.PROT_READ)
         known = np.frombuffer(known_bytes, "S32")
     _send(stdout, {"kind": "ready"})
-    # From here on only C libraries write to stderr; the reason goes into the reply instead.
+    # From here on only C libraries write to stderr. Replies carry the errors, so drop that output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while (frame := frames.read(stdin)) is not None:
         task, payload = frame
         slot = slots[task["slot"]]
-        reply = _work(task, payload, known, slot, preprocessing, setup["max_pixels"])
+        reply = _process(task, payload, known, slot, preprocessing, setup["max_pixels"])
         _send(stdout, reply)
 
 
@@ -65,11 +67,11 @@ def _send(stream: BinaryIO, header: dict[str, Any]) -> None:
     stream.flush()
 
 
-def _work(
+def _process(
     task: dict[str, Any],
     payload: bytes,
-    known: np.ndarray,
-    slot: np.ndarray,
+    known: NDArray[np.bytes_],
+    slot: NDArray[np.uint8],
     preprocessing: Preprocessing,
     max_pixels: int,
 ) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _work(
 
 
 def _read(path: str, reply: dict[str, Any]) -> bytes:
-    """The file's bytes; what the file system says of it, taken before, goes into the reply."""
+    """The file's bytes; also adds the file's fingerprint, taken before reading, to the reply."""
     try:
         status = os.stat(path)
         if not os.path.isfile(path):
@@ -105,14 +107,15 @@ def _read(path: str, reply: dict[str, Any]) -> bytes:
         raise BadImageError("read", error.strerror or str(error)) from error
 
 
-def _is_known(known: np.ndarray, image_id: bytes) -> bool:
-    place = int(np.searchsorted(known, np.bytes_(image_id))) if len(known) else 0
-    # As bytes: NumPy drops trailing zeros of a single element, and ids may end in one.
-    return known[place : place + 1].tobytes() == image_id
+def _is_known(known: NDArray[np.bytes_], image_id: bytes) -> bool:
+    position = int(np.searchsorted(known, np.bytes_(image_id))) if len(known) else 0
+    # Compare a slice, not an element: NumPy strips trailing zero bytes from an element, and an
+    # id may end in one.
+    return known[position : position + 1].tobytes() == image_id
 
 
 def _cap_memory(limit: int) -> None:
-    # Not every system lets a process lower its own address space.
+    # Some systems do not let a process limit its own address space.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 

@@ -156,8 +156,14 @@ class Extractor:
         FeatureOverflowError, StorageError, WeightsError
         """
         with prefetch(self._pool.decode(tasks), 2 * self._batch_size) as pictures:
-            for picture in self._next_pictures(pictures, on_outcome):
-                self._take(picture, on_outcome)
+            try:
+                for picture in self._next_pictures(pictures, on_outcome):
+                    self._take(picture, on_outcome)
+            except BaseException:
+                # First of all, so that no batch is begun while the decoders are stopped.
+                if self._inference is not None:
+                    self._inference.cancel()
+                raise
         self._submit_batch()
         self._collect(on_outcome, leave=0)
         self._writer.flush()

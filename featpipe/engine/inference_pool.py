@@ -100,6 +100,10 @@ class InferencePool(Generic[T]):
             self.busy_seconds += seconds / self.count
             yield label, arrays
 
+    def cancel(self) -> None:
+        """Drop the batches that no thread has begun; nothing more can be submitted."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
     def leftovers(self) -> Iterator[tuple[T, list[np.ndarray]]]:
         """After the pool is closed: results that nobody took, without failures."""
         for label, future in self._waiting:

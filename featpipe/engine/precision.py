@@ -1,9 +1,10 @@
-"""What ``--precision auto`` means on this machine: a fact where it is one, measured where not.
+"""Chooses the precision for ``--precision auto``: on a GPU by its type, on a CPU by timing.
 
-A processor that says it multiplies bf16 may still be slower at it than in float32: some have
-the instructions at half the rate, and a virtual machine may hide from the libraries what is
-needed to use them. So it is timed, once per cache and kind of processor. What was found stays:
-the precision is part of the feature space, and a choice that wavers would compute all anew.
+A CPU that reports bf16 instructions may still be slower in bf16 than in float32: some run these
+instructions at half the rate, and a virtual machine may hide features that the libraries need to
+use them. So featpipe times both, once per cache and CPU model. It then keeps the choice, because
+the precision is part of the feature space: after another choice, all features would have to be
+computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from featpipe.base.hardware import cpu_claims, matrix_precision
 from featpipe.base.space import PRECISIONS
 
 WORTH = 1.2
-"""bf16 keeps 8 bits of every number: it must be so many times as fast to be chosen."""
+"""bf16 is chosen if it is at least this many times as fast as float32, because it is less exact: it
+keeps 8 significant bits."""
 _NAME = re.compile(rf"[\w.-]+\.({'|'.join(PRECISIONS)})")
 
 
@@ -29,12 +31,13 @@ def choose_precision(precision: str, device: str, cache: Path, *, remember: bool
     Parameters
     ----------
     precision : {"auto", "fp32", "bf16", "fp16"}
-        All but ``auto`` are given back.
+        Returned unchanged unless it is ``auto``.
     device : str
+        A torch device, such as ``cpu`` or ``cuda:0``.
     cache : Path
-        Where a measurement is looked up.
+        Cache folder that keeps the choice for each CPU model.
     remember : bool
-        Whether one that is made now is kept there.
+        Whether to keep a choice that is made now.
     """
     if precision != "auto":
         return precision
@@ -43,7 +46,7 @@ def choose_precision(precision: str, device: str, cache: Path, *, remember: bool
     claims = cpu_claims()
     if not claims:
         return "fp32"
-    # All there is to say is in the file's name: an empty file cannot be damaged.
+    # The file name holds the choice: the file is empty, so its content cannot be damaged.
     folder = _folder(cache)
     names = names_in(folder)
     for known in PRECISIONS:
@@ -51,23 +54,23 @@ def choose_precision(precision: str, device: str, cache: Path, *, remember: bool
             return known
     from featpipe.backbones.speed import bf16_speedup
 
-    found = "bf16" if bf16_speedup() >= WORTH else "fp32"
+    choice = "bf16" if bf16_speedup() >= WORTH else "fp32"
     if remember:
-        # Where nothing can be written now, nothing will be: the rows' own error says it better.
+        # If the cache is not writable, writing the features fails too, with a clearer message.
         with contextlib.suppress(StorageError):
-            write_atomically(folder / f"{claims}.{found}", b"")
-    return found
+            write_atomically(folder / f"{claims}.{choice}", b"")
+    return choice
 
 
 def check_kept_precisions(cache: Path) -> Iterator[tuple[Path, str]]:
-    """Every kept measurement of a cache, and what is wrong with it (empty: nothing)."""
+    """Yield every kept choice of a cache, and what is wrong with it (an empty text: nothing)."""
     folder = _folder(cache)
     for name in names_in(folder):
         if name.startswith("."):
             continue
         path = folder / name
-        whole = _NAME.fullmatch(name) and path.is_file() and path.stat().st_size == 0
-        yield path, "" if whole else "not the name of a processor and its precision, and empty"
+        is_valid = _NAME.fullmatch(name) and path.is_file() and path.stat().st_size == 0
+        yield path, "" if is_valid else "not the name of a processor and its precision, and empty"
 
 
 def _folder(cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Finished rows wait here until there are enough, or they are old enough, for a segment."""
+"""Collects finished feature rows and writes them to the stores as segments."""
 
 from __future__ import annotations
 
@@ -15,17 +15,32 @@ COMMIT_SECONDS = 30.0
 
 
 class SegmentWriter:
-    """Commits rows of several stores in the background, one commit at a time.
+    """Commits rows of several stores in a background thread, one commit at a time.
 
-    A commit happens when ``COMMIT_BYTES`` are waiting, or the oldest row has waited
+    It commits when ``COMMIT_BYTES`` are waiting, or when the oldest row has waited
     ``COMMIT_SECONDS``. Memory holds at most the waiting rows and those being written.
+
+    Parameters
+    ----------
+    stores : sequence of FeatureStore
+    provenance : dict of str to str
+        Stored with every segment.
+
+    Attributes
+    ----------
+    write_seconds : float
+        Time the background thread spent writing.
+    wait_seconds : float
+        Time the caller waited for a commit to end.
+    segments : int
+        Segments written.
     """
 
     def __init__(self, stores: Sequence[FeatureStore], provenance: dict[str, str]) -> None:
         self._stores = list(stores)
         self._provenance = provenance
-        # One list of pairs instead of two lists: an interrupt may be raised between any two
-        # statements, and would leave two lists of different lengths.
+        # Ids and rows share one list, because an interrupt between two appends would leave two
+        # lists of different lengths.
         self._waiting: list[list[tuple[bytes, np.ndarray]]] = [[] for _ in self._stores]
         self._bytes = 0
         self._oldest = 0.0
@@ -36,30 +51,30 @@ class SegmentWriter:
         self.segments = 0
 
     def add(self, store: int, image_id: bytes, row: np.ndarray) -> None:
-        """Take one row of one store."""
+        """Add one row for the store of that index."""
         if not self._bytes:
             self._oldest = time.monotonic()
         self._bytes += row.nbytes
         self._waiting[store].append((image_id, row))
 
     def poll(self) -> None:
-        """Commit if it is time."""
+        """Commit if enough bytes are waiting, or if the oldest row has waited long enough."""
         age = time.monotonic() - self._oldest
         if self._bytes and (self._bytes >= COMMIT_BYTES or age >= COMMIT_SECONDS):
             self._commit()
 
     def flush(self) -> None:
-        """Commit everything and wait until it is on disk."""
+        """Commit all waiting rows and return once they are on disk."""
         if self._bytes:
             self._commit()
         self._wait()
 
     def finish(self) -> None:
-        """Flush, and end the background thread."""
+        """Flush, then end the background thread."""
         try:
             self.flush()
         except KeyboardInterrupt:
-            # The interrupt may have come before the waiting rows were handed over.
+            # The interrupt may have come before the waiting rows were submitted.
             self.flush()
             raise
         finally:
@@ -72,8 +87,8 @@ class SegmentWriter:
             for store, waiting in zip(self._stores, self._waiting, strict=True)
             if waiting
         ]
-        # Submit the rows before forgetting them: an interrupt in between then writes them twice,
-        # which is harmless, instead of never.
+        # Submit the rows before clearing the list: an interrupt in between then writes them twice,
+        # which is harmless, instead of losing them.
         self._running = self._executor.submit(self._write, batches)
         self._waiting = [[] for _ in self._stores]
         self._bytes = 0

@@ -1,4 +1,4 @@
-"""What all heads share: scikit-learn's manners, standardisation, inference in NumPy."""
+"""The base classes of heads: scikit-learn's conventions, standardisation, NumPy inference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.errors import DamageError
 
@@ -16,18 +17,18 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One epoch, or one C.
+    """Losses and accuracies after one epoch, or of the fit with one C.
 
     Attributes
     ----------
     at : float
-        Number of the epoch, or C.
+        Number of the epoch, or value of C.
     train_loss, val_loss : float
         Mean cross-entropy, nats.
     train_accuracy, val_accuracy : float
-        0 to 1.
+        Share of rows classified correctly, 0 to 1.
     cv_loss : float or None
-        Mean cross-entropy over held-out folds, where there are folds.
+        Mean cross-entropy over held-out folds, nats; None without folds.
     """
 
     at: float
@@ -39,17 +40,17 @@ class HistoryRow:
 
     @property
     def choosing_loss(self) -> float:
-        """The loss that the best row has the lowest of."""
+        """The loss that ranks rows: of held-out folds where there are any, else of validation."""
         return self.val_loss if self.cv_loss is None else self.cv_loss
 
     def as_json(self, axis: str) -> dict[str, float]:
-        """The row as files and the command line have it; ``axis`` names :attr:`at`."""
+        """The row as JSON; ``axis`` is the key of :attr:`at`."""
         numbers = {name: value for name, value in asdict(self).items() if value is not None}
         return {axis: numbers.pop("at"), **numbers}
 
     @classmethod
     def from_json(cls, document: dict[str, float], axis: str) -> HistoryRow:
-        """Read what :meth:`as_json` gives; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        """Parse a row of :meth:`as_json`; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
         numbers = {f.name: document[f.name] for f in fields(cls) if f.name not in ("at", "cv_loss")}
         row = cls(at=document[axis], cv_loss=document.get("cv_loss"), **numbers)
         optional = () if row.cv_loss is None else (row.cv_loss,)
@@ -60,20 +61,21 @@ class HistoryRow:
 
 
 Tick = Callable[[HistoryRow], None]
-"""Called after every epoch or fit with its row of the history."""
+"""Callback that receives the history row of each epoch or fit."""
 
 
 @dataclass
 class History:
-    """How training went.
+    """The history of one training.
 
     Attributes
     ----------
     axis : {"epoch", "C"}
-        What a row stands for.
+        Whether each row is an epoch or a value of C.
     rows : list of HistoryRow
+        In the order of training.
     best : int
-        Index of the row that was kept: the lowest validation loss (of folds: held-out loss).
+        Index of the kept row: the one with the lowest :attr:`HistoryRow.choosing_loss`.
     """
 
     axis: str
@@ -89,19 +91,18 @@ class History:
 class Head(ABC):
     """A classifier on feature rows of any shape.
 
-    Fitted state ends in an underscore. ``mean_`` (d,) and ``scale_`` (1,) standardise features
-    as seen in training; they are part of the head.
+    Fitted state ends in an underscore. ``mean_`` (d,) and ``scale_`` (1,) are statistics of the
+    training features; the head standardises its input with them.
     """
 
     kind: ClassVar[str]
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """What a sweep tries where nothing is given: values by hyper-parameter."""
+    """Default grid of a sweep: values by hyper-parameter."""
     solves_path: ClassVar[bool] = False
-    """Whether :meth:`fit` itself tries several values and keeps the best, so that a sweep is one
-    fit."""
-    classes_: np.ndarray
-    mean_: np.ndarray
-    scale_: np.ndarray
+    """Whether one :meth:`fit` tries several values and keeps the best; a sweep is then one fit."""
+    classes_: NDArray[np.str_]
+    mean_: NDArray[np.float32]
+    scale_: NDArray[np.float32]
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:
@@ -115,16 +116,16 @@ class Head(ABC):
 
     @property
     def progress_steps(self) -> int:
-        """How often :meth:`fit` will call ``tick``; 0 where that is not known."""
+        """How often :meth:`fit` will call ``tick``; 0 if unknown."""
         return 0
 
     @abstractmethod
     def fit(
         self,
         X: Any,
-        y: np.ndarray,
+        y: NDArray[np.int64],
         X_val: Any,
-        y_val: np.ndarray,
+        y_val: NDArray[np.int64],
         *,
         seed: int,
         device: str,
@@ -135,39 +136,39 @@ class Head(ABC):
         Parameters
         ----------
         X, X_val : array-like, shape (n, …)
-            Feature rows; read in blocks, so they may be mapped.
+            Feature rows of training and validation; read in blocks, so they may be memory-mapped.
         y, y_val : ndarray of int64, shape (n,)
             Class index of each row.
         seed : int
-            Makes a CPU run repeat exactly.
+            Seed of all random numbers; a CPU run with the same seed gives the same bits.
         device : str
-            ``cpu``, ``cuda:0``, …; ignored by heads that are not trained with PyTorch.
+            ``cpu``, ``cuda:0``, …; only heads trained with PyTorch use it.
         tick : callable
-            Called after every epoch or fit.
+            Called with the history row of each epoch or fit.
         """
 
     @abstractmethod
-    def logits(self, Z: np.ndarray) -> np.ndarray:
+    def logits(self, Z: NDArray[np.float32]) -> np.ndarray:
         """Standardised rows (n, d) float32 → (n, classes)."""
 
     @abstractmethod
     def layers(self) -> dict[str, np.ndarray]:
-        """The learned tensors beside ``mean_`` and ``scale_``."""
+        """The learned tensors other than ``mean_`` and ``scale_``."""
 
     @abstractmethod
     def set_layers(self, layers: dict[str, np.ndarray]) -> None:
-        """Take over tensors given by :meth:`layers`."""
+        """Set the tensors that :meth:`layers` returns."""
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1."""
         blocks = [softmax(self.logits(self.standardise(block))) for block in blocks_of(X)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> NDArray[np.str_]:
         """Most probable class name of feature rows (n, …): (n,) str."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    def standardise(self, block: np.ndarray) -> np.ndarray:
+    def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
         """Rows (n, …) of any float dtype → (n, d) float32, centred and scaled."""
         flat = block.reshape(len(block), -1).astype(np.float32)
         flat -= self.mean_
@@ -175,39 +176,41 @@ class Head(ABC):
         return flat
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Everything learned, for a file."""
+        """All learned tensors by name, as the head file stores them."""
         return {"mean": self.mean_, "scale": self.scale_, **self.layers()}
 
     def set_tensors(self, tensors: dict[str, np.ndarray], classes: Sequence[str]) -> None:
-        """Become the trained head a file describes.
+        """Set all learned tensors and the class names, as read from a head file.
 
         Raises
         ------
         DamageError
-            A tensor is missing or does not fit the others.
+            A tensor is missing, or the shapes do not fit together.
         """
         rest = dict(tensors)
         try:
             self.mean_, self.scale_ = rest.pop("mean"), rest.pop("scale")
             self.set_layers(rest)
             self.classes_ = np.array(list(classes), dtype=str)
-            fits = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
+            shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
-        if fits != (1, len(self.classes_)) or self.scale_.shape != (1,):
-            raise DamageError(f"expected a head for {len(self.classes_)} classes, found {fits[-1]}")
+        if shape != (1, len(self.classes_)) or self.scale_.shape != (1,):
+            raise DamageError(
+                f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"
+            )
 
     def _learn_scale(self, X: Any) -> None:
         self.mean_, self.scale_ = mean_and_scale(X)
 
 
 class MatrixHead(Head):
-    """A head whose answer is one matrix and a bias, however it was found."""
+    """A head whose logits are an affine function of the features, however it is trained."""
 
     weight_: np.ndarray
     bias_: np.ndarray
 
-    def logits(self, Z: np.ndarray) -> np.ndarray:
+    def logits(self, Z: NDArray[np.float32]) -> np.ndarray:
         """See :meth:`Head.logits`."""
         return Z @ self.weight_.T + self.bias_
 
@@ -220,7 +223,7 @@ class MatrixHead(Head):
         self.weight_, self.bias_ = layers["weight"], layers["bias"]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> NDArray[np.float64]:
     """Rows of logits → probabilities, float64."""
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
@@ -237,12 +240,12 @@ def blocks_of(X: Any) -> Iterator[np.ndarray]:
         yield np.asarray(X[start : start + step])
 
 
-def mean_and_scale(X: Any) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_scale(X: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean of each feature, (d,) float32, and one common scale, (1,) float32.
 
-    The scale is the root mean variance over all features. Dividing each feature by its own
-    would blow up those that are almost never active behind a ReLU: on the digits that costs
-    the linear head a twentyfold validation loss.
+    The scale is the square root of the features' mean variance. Dividing each feature by its own
+    standard deviation would inflate those that a ReLU almost always sets to 0: on the digits, the
+    linear head's validation loss becomes twenty times as large.
     """
     width = int(np.prod(X.shape[1:]))
     total, squares = np.zeros(width), np.zeros(width)
@@ -253,10 +256,12 @@ def mean_and_scale(X: Any) -> tuple[np.ndarray, np.ndarray]:
     return mean_and_scale_of(total, float(squares.sum()), len(X))
 
 
-def mean_and_scale_of(total: np.ndarray, squares: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same from each feature's sum over n rows (d,), and the sum of all squares."""
+def mean_and_scale_of(
+    total: NDArray[np.float64], squares: float, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """:func:`mean_and_scale` from each feature's sum over n rows, (d,), and the sum of squares."""
     mean = total / n
     variance = (squares / n - float(mean @ mean)) / max(1, len(mean))
-    # What rounding leaves of features that never change is no variance.
+    # Constant features have a variance of 0 up to rounding errors; they are not scaled.
     scale = np.sqrt(variance) if variance * n * len(mean) > 1e-13 * squares else 1.0
     return mean.astype(np.float32), np.array([scale], np.float32)

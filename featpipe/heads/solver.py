@@ -1,10 +1,10 @@
 """Many L2-regularised logistic regressions on one matrix, solved together.
 
-Problems differ in C and in the weight of each sample, and share every product with the matrix:
-an iteration is one product to get from directions to logits and one to get from residuals to
-gradients, each as wide as all unfinished problems together. Method: L-BFGS (Nocedal & Wright,
-*Numerical Optimization*, 7.2) from the diagonal of the Hessian, which in coordinates rotated to
-the matrix's principal axes is nearly all of it.
+The problems differ in C and in the weight of each sample. They share every product with the
+matrix: an iteration computes one product from directions to logits and one from residuals to
+gradients, each for all unfinished problems at once. Method: L-BFGS (Nocedal & Wright, *Numerical
+Optimization*, 7.2). Its preconditioner ignores coupling between features, so it is close to the
+inverse Hessian where the features are the matrix's principal axes.
 """
 
 from __future__ import annotations
@@ -15,36 +15,42 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 MEMORY = 5
-"""Pairs of steps and gradient changes that L-BFGS remembers."""
+"""History pairs (step, gradient change) that L-BFGS keeps."""
 TOLERANCE = 1e-10
-"""Largest gap to the optimum, relative to the objective, of a problem that is solved."""
+"""A problem is solved when its relative gap to the optimum is at most this."""
 MAX_BATCH_BYTES = 2**30
-"""Problems that would take more are solved in several batches."""
+"""Memory of one batch of problems; more problems are solved in several batches."""
 _CACHE_BYTES = 2**20
 _MAX_TRIALS = 40
-_FLATTER = 0.3
-"""A step ends where the slope along it has fallen to this share."""
+_SLOPE_RATIO = 0.3
+"""The line search accepts a step where |slope| is at most this times the initial |slope|."""
+
+_Pair = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Step (a, k (r + 1)), gradient change of the same shape, and rho = 1 / (step · change), (a,)."""
 
 
 class Matrix(Protocol):
-    """The samples: n rows of r features, centred; going through them is what costs.
+    """The samples: n rows of r centred features.
+
+    Products with the matrix dominate the solver's run time.
 
     Attributes
     ----------
     shape : (n, r)
     power : ndarray of float64, shape (r,)
-        Sum of the squares of each feature.
+        Sum of squares of each feature.
     """
 
     shape: tuple[int, int]
-    power: np.ndarray
+    power: NDArray[np.float64]
 
-    def logits(self, weights: np.ndarray) -> np.ndarray:
+    def logits(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """(q, r) → (q, n)."""
 
-    def gradients(self, residuals: np.ndarray) -> np.ndarray:
+    def gradients(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
         """(q, n) → (q, r)."""
 
 
@@ -54,25 +60,26 @@ class DenseMatrix:
     Parameters
     ----------
     Z : ndarray of float64, shape (n, r)
+        Centred samples.
     """
 
-    def __init__(self, Z: np.ndarray) -> None:
+    def __init__(self, Z: NDArray[np.float64]) -> None:
         self.Z = Z
         self.shape: tuple[int, int] = Z.shape
         self.power = np.einsum("ij,ij->j", Z, Z)
 
-    def logits(self, weights: np.ndarray) -> np.ndarray:
+    def logits(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """See :class:`Matrix`."""
         return weights @ self.Z.T
 
-    def gradients(self, residuals: np.ndarray) -> np.ndarray:
+    def gradients(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
         """See :class:`Matrix`."""
         return residuals @ self.Z
 
 
 @dataclass
 class Solution:
-    """What was found for each of p problems; two classes have one column, k have k.
+    """Solutions of p problems; two classes have one column (k = 1), otherwise k is their number.
 
     Attributes
     ----------
@@ -81,22 +88,22 @@ class Solution:
     objective : ndarray of float64, shape (p,)
         C · Σ weight · loss + ½ ‖weights‖².
     gap : ndarray of float64, shape (p,)
-        How far above the optimum the objective may be, relative to it.
-    iterations : ndarray of int, shape (p,)
+        Upper bound on (objective - optimum) / objective.
+    iterations : ndarray of int64, shape (p,)
     """
 
-    weights: np.ndarray
-    intercepts: np.ndarray
-    objective: np.ndarray
-    gap: np.ndarray
-    iterations: np.ndarray
+    weights: NDArray[np.float64]
+    intercepts: NDArray[np.float64]
+    objective: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    iterations: NDArray[np.int64]
 
 
 def solve(
     matrix: Matrix,
-    y: np.ndarray,
+    y: NDArray[np.int64],
     classes: int,
-    C: np.ndarray,
+    C: NDArray[np.float64],
     sample_weight: np.ndarray,
     *,
     max_iter: int,
@@ -107,63 +114,86 @@ def solve(
     Parameters
     ----------
     matrix : Matrix
-    y : ndarray of int, shape (n,)
+        The n samples.
+    y : ndarray of int64, shape (n,)
+        Class index of each sample, 0 to classes - 1.
     classes : int
-        At least 2; each should have a sample of some weight in each problem.
-    C : ndarray, shape (p,)
-    sample_weight : ndarray, shape (p, n)
-        0 leaves a sample out.
+        At least 2. In each problem, every class should have a sample of positive weight.
+    C : ndarray of float64, shape (p,)
+        Inverse regularisation strength of each problem, above 0.
+    sample_weight : ndarray of bool or float64, shape (p, n)
+        At least 0; 0 leaves a sample out.
     max_iter : int
-        Of each problem; one stopped there has a larger gap than the tolerance.
+        Iterations of each problem; one that reaches the limit may have a gap above the tolerance.
     tolerance : float
+        Largest relative gap to the optimum at which a problem counts as solved.
     """
     n, r = matrix.shape
     k = 1 if classes == 2 else classes
     targets = _targets(y, k)
     C = np.asarray(C, np.float64)
-    found = Solution(
+    solution = Solution(
         np.zeros((len(C), k, r)),
         np.zeros((len(C), k)),
         np.zeros(len(C)),
         np.zeros(len(C)),
         np.zeros(len(C), np.int64),
     )
-    for some in _batches(len(C), 8 * k * ((2 * MEMORY + 8) * (r + 1) + 8 * n)):
-        cost = C[some, None] * sample_weight[some]
-        _solve(_Batch(matrix, targets, cost, some), found, max_iter, tolerance)
+    for batch in _batches(len(C), 8 * k * ((2 * MEMORY + 8) * (r + 1) + 8 * n)):
+        cost = C[batch, None] * sample_weight[batch]
+        _solve(_Problems(matrix, targets, cost, batch), solution, max_iter, tolerance)
     if k > 1:
-        # A shift common to all classes changes no probability.
-        found.intercepts -= found.intercepts.mean(axis=1, keepdims=True)
-    return found
+        # The same shift of all intercepts changes no probability, so they are centred.
+        solution.intercepts -= solution.intercepts.mean(axis=1, keepdims=True)
+    return solution
 
 
-def _batches(count: int, bytes_each: int) -> Iterator[np.ndarray]:
+def _batches(count: int, bytes_each: int) -> Iterator[NDArray[np.int64]]:
     step = max(1, MAX_BATCH_BYTES // bytes_each)
     for start in range(0, count, step):
         yield np.arange(start, min(start + step, count))
 
 
-class _Batch:
-    """Unfinished problems: where they are, and what L-BFGS remembers of the way.
+@dataclass
+class _Line:
+    """What the objective along one direction per problem depends on, besides the step length."""
 
-    Parameters are (a, k, r + 1), the intercept last.
+    logit_step: NDArray[np.float64]
+    """Change of the logits per unit of step length, (a, k, n)."""
+    norm: NDArray[np.float64]
+    """½ ‖weights‖² at step length 0, (a,)."""
+    linear: NDArray[np.float64]
+    """Inner product of weights and direction, (a,)."""
+    square: NDArray[np.float64]
+    """‖direction‖² without the intercepts, (a,)."""
+
+
+class _Problems:
+    """The iterates and L-BFGS history pairs of the a problems that are not finished yet.
+
+    ``theta`` has shape (a, k, r + 1), the intercept last. ``index`` (a,) holds each problem's
+    position in the :class:`Solution`.
     """
 
     def __init__(
-        self, matrix: Matrix, targets: np.ndarray, cost: np.ndarray, number: np.ndarray
+        self,
+        matrix: Matrix,
+        targets: NDArray[np.float64],
+        cost: NDArray[np.float64],
+        index: NDArray[np.int64],
     ) -> None:
         self.matrix, self.targets = matrix, targets
-        self.cost, self.number = cost, number
+        self.cost, self.index = cost, index
         k, n = targets.shape
         self.theta = np.zeros((len(cost), k, matrix.shape[1] + 1))
         self.logits = np.zeros((len(cost), k, n))
-        self.pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
+        self.pairs: deque[_Pair] = deque(maxlen=MEMORY)
         self.restarted = np.zeros(len(cost), bool)
         loss, self.p = _loss(self.logits, targets)
         self.objective = np.vecdot(cost, loss)
         self.gradient = self._gradient()
 
-    def _gradient(self) -> np.ndarray:
+    def _gradient(self) -> NDArray[np.float64]:
         residual = (self.p - self.targets) * self.cost[:, None]
         a, k, n = residual.shape
         gradient = np.empty_like(self.theta)
@@ -172,163 +202,185 @@ class _Batch:
         gradient[..., -1] = residual.sum(axis=2)
         return gradient
 
-    def gap(self) -> np.ndarray:
-        """Bound on the relative distance to the optimum, (a,).
+    def gap(self) -> NDArray[np.float64]:
+        """Bound on the relative gap to the optimum, (a,).
 
-        With the intercept at its best the objective curves by at least 1 in every direction, so
-        it lies at most ½ ‖gradient‖² above its lowest; the intercept adds a Newton step's worth.
+        Minimised over the intercepts, the objective is 1-strongly convex in the weights, so it
+        exceeds its minimum by at most ½ ‖gradient‖². The decrease that a Newton step predicts
+        for each intercept is added.
         """
-        inner = self.gradient[..., :-1].reshape(len(self.cost), -1)
-        outer = self.gradient[..., -1]
-        spread = self._spread()
-        rest = (outer**2 / np.maximum(spread, 1e-300)).sum(axis=1)
-        rest[(spread <= 0).any(axis=1) & (outer != 0).any(axis=1)] = np.inf
-        return 0.5 * (np.vecdot(inner, inner) + rest) / np.maximum(self.objective, 1e-300)
+        weight_gradient = self.gradient[..., :-1].reshape(len(self.cost), -1)
+        intercept_gradient = self.gradient[..., -1]
+        curvature = self._intercept_curvature()
+        decrease = (intercept_gradient**2 / np.maximum(curvature, 1e-300)).sum(axis=1)
+        flat = (curvature <= 0).any(axis=1)
+        decrease[flat & (intercept_gradient != 0).any(axis=1)] = np.inf
+        bound = 0.5 * (np.vecdot(weight_gradient, weight_gradient) + decrease)
+        return bound / np.maximum(self.objective, 1e-300)
 
-    def _spread(self) -> np.ndarray:
-        # Curvature of each intercept, (a, k).
+    def _intercept_curvature(self) -> NDArray[np.float64]:
+        """Second derivative of the objective by each intercept, (a, k)."""
         return np.einsum("akn,an->ak", self.p * (1 - self.p), self.cost)
 
-    def direction(self) -> np.ndarray:
-        """Where L-BFGS would step to, (a, k, r + 1)."""
+    def direction(self) -> NDArray[np.float64]:
+        """The L-BFGS direction by the two-loop recursion, (a, k, r + 1)."""
         a, k, width = self.theta.shape
-        values, vectors = self._coupling()
-        # Eigenvalues of the Hessian, were samples' weights p (1 - p) unrelated to their features.
-        share = np.append(self.matrix.power / self.matrix.shape[0], 1.0)
+        values, vectors = self._intercept_hessian()
+        # The preconditioner inverts values · mean_square + penalty: the Hessian's eigenvalues, if
+        # the samples' curvatures p (1 - p) were uncorrelated with their features.
+        mean_square = np.append(self.matrix.power / self.matrix.shape[0], 1.0)
         penalty = np.append(np.ones(width - 1), 0.0)
         least = 1e-12 * self.cost.sum(axis=1)[:, None]
         direction = np.empty_like(self.theta)
-        # A few problems at a time, so that what they remember stays in the processor's cache.
-        few = max(1, _CACHE_BYTES // (8 * 2 * MEMORY * k * width))
-        for start in range(0, a, few):
-            part = slice(start, start + few)
+        # A few problems at a time, so that their history pairs stay in the processor's cache.
+        chunk = max(1, _CACHE_BYTES // (8 * 2 * MEMORY * k * width))
+        for start in range(0, a, chunk):
+            part = slice(start, start + chunk)
             q = self.gradient[part].reshape(-1, k * width).copy()
-            shares = []
+            alphas = []
             for step, change, rho in reversed(self.pairs):
-                along = rho[part] * np.vecdot(step[part], q)
-                q -= along[:, None] * change[part]
-                shares.append(along)
-            turned = vectors[part].mT @ q.reshape(-1, k, width)
-            turned /= np.maximum(values[part], least[part])[..., None] * share + penalty
-            q = (vectors[part] @ turned).reshape(-1, k * width)
-            for (step, change, rho), along in zip(self.pairs, reversed(shares), strict=True):
-                along = along - rho[part] * np.vecdot(change[part], q)
-                q += along[:, None] * step[part]
+                alpha = rho[part] * np.vecdot(step[part], q)
+                q -= alpha[:, None] * change[part]
+                alphas.append(alpha)
+            rotated = vectors[part].mT @ q.reshape(-1, k, width)
+            rotated /= np.maximum(values[part], least[part])[..., None] * mean_square + penalty
+            q = (vectors[part] @ rotated).reshape(-1, k * width)
+            for (step, change, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
+                alpha = alpha - rho[part] * np.vecdot(change[part], q)
+                q += alpha[:, None] * step[part]
             np.negative(q.reshape(-1, k, width), out=direction[part])
         return direction
 
-    def _coupling(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues (a, k) and eigenvectors (a, k, k) of Σ cost · (diag p - p pᵀ)."""
+    def _intercept_hessian(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Eigenvalues (a, k), eigenvectors (a, k, k) of the Hessian Σ cost · (diag p - p pᵀ)."""
         if self.p.shape[1] == 1:
-            return self._spread(), np.ones((len(self.cost), 1, 1))
+            return self._intercept_curvature(), np.ones((len(self.cost), 1, 1))
         weighted = self.p * self.cost[:, None]
-        matrix = -weighted @ self.p.mT
-        index = np.arange(self.p.shape[1])
-        matrix[:, index, index] += weighted.sum(axis=2)
-        values, vectors = np.linalg.eigh(matrix)
+        hessian = -weighted @ self.p.mT
+        diagonal = np.arange(self.p.shape[1])
+        hessian[:, diagonal, diagonal] += weighted.sum(axis=2)
+        values, vectors = np.linalg.eigh(hessian)
         return values, vectors
 
-    def advance(self) -> np.ndarray:
-        """One iteration of every problem; which of them could not move, (a,)."""
+    def advance(self) -> NDArray[np.bool_]:
+        """Do one iteration of every problem; return which cannot make progress, (a,).
+
+        A problem whose line search fails is tried once more without history pairs, because
+        rounding errors may dominate them.
+        """
         a, k, n = self.logits.shape
         direction = self.direction()
-        ahead = self.matrix.logits(direction[..., :-1].reshape(a * k, -1)).reshape(a, k, n)
-        ahead += direction[..., -1:]
-        length, objective = self._search(direction, ahead)
+        weight_direction = direction[..., :-1].reshape(a * k, -1)
+        logit_step = self.matrix.logits(weight_direction).reshape(a, k, n)
+        logit_step += direction[..., -1:]
+        length, objective = self._search(direction, logit_step)
         stuck = length == 0
         step = length[:, None, None] * direction
-        before = self.gradient
+        old_gradient = self.gradient
         self.theta += step
-        self.logits += length[:, None, None] * ahead
+        self.logits += length[:, None, None] * logit_step
         self.objective = objective
         self.gradient = self._gradient()
         step = step.reshape(a, -1)
-        change = (self.gradient - before).reshape(a, -1)
-        turned = np.vecdot(step, change)
-        usable = turned > 0
-        rho = np.divide(1, turned, out=np.zeros(a), where=usable)
+        change = (self.gradient - old_gradient).reshape(a, -1)
+        step_dot_change = np.vecdot(step, change)
+        # rho = 0 disables a history pair.
+        rho = np.divide(1, step_dot_change, out=np.zeros(a), where=step_dot_change > 0)
         self.pairs.append((step, change, rho))
-        # What is remembered may point astray where rounding rules: once more without it.
-        for _, _, known in self.pairs:
-            known[stuck] = 0
-        lost = stuck & self.restarted
+        for _, _, pair_rho in self.pairs:
+            pair_rho[stuck] = 0
+        failed = stuck & self.restarted
         self.restarted = stuck
-        return lost
+        return failed
 
-    def _search(self, direction: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Step lengths that are nearly best, and the objective there: (a,) each.
+    def _search(
+        self, direction: NDArray[np.float64], logit_step: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Line search: step lengths and the objective there, (a,) each.
 
-        Along a line, logits need no product. The slope is brought near zero by Newton's method
-        inside a bracket; probabilities are left as they are there. Length 0: the direction does
-        not lead down.
+        Newton's method inside a bracket brings the slope near zero. The logits are linear in the
+        step length, so that trials need no product with the matrix. ``self.p`` is updated to the
+        accepted steps. A length of 0 means that no step was accepted, for instance because the
+        direction does not descend.
         """
         a = len(direction)
-        linear = np.vecdot(self.theta[..., :-1].reshape(a, -1), direction[..., :-1].reshape(a, -1))
-        square = _square(direction[..., :-1])
+        theta = self.theta[..., :-1]
+        linear = np.vecdot(theta.reshape(a, -1), direction[..., :-1].reshape(a, -1))
+        line = _Line(logit_step, 0.5 * _square(theta), linear, _square(direction[..., :-1]))
         slope = np.vecdot(self.gradient.reshape(a, -1), direction.reshape(a, -1))
-        norm = 0.5 * _square(self.theta[..., :-1])
         length, low, high = np.ones(a), np.zeros(a), np.full(a, np.inf)
         result, objective = np.zeros(a), self.objective.copy()
         todo = np.flatnonzero(slope < 0)
         for _ in range(_MAX_TRIALS):
             if not len(todo):
                 break
-            t, cost = length[todo], self.cost[todo]
-            move = ahead[todo]
-            loss, p = _loss(self.logits[todo] + t[:, None, None] * move, self.targets)
-            value = np.vecdot(cost, loss) + norm[todo] + t * linear[todo]
-            value += 0.5 * t**2 * square[todo]
-            moved = p * move
-            here = np.einsum("akn,an->a", moved - self.targets * move, cost)
-            here += linear[todo] + t * square[todo]
-            bend = np.einsum("akn,akn,an->a", moved, move, cost)
-            bend -= np.vecdot(cost, moved.sum(axis=1) ** 2)
-            bend += square[todo]
-            allowed = self.objective[todo] * (1 + 1e-14)
-            good = (np.abs(here) <= _FLATTER * -slope[todo]) & (value <= allowed)
-            ended = todo[good]
-            result[ended], objective[ended], self.p[ended] = t[good], value[good], p[good]
-            low[todo] = np.where(here < 0, t, low[todo])
-            high[todo] = np.where(here < 0, high[todo], t)
-            guess = t - here / bend
-            floor, roof = low[todo], high[todo]
-            middle = np.where(np.isinf(roof), 2 * t, (floor + roof) / 2)
-            roof = np.where(np.isinf(roof), 10 * t, roof)
-            inside = (guess > floor) & (guess < roof)
-            length[todo] = np.where(inside, guess, middle)
+            t = length[todo]
+            value, slope_here, curvature, p = self._evaluate(line, todo, t)
+            allowed = self.objective[todo] * (1 + 1e-14)  # rounding must not reject a step
+            good = (np.abs(slope_here) <= _SLOPE_RATIO * -slope[todo]) & (value <= allowed)
+            accepted = todo[good]
+            result[accepted], objective[accepted], self.p[accepted] = t[good], value[good], p[good]
+            low[todo] = np.where(slope_here < 0, t, low[todo])
+            high[todo] = np.where(slope_here < 0, high[todo], t)
+            newton = t - slope_here / curvature
+            lower, upper = low[todo], high[todo]
+            middle = np.where(np.isinf(upper), 2 * t, (lower + upper) / 2)
+            upper = np.where(np.isinf(upper), 10 * t, upper)
+            inside = (newton > lower) & (newton < upper)
+            length[todo] = np.where(inside, newton, middle)
             todo = todo[~good]
         return result, objective
 
-    def keep(self, which: np.ndarray) -> None:
-        """Go on with some of the problems only."""
+    def _evaluate(
+        self, line: _Line, which: NDArray[np.int64], t: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Objective, slope and curvature (b,) at step lengths t (b,), and p (b, k, n)."""
+        cost, logit_step = self.cost[which], line.logit_step[which]
+        linear, square = line.linear[which], line.square[which]
+        loss, p = _loss(self.logits[which] + t[:, None, None] * logit_step, self.targets)
+        value = np.vecdot(cost, loss) + line.norm[which] + t * linear
+        value += 0.5 * t**2 * square
+        weighted = p * logit_step
+        slope = np.einsum("akn,an->a", weighted - self.targets * logit_step, cost)
+        slope += linear + t * square
+        curvature = np.einsum("akn,akn,an->a", weighted, logit_step, cost)
+        curvature -= np.vecdot(cost, weighted.sum(axis=1) ** 2)
+        curvature += square
+        return value, slope, curvature, p
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Drop all problems but those where ``which`` (a,) is true."""
         for name in (
-            "cost", "number", "theta", "logits", "restarted", "p", "objective", "gradient",
+            "cost", "index", "theta", "logits", "restarted", "p", "objective", "gradient",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name)[which])
         kept = [(step[which], change[which], rho[which]) for step, change, rho in self.pairs]
         self.pairs = deque(kept, maxlen=MEMORY)
 
 
-def _solve(batch: _Batch, found: Solution, max_iter: int, tolerance: float) -> None:
-    lost = np.zeros(len(batch.cost), bool)
+def _solve(problems: _Problems, solution: Solution, max_iter: int, tolerance: float) -> None:
+    """Iterate until every problem is solved, cannot make progress or reaches ``max_iter``."""
+    failed = np.zeros(len(problems.cost), bool)
     for iteration in range(max_iter + 1):
-        gap = batch.gap()
-        done = lost | (gap <= tolerance) | (iteration == max_iter)
-        # Dropping moves all that is remembered: worth it for a few at a time.
+        gap = problems.gap()
+        done = failed | (gap <= tolerance) | (iteration == max_iter)
+        # Dropping problems copies all arrays: worth it once an eighth of them is done.
         if 8 * done.sum() >= len(done) or done.all():
-            number = batch.number[done]
-            found.weights[number] = batch.theta[done, :, :-1]
-            found.intercepts[number] = batch.theta[done, :, -1]
-            found.objective[number] = batch.objective[done]
-            found.gap[number] = gap[done]
-            found.iterations[number] = iteration
+            index = problems.index[done]
+            solution.weights[index] = problems.theta[done, :, :-1]
+            solution.intercepts[index] = problems.theta[done, :, -1]
+            solution.objective[index] = problems.objective[done]
+            solution.gap[index] = gap[done]
+            solution.iterations[index] = iteration
             if done.all():
                 return
-            batch.keep(~done)
-        lost = batch.advance()
+            problems.keep(~done)
+        failed = problems.advance()
 
 
-def _loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _loss(
+    logits: NDArray[np.float64], targets: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Logits (a, k, n) → loss of each sample (a, n) and probabilities (a, k, n)."""
     if logits.shape[1] == 1:
         small = np.exp(-np.abs(logits))
@@ -342,17 +394,17 @@ def _loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return (np.log(total) + top)[:, 0] - chosen, p
 
 
-def _square(values: np.ndarray) -> np.ndarray:
+def _square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.einsum("akr,akr->a", values, values)
 
 
-def losses(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Loss of each sample in nats, (a, n), from logits (a, k, n) as :func:`solve` has them."""
+def losses(logits: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Loss of each sample in nats, (a, n), from logits (a, k, n); k as in :class:`Solution`."""
     k = logits.shape[1]
     return _loss(logits, _targets(y, k))[0]
 
 
-def _targets(y: np.ndarray, k: int) -> np.ndarray:
-    # Where there is one column it speaks of the second class.
+def _targets(y: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """One-hot targets, (k, n); a single column stands for the second of two classes."""
     labels = np.array([1]) if k == 1 else np.arange(k)
     return (y == labels[:, None]).astype(np.float64)

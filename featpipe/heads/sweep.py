@@ -1,35 +1,51 @@
-"""Sweeps: every combination of a grid is trained at once, the lowest validation loss wins."""
+"""Sweeps: all combinations of a grid are trained together; the lowest validation loss wins."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError
 from featpipe.heads import head_class, new_head
 from featpipe.heads.base import Head, History, HistoryRow
 
 OnProgress = Callable[[int, HistoryRow], None]
-"""Called with how many steps of :attr:`SweepPlan.steps` are done, and the best row of them."""
+"""Callback that receives the number of newly finished steps and the best row among them."""
+
+
+class CombinationDocument(TypedDict):
+    """One combination of a sweep; losses and accuracies are null where training diverged."""
+
+    params: dict[str, float | int | None]
+    seed: int
+    best_epoch: int | None
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    cv_loss: NotRequired[float]
+    diverged: bool
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is going to train.
+    """The heads that a sweep will train.
 
     Attributes
     ----------
     kind : str
+        Kind of all its heads.
     grid : dict
-        Values of each hyper-parameter that is varied.
+        Values of each varied hyper-parameter.
     heads : list of Head
         Untrained, in the grid's order.
     seeds : list of int
-        Each head's own.
+        Seed of each head.
     """
 
     kind: str
@@ -39,24 +55,24 @@ class SweepPlan:
 
     @property
     def steps(self) -> int:
-        """Steps of its progress: one per head and epoch; 0 where that is not known."""
+        """Total number of progress steps: one per head and epoch; 0 if unknown."""
         return sum(head.progress_steps for head in self.heads)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes
     ----------
     winner : int
-        Number of the head with the lowest validation loss, the first of equals.
+        Index of the head with the lowest loss; of equals, the first.
     history : History
-        The winner's.
+        History of the winner.
     trials : list of Trial
-        Lowest validation loss (of folds: held-out loss) first, diverged ones last.
+        Lowest :attr:`Trial.loss` first, diverged ones last.
     varied : list of str
-        Hyper-parameters they differ in; ``seed`` among them where there were several.
+        Hyper-parameters in which trials differ, and ``seed`` if there were several seeds.
     """
 
     winner: int
@@ -68,7 +84,7 @@ class Sweep:
     def at_edge(self) -> dict[str, str]:
         """Hyper-parameters whose best value is the ``smallest`` or the ``largest`` tried.
 
-        A better one may lie beyond; not below 0, though.
+        A better value may lie outside the grid. A best value of 0 has none below it.
         """
         edges: dict[str, str] = {}
         for name in (name for name in self.varied if name != "seed"):
@@ -83,17 +99,18 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination.
+    """One combination of hyper-parameters and seed.
 
     Attributes
     ----------
     params : dict
         All hyper-parameters.
     seed : int
+        Seed of this head.
     row : HistoryRow or None
-        The kept row of its history; None where training diverged.
+        The kept row of its history; None if training diverged.
     axis : {"epoch", "C"}
-        What the row's ``at`` is.
+        Meaning of the row's ``at``.
     """
 
     params: dict[str, Any]
@@ -103,47 +120,60 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        """What combinations are ranked by; infinite where training diverged."""
+        """The loss that ranks trials; infinite if training diverged."""
         return np.inf if self.row is None else self.row.choosing_loss
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> CombinationDocument:
         """The combination as the table holds it; what a diverged one lacks is null."""
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-        row = {} if self.row is None else self.row.as_json(self.axis)
-        epoch = row.get("epoch")
-        return {
+        row = self.row
+        document: CombinationDocument = {
             "params": self.params,
             "seed": self.seed,
-            "best_epoch": None if epoch is None else int(epoch),
-            **{name: row.get(name) for name in names},
-            **({"cv_loss": row["cv_loss"]} if "cv_loss" in row else {}),
-            "diverged": self.row is None,
+            "best_epoch": int(row.at) if row is not None and self.axis == "epoch" else None,
+            "train_loss": None if row is None else row.train_loss,
+            "train_accuracy": None if row is None else row.train_accuracy,
+            "val_loss": None if row is None else row.val_loss,
+            "val_accuracy": None if row is None else row.val_accuracy,
+            "diverged": row is None,
         }
+        if row is not None and row.cv_loss is not None:
+            document["cv_loss"] = row.cv_loss
+        return document
 
 
 def plan_sweep(kind: str, given: dict[str, Any], *, seed: int, seeds: int = 1) -> SweepPlan:
-    """The head's own grid, but for what is given: that is not varied.
+    """All combinations of the kind's default grid; ``given`` hyper-parameters are fixed.
+
+    Parameters
+    ----------
+    kind : str
+    given : dict
+        Value of each fixed hyper-parameter.
+    seed : int
+        Seed of the first head of each combination.
+    seeds : int
+        Heads per combination, with seeds ``seed``, ``seed`` + 1, …
 
     Raises
     ------
     UsageError
-        The kind has no such hyper-parameter, or it has an impossible value.
+        The kind has no such hyper-parameter, or a value is out of range.
     """
     axes = {k: list(v) for k, v in head_class(kind).sweep_grid.items() if k not in given}
-    heads, drawn = [], []
+    heads, head_seeds = [], []
     for values in itertools.product(*axes.values()):
         for number in range(seeds):
             heads.append(new_head(kind, {**given, **dict(zip(axes, values, strict=True))}))
-            drawn.append(seed + number)
-    return SweepPlan(kind, axes, heads, drawn)
+            head_seeds.append(seed + number)
+    return SweepPlan(kind, axes, heads, head_seeds)
 
 
 def run_sweep(
     plan: SweepPlan,
     X: Any,
-    y: np.ndarray,
+    y: NDArray[np.int64],
     X_val: Any,
-    y_val: np.ndarray,
+    y_val: NDArray[np.int64],
     *,
     classes: list[str],
     seed: int,
@@ -155,12 +185,12 @@ def run_sweep(
     Returns
     -------
     Sweep
-        Of the heads, the winner alone is trained when this returns.
+        Only the winning head of ``plan`` has learned tensors afterwards.
 
     Raises
     ------
     DataError
-        Every one diverged.
+        The training of every head diverged.
     """
     for head in plan.heads:
         head.classes_ = np.array(classes)
@@ -168,7 +198,7 @@ def run_sweep(
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
     from featpipe.heads.training.train import train_all
 
-    ends = train_all(
+    outcomes = train_all(
         plan.heads,
         plan.seeds,
         X,
@@ -181,29 +211,29 @@ def run_sweep(
         only_best=True,
     )
     trials = [
-        Trial(head.params, own, None if end.diverged else end.history.kept)
-        for head, own, end in zip(plan.heads, plan.seeds, ends, strict=True)
+        Trial(head.params, head_seed, None if outcome.diverged else outcome.history.kept)
+        for head, head_seed, outcome in zip(plan.heads, plan.seeds, outcomes, strict=True)
     ]
     ranks = _ranked(trials)
     winner = ranks[0]
-    if ends[winner].diverged:
-        raise DataError(ends[winner].diverged)
-    plan.heads[winner].set_layers(ends[winner].layers)
+    if outcomes[winner].diverged:
+        raise DataError(outcomes[winner].diverged)
+    plan.heads[winner].set_layers(outcomes[winner].layers)
     varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
-    return Sweep(winner, ends[winner].history, [trials[i] for i in ranks], varied)
+    return Sweep(winner, outcomes[winner].history, [trials[i] for i in ranks], varied)
 
 
 def _path(
     plan: SweepPlan,
     X: Any,
-    y: np.ndarray,
+    y: NDArray[np.int64],
     X_val: Any,
-    y_val: np.ndarray,
+    y_val: NDArray[np.int64],
     *,
     on_progress: OnProgress,
     **options: Any,
 ) -> Sweep:
-    """The sweep of a head that tries its values by itself: its path over C."""
+    """The sweep of a head whose single fit tries all values of C."""
     (head,) = plan.heads
     history = head.fit(X, y, X_val, y_val, tick=lambda row: on_progress(1, row), **options)
     trials = [

@@ -1,4 +1,4 @@
-"""Cached features of a data set as arrays, for people with their own training code."""
+"""Cached features of a data set as arrays, for custom training code."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ def open_features(
     Parameters
     ----------
     name : str
-        Data set.
+        Name of the data set.
     split : {"train", "val", "test", "all"}
+        Which rows; ``all`` takes every split.
     cache : path, optional
         Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
     **space
-        Which feature space, where the data set has several: ``tap, pool, backbone, size, …``, the
+        Selects a feature space if the data set has several: ``tap, pool, backbone, size, …``, the
         fields of :class:`featpipe.specs.spaces.SpaceQuery`.
 
     Returns
     -------
     X : FeatureRows, shape (n, *space.shape)
-        Read-only and mapped; ``numpy.asarray(X)`` copies it into memory.
+        Read-only and memory-mapped; ``numpy.asarray(X)`` copies it into memory.
     y : ndarray of int64, shape (n,)
-        Index into the data set's class names, -1 where unlabelled.
+        Index into the data set's class names, -1 if unlabelled.
 
     Raises
     ------

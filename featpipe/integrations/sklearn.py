@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from featpipe.base.cache import default_cache
@@ -21,15 +22,15 @@ from featpipe.store.feature_store import FeatureStore
 
 
 class CachedFeatures(TransformerMixin, BaseEstimator):
-    """Backbone features of picture files, computed once and kept.
+    """Backbone features of picture files, computed once and cached.
 
-    Stateless: nothing is learned in ``fit``. A grid search over what comes behind it, or over
-    its own ``tap`` and ``pool``, computes each picture once per feature space.
+    Stateless: ``fit`` learns nothing. A grid search over later pipeline steps, or over ``tap``
+    and ``pool``, computes each picture once per feature space.
 
     Parameters
     ----------
     cache : path, optional
-        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+        Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
     backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size, \
 workers, max_pixels
         As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
@@ -68,25 +69,26 @@ workers, max_pixels
         self.max_pixels = max_pixels
 
     def fit(self, X: Any, y: Any = None) -> CachedFeatures:
-        """Learn nothing."""
+        """Return self; there is nothing to learn."""
         return self
 
-    def transform(self, X: Sequence[str | os.PathLike[str]]) -> np.ndarray:
+    def transform(self, X: Sequence[str | os.PathLike[str]]) -> NDArray[np.float32]:
         """Features of picture files.
 
         Parameters
         ----------
         X : array-like of path, shape (n,) or (n, 1)
+            Picture files.
 
         Returns
         -------
         ndarray of float32, shape (n, features)
-            Maps are flattened, C H W.
+            Feature maps are flattened in the order C H W.
 
         Raises
         ------
         DataError
-            A picture is unreadable: rows cannot be left out here.
+            A picture is unreadable, or there is none: a transformer cannot leave out rows.
         """
         paths = [os.fspath(path) for path in np.asarray(X, dtype=object).reshape(-1)]
         options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}

@@ -12,23 +12,24 @@ from featpipe.integrations.arrays import open_features
 
 
 class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of one split for a ``DataLoader``; mapped, and opened anew in each worker.
+    """Rows of one split for a ``DataLoader``, memory-mapped; each worker opens them itself.
 
     Parameters
     ----------
     name : str
-        Data set.
+        Name of the data set.
     split : {"train", "val", "test", "all"}
+        Which rows; ``all`` takes every split.
     cache : path, optional
-        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+        Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
     **space
-        Which feature space, where the data set has several; see
+        Selects a feature space if the data set has several; see
         :func:`featpipe.open_features`.
 
     Notes
     -----
     Items are ``(features, label)``: float32 of the space's shape, and the class index (-1
-    where unlabelled).
+    if unlabelled).
     """
 
     def __init__(
@@ -49,6 +50,6 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
         return row, int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
-        # A DataLoader fetches a whole batch at once through this: one gather, not n.
+        # A DataLoader calls this for a whole batch: one indexed read instead of n.
         rows = torch.from_numpy(self.features[indices].astype("float32"))
         return list(zip(rows.unbind(), self.labels[indices].tolist(), strict=True))

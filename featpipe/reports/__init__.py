@@ -1,4 +1,4 @@
-"""One self-contained HTML page per evaluation: readable offline, everything escaped."""
+"""One self-contained HTML page per evaluation: readable offline, all text escaped."""
 
 from featpipe.reports.mistakes import Mistake
 from featpipe.reports.page import write_report

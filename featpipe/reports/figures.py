@@ -11,20 +11,21 @@ import matplotlib
 
 from featpipe.base.text import escape
 from featpipe.heads.base import History
+from featpipe.reports.documents import CalibrationBin
 
 _MANY_CLASSES = 20
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 
 
 def _figure(draw: Callable[[Any], None], *, width: float, height: float) -> str:
-    """An SVG element; drawn without pyplot, so that no global state or screen is touched."""
+    """An SVG element, drawn without pyplot, which has global state and may need a display."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Glyphs as shapes need no font on the reader's side; a fixed salt repeats exactly.
+    # Glyphs as paths need no font in the browser; a fixed salt makes element ids reproducible.
     settings: Any = {"svg.hashsalt": "featpipe", "svg.fonttype": "path"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Scripts its font lacks are drawn as boxes; the page's own text has them.
+        # matplotlib draws letters that its font lacks as boxes; the page's text shows them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -36,7 +37,7 @@ def _figure(draw: Callable[[Any], None], *, width: float, height: float) -> str:
 
 
 def curves(history: History) -> str:
-    """Loss and accuracy by epoch (or C), train and validation; the kept row is marked."""
+    """Train and validation loss and accuracy by epoch (or C), with a line at the kept row."""
 
     def draw(figure: Any) -> None:
         x = [row.at for row in history.rows]
@@ -56,7 +57,7 @@ def curves(history: History) -> str:
 
 
 def confusion(matrix: list[list[int]], classes: list[str]) -> str:
-    """Counts by truth (rows) and prediction (columns), shaded by share of the truth."""
+    """Counts by true class (rows) and predicted class (columns), shaded by share of the row."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -66,7 +67,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         axes.set_ylabel("truth")
         if len(classes) > _MANY_CLASSES:
             return
-        # Class names are anyone's text: matplotlib must not read formulas into them.
+        # matplotlib would render text between dollar signs in class names as formulas.
         names = [escape(name)[:20].replace("$", r"\$") for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
@@ -79,8 +80,8 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
     return _figure(draw, width=side, height=side)
 
 
-def reliability(bins: list[dict[str, Any]], ece: float) -> str:
-    """Accuracy against confidence, bubble size by count; on the diagonal is calibrated."""
+def reliability(bins: list[CalibrationBin], ece: float) -> str:
+    """Accuracy against confidence, marker size by count; calibrated bins lie on the diagonal."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

@@ -1,32 +1,36 @@
-"""Scores of class probabilities against the truth: scikit-learn's, and calibration."""
+"""Metrics of class probabilities against true classes: scikit-learn's, and calibration."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.reports.documents import Calibration, CalibrationBin, Metrics
 
 CALIBRATION_BINS = 15
 BOOTSTRAP_SAMPLES = 10_000
 
 
-def score(y: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[str, Any]:
+def score(y: NDArray[np.int64], probabilities: NDArray[np.float64], classes: list[str]) -> Metrics:
     """All metrics of one evaluation, ready for JSON.
 
     Parameters
     ----------
     y : ndarray of int64, shape (n,)
-        True class index.
+        True class indices.
     probabilities : ndarray of float64, shape (n, classes)
+        Rows sum to 1.
     classes : list of str
+        Class names by index.
 
     Returns
     -------
-    dict
+    Metrics
         ``n, accuracy, accuracy_ci95, log_loss, ece, roc_auc, per_class, confusion,
-        calibration``. ``roc_auc`` is None where a class has no picture or all are of one; with
-        more than two classes it is the unweighted one-against-rest mean. Rows of
+        calibration``. ``roc_auc`` is None if a class has no picture or there is only one class;
+        with more than two classes it is the unweighted one-against-rest mean. Rows of
         ``confusion`` are the truth, columns the prediction.
     """
     from sklearn import metrics
@@ -60,10 +64,10 @@ def score(y: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[
     }
 
 
-def bootstrap_interval(correct: np.ndarray) -> list[float]:
+def bootstrap_interval(correct: NDArray[np.bool_]) -> list[float]:
     """95 % percentile bootstrap interval of the accuracy (Efron 1979).
 
-    Resampling n hits and misses with replacement gives a binomial number of hits: that is
+    Resampling n predictions with replacement gives a binomial number of correct ones, which is
     drawn directly, with a fixed seed.
     """
     n = len(correct)
@@ -72,32 +76,33 @@ def bootstrap_interval(correct: np.ndarray) -> list[float]:
     return [float(low), float(high)]
 
 
-def reliability(correct: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error over equally wide bins (Guo et al. 2017), and the bins.
+def reliability(correct: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Calibration:
+    """Expected calibration error over bins of equal width (Guo et al. 2017), and the bins.
 
     Parameters
     ----------
     correct : ndarray of bool, shape (n,)
-    confidence : ndarray of float, shape (n,)
-        Probability of the predicted class, 0..1.
+        Whether each prediction is correct.
+    confidence : ndarray of float64, shape (n,)
+        Probability of the predicted class, 0 to 1.
     """
-    place = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = []
+    bin_index = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins: list[CalibrationBin] = []
     for i in range(CALIBRATION_BINS):
-        here = place == i
-        if here.any():
+        in_bin = bin_index == i
+        if in_bin.any():
             bins.append(
                 {
-                    "count": int(here.sum()),
-                    "confidence": float(confidence[here].mean()),
-                    "accuracy": float(correct[here].mean()),
+                    "count": int(in_bin.sum()),
+                    "confidence": float(confidence[in_bin].mean()),
+                    "accuracy": float(correct[in_bin].mean()),
                 }
             )
     gaps = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
     return {"ece": float(gaps / len(correct)), "bins": bins}
 
 
-def _roc_auc(y: np.ndarray, probabilities: np.ndarray) -> float | None:
+def _roc_auc(y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     k = probabilities.shape[1]

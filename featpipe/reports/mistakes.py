@@ -1,4 +1,4 @@
-"""Thumbnails of wrong predictions, made from the very bytes that were scored, or not at all."""
+"""Wrong predictions and their thumbnails, made only from the same bytes that were scored."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class Mistake:
     Attributes
     ----------
     path, truth, predicted : str
+        Path of the picture, and names of its true and predicted class.
     probability : float
-        Given to the predicted class.
+        Probability of the predicted class, 0 to 1.
     image_id : bytes
+        SHA-256 of the picture's bytes when it was scored.
     read : callable
-        Path to the picture's bytes.
+        Returns the bytes of the picture at a path.
     """
 
     path: str
@@ -36,7 +38,7 @@ class Mistake:
     read: Callable[[str], bytes]
 
     def thumbnail(self) -> bytes | None:
-        """PNG bytes, at most 160 px; None where the picture is gone, changed or unreadable."""
+        """PNG bytes, at most 160 px a side; None if the picture is gone, changed or unreadable."""
         try:
             data = self.read(self.path)
             if hashlib.sha256(data).digest() != self.image_id:
@@ -50,6 +52,6 @@ class Mistake:
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             return buffer.getvalue()
-        # A page without one thumbnail is better than no page; any decoder error counts.
+        # Decoders raise all kinds of errors; none of them may prevent the page.
         except Exception:
             return None

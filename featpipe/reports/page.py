@@ -1,15 +1,15 @@
-"""The report page."""
+"""The HTML page of one evaluation."""
 
 from __future__ import annotations
 
 import base64
 import html
 from pathlib import Path
-from typing import Any
 
 from featpipe.base.disk import write_atomically
 from featpipe.base.text import escape
 from featpipe.reports import figures
+from featpipe.reports.documents import ClassScores, EvaluationDocument
 from featpipe.reports.mistakes import Mistake
 from featpipe.runs.trained_head import TrainedHead
 
@@ -33,18 +33,20 @@ _SHOWN_DUPLICATES = 20
 
 
 def write_report(
-    path: Path, trained: TrainedHead, evaluation: dict[str, Any], mistakes: list[Mistake]
+    path: Path, trained: TrainedHead, evaluation: EvaluationDocument, mistakes: list[Mistake]
 ) -> None:
     """Write the page of one evaluation.
 
     Parameters
     ----------
     path : Path
+        File to write.
     trained : TrainedHead
+        The evaluated head.
     evaluation : dict
         The evaluation's JSON.
     mistakes : list of Mistake
-        Worst first.
+        Wrong predictions to show, lowest probability of the true class first.
     """
     title = f"{evaluation['dataset']}: {trained.head.kind} head"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -59,7 +61,7 @@ def write_report(
 
 
 def _body(
-    title: str, trained: TrainedHead, evaluation: dict[str, Any], mistakes: list[Mistake]
+    title: str, trained: TrainedHead, evaluation: EvaluationDocument, mistakes: list[Mistake]
 ) -> str:
     calibration = evaluation["calibration"]
     classes = trained.head.classes_.tolist()
@@ -87,7 +89,7 @@ def _body(
     )
 
 
-def _tiles(evaluation: dict[str, Any]) -> str:
+def _tiles(evaluation: EvaluationDocument) -> str:
     low, high = evaluation["accuracy_ci95"]
     auc = evaluation["roc_auc"]
     tiles = [
@@ -112,7 +114,7 @@ def _trained_on(count: int, duplicates: list[str]) -> str:
     )
 
 
-def _class_table(rows: list[dict[str, Any]]) -> str:
+def _class_table(rows: list[ClassScores]) -> str:
     head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>pictures</th></tr>"
     body = "".join(
         f"<tr><td>{_text(row['class'])}</td><td>{row['precision']:.3f}</td>"
@@ -164,5 +166,5 @@ def _origin(trained: TrainedHead) -> str:
 
 
 def _text(value: object) -> str:
-    """Anyone's text, escaped; bytes that are no UTF-8 and control characters shown as such."""
+    """Untrusted text for HTML; control characters and bytes that are not UTF-8 become visible."""
     return html.escape(escape(str(value)))

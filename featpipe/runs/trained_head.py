@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,27 @@ HEAD_VERSION = 1
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
+class SplitScores(TypedDict):
+    """How the kept state did on a split: number of pictures, mean loss in nats, accuracy."""
+
+    n: int
+    loss: float
+    accuracy: float
+
+
+class TrainingData(TypedDict):
+    """What a head was trained on: the data set's name, and digests of its list and its splits.
+
+    ``val`` says where validation pictures came from.
+    """
+
+    name: str
+    sha256: str
+    train_sha256: str
+    val_sha256: str
+    val: str
+
+
 @dataclass
 class TrainedHead:
     """A head and what it must be fed.
@@ -34,11 +55,10 @@ class TrainedHead:
         The only feature space whose rows it accepts.
     weights_spec : str
         How the backbone's weights were named when its features were made.
-    dataset : dict
-        Name, digest and split digests of what it was trained on.
+    dataset : TrainingData
     history : History
-    metrics : dict
-        Training and validation scores of the kept state.
+    metrics : dict of str to SplitScores
+        Of ``train`` and ``val``.
     info : dict
         Versions, seed, seconds; for people.
     train_ids : ndarray of uint8, shape (n, 32)
@@ -48,9 +68,9 @@ class TrainedHead:
     head: Head
     space: FeatureSpace
     weights_spec: str
-    dataset: dict[str, Any]
+    dataset: TrainingData
     history: History
-    metrics: dict[str, Any]
+    metrics: dict[str, SplitScores]
     info: dict[str, Any]
     train_ids: np.ndarray
 

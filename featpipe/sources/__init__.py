@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, a list, or digits shipped inside scikit-learn."""
+"""Sources of images: a folder, a list file, or the digits shipped inside scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ __all__ = ["Record", "Source", "image_reader", "list_pictures", "open_source"]
 def open_source(
     data: str | os.PathLike[str], *, root: Path | None = None, follow_links: bool = False
 ) -> Source:
-    """List the pictures DATA names.
+    """List the images that DATA, the command line's argument, names.
 
     Parameters
     ----------
     data : str or path
         ``sklearn:digits``, an image folder, or a ``.csv``, ``.tsv`` or ``.jsonl`` list.
     root : Path, optional
-        Folder the paths of a list are relative to and may not leave; default: the list's own.
+        Folder that a list's paths are relative to and must lie in; default: the list's folder.
     follow_links : bool
-        Whether links may lead a list's paths out of it. In a folder they always may: whoever
-        names a folder means what is seen in it.
+        Whether a list's paths may leave ``root`` through symbolic links. Links in an image folder
+        are always followed, because its owner chose what is in it.
 
     Raises
     ------
     NotFoundError
-        There is nothing of that name.
+        ``data`` does not exist.
     UsageError
-        It is neither a folder nor a list.
+        ``data`` is neither a folder nor a list, or ``root`` does not apply to it.
     DataError
-        The list or the folder's layout cannot be understood.
+        The list is malformed, or the folder's layout is none of those supported.
     """
     if str(data) == DIGITS:
         return open_digits()
     if str(data).startswith("sklearn:"):
         raise UsageError(f"expected '{DIGITS}', a folder or a list, found '{escape(str(data))}'")
     path = Path(data)
-    # os.path, unlike pathlib, says of a name too long to be one that there is no such thing.
+    # os.path returns False for a name that is too long; pathlib would raise OSError.
     if os.path.isdir(path):
         if root is not None:
             raise UsageError("expected --root only with a list, found a folder as DATA")
@@ -67,12 +67,16 @@ def open_source(
 
 
 def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
-    """A function from a data set's path to the bytes of that picture, without listing again.
+    """A function that returns an image's bytes for its path in a data set.
+
+    It needs no :class:`Source`, so the folder or list is not read again.
 
     Parameters
     ----------
-    kind, root : str
-        As in :class:`Source`; an empty root where there is none.
+    kind : {"folder", "list", "digits"}
+        The source's kind.
+    root : str
+        Folder that the paths are relative to; empty for ``digits``.
     """
     if kind == "digits":
         return read_digit

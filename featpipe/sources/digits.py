@@ -1,4 +1,4 @@
-"""1,797 handwritten digits shipped inside scikit-learn, as PNG bytes."""
+"""The 1,797 handwritten digits shipped inside scikit-learn, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.sources.records import Record, Source
 
@@ -14,7 +15,7 @@ DIGITS = "sklearn:digits"
 
 
 def open_digits() -> Source:
-    """The digits as a source; pictures are named ``digits/0000.png`` and so on."""
+    """The digits as a source; images are named ``digits/0000.png`` and so on."""
     _, target = _load()
     records = [Record(f"digits/{i:04d}.png", str(label)) for i, label in enumerate(target)]
     return Source("digits", DIGITS, None, records, read_record=read_digit)
@@ -28,7 +29,7 @@ def read_digit(path: str) -> bytes:
 
 
 @functools.cache
-def _load() -> tuple[np.ndarray, np.ndarray]:
+def _load() -> tuple[NDArray[np.uint8], NDArray[np.int_]]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -36,8 +37,8 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
-def canonical_png(pixels: np.ndarray) -> bytes:
-    """The one PNG spelling of a picture, so that its SHA-256 can be its identity.
+def canonical_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode pixels as PNG, always to the same bytes, so that their SHA-256 can serve as image id.
 
     Parameters
     ----------
@@ -47,8 +48,8 @@ def canonical_png(pixels: np.ndarray) -> bytes:
     Returns
     -------
     bytes
-        8-bit PNG, no filter, stored (uncompressed) deflate blocks: compressors may differ
-        between zlib versions, this cannot.
+        8-bit PNG without filters, in stored (uncompressed) deflate blocks, because compressed
+        bytes may differ between zlib versions.
     """
     height, width = pixels.shape[:2]
     colour_type = 0 if pixels.ndim == 2 else 2

@@ -1,4 +1,4 @@
-"""An image folder: class folders, with or without train/val/test above them, or no classes."""
+"""An image folder: ``class/image``, ``split/class/image``, or images without classes."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ NOT_PICTURES = frozenset(
     ".rtf .safetensors .sh .sql .sqlite .tar .tgz .toml .tsv .txt .xls .xlsx .xml .xz .yaml "
     ".yml .zip .zst".split()
 )
-"""Endings that are passed over. Everything else is taken for a picture, so that one that
-cannot be read is reported instead of missed."""
+"""File name suffixes that are ignored. Every other file counts as an image, so that an unreadable
+one is reported instead of missed."""
 
 
 def open_folder(folder: Path) -> Source:
     """List an image folder.
 
-    Three layouts are understood: ``class/…/picture``, ``split/class/…/picture`` (splits as in
-    ``SPLIT_NAMES``), and pictures with no folder above them (unlabelled). Hidden files and
-    folders are passed over.
+    Supported layouts: ``class/…/image``, ``split/class/…/image`` (splits as in ``SPLIT_NAMES``),
+    and images directly in the folder (unlabelled). Hidden files and folders are ignored.
 
     Raises
     ------
     DataError
-        The folder holds no picture, or mixes split folders with others.
+        The folder holds no image, or mixes split folders with other folders.
     StorageError
         A folder cannot be listed.
     """
     root = folder.resolve()
-    top = sorted(entry.name for entry in _entries(root) if _is_folder(entry))
-    split_folders = [name for name in top if name.lower() in SPLIT_NAMES]
+    top_folders = sorted(entry.name for entry in _entries(root) if _is_folder(entry))
+    split_folders = [name for name in top_folders if name.lower() in SPLIT_NAMES]
     if "train" not in {SPLIT_NAMES[name.lower()] for name in split_folders}:
         split_folders = []
-    others = sorted(set(top) - set(split_folders))
+    others = sorted(set(top_folders) - set(split_folders))
     if split_folders and others:
         raise DataError(
             f"expected only split folders beside {split_folders[0]!r} in {folder}, found "
@@ -65,36 +64,36 @@ def open_folder(folder: Path) -> Source:
 
 
 def list_pictures(folder: Path) -> tuple[list[str], int]:
-    """Relative paths of all files that may be pictures, and how many others were passed over."""
-    every = list(_walk(folder))
-    paths = [path for path in every if os.path.splitext(path)[1].lower() not in NOT_PICTURES]
-    return paths, len(every) - len(paths)
+    """Relative paths of all files that may be images, and how many other files were ignored."""
+    files = list(_walk(folder))
+    paths = [path for path in files if os.path.splitext(path)[1].lower() not in NOT_PICTURES]
+    return paths, len(files) - len(paths)
 
 
 def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of all files, in a fixed order; links are followed, loops are not."""
-    # A stack, not recursion: folders may be nested deeper than Python's calls.
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while waiting:
-        prefix, above = waiting.pop()
+    # A stack, because folders may be nested deeper than Python's recursion limit.
+    to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while to_visit:
+        prefix, ancestors = to_visit.pop()
         status = (folder / prefix).stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above:
+        folder_id = (status.st_dev, status.st_ino)
+        if folder_id in ancestors:
             continue
         folders = []
         for entry in sorted(_entries(folder / prefix), key=lambda e: os.fsencode(e.name)):
             if _is_folder(entry):
-                folders.append((f"{prefix}{entry.name}/", above | {here}))
+                folders.append((f"{prefix}{entry.name}/", ancestors | {folder_id}))
             else:
                 yield prefix + entry.name
-        waiting += reversed(folders)
+        to_visit += reversed(folders)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to itself: taken for a picture, so that it is reported.
+        # A link that points to itself counts as an image, so that it is reported as unreadable.
         return False
 
 

@@ -1,4 +1,4 @@
-"""A list of pictures: CSV, TSV or JSON lines with ``path,label[,split]``."""
+"""A list of images: CSV, TSV or JSON lines with ``path,label[,split]``."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ _SHOWN_COLUMNS = 5
 
 
 def open_list(path: Path, *, root: Path | None = None, follow_links: bool = False) -> Source:
-    """Read a list of pictures.
+    """Read a list of images.
 
     Parameters
     ----------
     path : Path
-        ``.csv`` or ``.tsv`` with a header line, or ``.jsonl``, in UTF-8 (other bytes in
-        paths survive). Columns: ``path``; ``label`` and ``split`` may be absent or empty.
+        ``.csv`` or ``.tsv`` with a header line, or ``.jsonl``, in UTF-8 (file names that are not
+        UTF-8 are kept byte for byte). ``path`` is required; ``label`` and ``split`` may be absent
+        or empty.
     root : Path, optional
-        Folder the paths are relative to and may not leave; default: the list's folder.
+        Folder that the paths are relative to and must lie in; default: the list's folder.
     follow_links : bool
-        Whether links on the way to a picture may lead out of the root all the same.
+        Whether paths may leave the root through symbolic links.
 
     Raises
     ------
     DataError
-        A row is unreadable, leaves the root, or contradicts another.
+        A row is malformed, leaves the root, or contradicts another row.
+    StorageError
+        The list cannot be read.
     """
-    # A full path may lead to the root through links, or by its real name.
-    tops = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
+    # An absolute path in the list may name the root with its links resolved or unresolved.
+    roots = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
     shown = escape(str(path))
     try:
         text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
@@ -48,16 +51,16 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
     for place, row in rows:
-        record = _record(row, place, tops)
+        record = _record(row, place, roots)
         if not follow_links:
-            _check_links(tops[0], record.path, place, folders)
+            _check_links(roots[0], record.path, place, folders)
         if records.setdefault(record.path, record) != record:
             raise DataError(
                 f"expected one label and split per picture, found two for {record.path!r} ({place})"
             )
     if not records:
         raise DataError(f"expected pictures in {shown}, found an empty list")
-    return Source("list", str(path), Path(tops[0]), list(records.values()))
+    return Source("list", str(path), Path(roots[0]), list(records.values()))
 
 
 def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,16 +69,16 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         if len(set(reader.fieldnames)) < len(reader.fieldnames):
-            twice = next(n for n in reader.fieldnames if reader.fieldnames.count(n) > 1)
+            name = next(n for n in reader.fieldnames if reader.fieldnames.count(n) > 1)
             raise DataError(
-                f"expected each column once in the header line of {shown}, found {twice!r} twice; "
+                f"expected each column once in the header line of {shown}, found {name!r} twice; "
                 "remove or rename one"
             )
         if "path" not in reader.fieldnames:
-            found = ", ".join(map(repr, reader.fieldnames[:_SHOWN_COLUMNS])) or "an empty file"
+            columns = ", ".join(map(repr, reader.fieldnames[:_SHOWN_COLUMNS])) or "an empty file"
             raise DataError(
                 f"expected a header line with 'path' (and 'label', 'split') in {shown}, "
-                f"found {found}"
+                f"found {columns}"
             )
         for row in reader:
             place = f"{shown}, line {reader.line_num}"
@@ -113,14 +116,15 @@ def _json_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def _record(row: dict[str, Any], place: str, tops: list[str]) -> Record:
+def _record(row: dict[str, Any], place: str, roots: list[str]) -> Record:
     path = row["path"]
     if not path or "\0" in path or not _can_be_a_name(path):
         raise DataError(f"expected a path in {place}, found {path!r}; correct it or remove the row")
-    inside = next((found for top in tops if (found := _inside(top, path)) is not None), None)
-    if inside is None:
+    candidates = (_path_inside(root, path) for root in roots)
+    relative = next((inside for inside in candidates if inside is not None), None)
+    if relative is None:
         raise DataError(
-            f"expected paths inside {tops[0]}, found {path!r} ({place}); "
+            f"expected paths inside {roots[0]}, found {path!r} ({place}); "
             "name the folder they may be in with --root"
         )
     label, split = row.get("label"), row.get("split")
@@ -129,31 +133,31 @@ def _record(row: dict[str, Any], place: str, tops: list[str]) -> Record:
     if isinstance(label, str) and ("\0" in label or not _can_be_a_name(label)):
         raise DataError(f"expected a label that can be written, found {label!r} ({place})")
     if split in (None, ""):
-        known = None
+        split_name = None
     elif isinstance(split, str) and split.strip().lower() in SPLIT_NAMES:
-        known = SPLIT_NAMES[split.strip().lower()]
+        split_name = SPLIT_NAMES[split.strip().lower()]
     else:
         raise DataError(f"expected split train, val or test, found {split!r} ({place})")
-    return Record(inside, None if label in (None, "") else str(label), known)
+    return Record(relative, None if label in (None, "") else str(label), split_name)
 
 
-def _check_links(top: str, path: str, place: str, folders: dict[str, str]) -> None:
-    """Refuse a path that leaves the root through a link; ``folders`` holds those resolved."""
-    folder, name = os.path.split(os.path.join(top, path))
+def _check_links(root: str, path: str, place: str, folders: dict[str, str]) -> None:
+    """Refuse a path that leaves the root through a link; ``folders`` caches resolved folders."""
+    folder, name = os.path.split(os.path.join(root, path))
     if folder not in folders:
         folders[folder] = os.path.realpath(folder)
     real = os.path.join(folders[folder], name)
     if os.path.islink(real):
         real = os.path.realpath(real)
-    if _inside(top, real) is None:
+    if _path_inside(root, real) is None:
         raise DataError(
-            f"expected paths inside {top}, found {path!r} ({place}), a link to {real}; allow "
+            f"expected paths inside {root}, found {path!r} ({place}), a link to {real}; allow "
             "such links with --follow-links, or let paths count from a wider folder with --root"
         )
 
 
 def _can_be_a_name(path: str) -> bool:
-    # JSON can spell half a surrogate pair, which stands for no bytes of a file name.
+    # JSON can hold half of a surrogate pair, which no file name's bytes decode to.
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -161,7 +165,7 @@ def _can_be_a_name(path: str) -> bool:
     return True
 
 
-def _inside(top: str, path: str) -> str | None:
-    """The path relative to a folder; None where it leads out of it."""
-    found = os.path.relpath(os.path.normpath(os.path.join(top, path)), top)
-    return None if found == ".." or found.startswith("../") else found
+def _path_inside(root: str, path: str) -> str | None:
+    """The path relative to the root; None where it leads out of the root."""
+    relative = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
+    return None if relative == ".." or relative.startswith("../") else relative

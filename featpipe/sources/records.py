@@ -1,4 +1,4 @@
-"""What every source gives: records in a fixed order, and a way to their bytes."""
+"""The common form of all sources: records in a fixed order, and how to read their bytes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""How people spell the three splits."""
+"""Accepted spellings of the three splits."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes
     ----------
     path : str
-        Relative to the source's root, with ``/`` between folders; a plain name for other records.
+        Relative to the source's root, with ``/`` between folders; a unique name where the source
+        has no root.
     label : str or None
+        Class name; None where unlabelled.
     split : {"train", "val", "test"} or None
+        None where the source defines no splits.
     """
 
     path: str
@@ -39,20 +42,20 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """A list of records and where their bytes are.
+    """A list of records, and where to read their bytes.
 
     Attributes
     ----------
     kind : {"folder", "list", "digits"}
     spec : str
-        DATA as the user gave it.
+        The command line's argument DATA, as the user gave it.
     root : Path or None
-        Folder the records' paths are relative to; None where records are not files.
+        Folder that the records' paths are relative to; None where records are not files.
     records : list of Record
     read_record : callable or None
-        Path to bytes, for records that are not files.
+        Returns the bytes for a record's path; None where records are files.
     ignored : int
-        Files passed over because their names say they are no pictures.
+        Number of files ignored because their names show that they are no images.
     """
 
     kind: str
@@ -65,8 +68,8 @@ class Source:
     def __post_init__(self) -> None:
         splits = {record.split for record in self.records}
         if None in splits and len(splits) > 1:
-            bare = sum(record.split is None for record in self.records)
+            without_split = sum(record.split is None for record in self.records)
             raise DataError(
-                f"expected a split for every picture or for none, found {bare} of "
+                f"expected a split for every picture or for none, found {without_split} of "
                 f"{len(self.records)} without one in {self.spec}"
             )

@@ -1,20 +1,20 @@
-"""Stage 3: a head meets a split it has not seen; metrics and a report are written."""
+"""Stage 3: score a head on a split; write metrics and a report."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError
 from featpipe.datasets.dataset import NO_LABEL, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_space
 from featpipe.reports import Mistake, write_report
+from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
@@ -32,7 +32,7 @@ class Evaluation:
     Attributes
     ----------
     head, dataset, split : str
-    metrics : dict
+    metrics : Metrics
         See :func:`featpipe.reports.metrics.score`.
     duplicates : list of str
         Paths of evaluated pictures whose very bytes the head was trained on, where that is
@@ -47,17 +47,24 @@ class Evaluation:
     head: str
     dataset: str
     split: str
-    metrics: dict[str, Any]
+    metrics: Metrics
     duplicates: list[str]
     trained_on: int
     report: Path
     seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> EvaluationDocument:
         """The result as the command prints it."""
-        rest = dataclasses.asdict(self)
-        metrics = rest.pop("metrics")
-        return {**rest, **metrics, "report": str(self.report)}
+        return {
+            "head": self.head,
+            "dataset": self.dataset,
+            "split": self.split,
+            "duplicates": self.duplicates,
+            "trained_on": self.trained_on,
+            "report": str(self.report),
+            "seconds": self.seconds,
+            **self.metrics,
+        }
 
 
 def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
@@ -109,7 +116,9 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     return result
 
 
-def _labels(dataset: Dataset, chosen: np.ndarray, classes: list[str], split: str) -> np.ndarray:
+def _labels(
+    dataset: Dataset, chosen: NDArray[np.intp], classes: list[str], split: str
+) -> NDArray[np.int64]:
     if not len(chosen):
         raise DataError(
             f"expected labelled pictures in split '{split}' of '{dataset.name}', found none"
@@ -126,7 +135,7 @@ def _labels(dataset: Dataset, chosen: np.ndarray, classes: list[str], split: str
     return np.array([number[name] for name in names], np.int64)
 
 
-def _trained_on(dataset: Dataset, chosen: np.ndarray, trained: TrainedHead) -> list[str]:
+def _trained_on(dataset: Dataset, chosen: NDArray[np.intp], trained: TrainedHead) -> list[str]:
     """Paths of the chosen pictures whose very bytes the head was trained or validated on."""
     seen = {row.tobytes() for row in trained.train_ids}
     return [dataset.paths[i] for i in chosen if dataset.image_sha256[i].tobytes() in seen]
@@ -134,9 +143,9 @@ def _trained_on(dataset: Dataset, chosen: np.ndarray, trained: TrainedHead) -> l
 
 def _worst_mistakes(
     dataset: Dataset,
-    chosen: np.ndarray,
-    y: np.ndarray,
-    probabilities: np.ndarray,
+    chosen: NDArray[np.intp],
+    y: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
     classes: list[str],
 ) -> list[Mistake]:
     """The wrong predictions that gave the truth the least probability."""

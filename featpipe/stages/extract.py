@@ -1,7 +1,7 @@
-"""Stage 1: a source's pictures become rows in the stores and a frozen data set.
+"""Stage 1: compute what is missing of a source's features, and freeze its list as a data set.
 
-Decide, then act: first every record is sorted into known, quarantined or to do, from what the
-last run saw of the files; only what is to do is read.
+First every record is sorted into known, quarantined and to do, from what the last extraction saw
+of the files. Only what is to do is read.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
 from featpipe.specs.kinds import Part
+from featpipe.stages.documents import DryRunDocument, ExtractDocument
 from featpipe.store.feature_store import FeatureStore
 
 log = logging.getLogger("featpipe")
@@ -78,15 +79,27 @@ class ExtractResult:
     splits: dict[str, int]
     bad: list[tuple[str, str, str]] = field(repr=False)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ExtractDocument:
         """The result as the command prints it."""
-        spaces = [
-            {"id": s.id, "tap": s.tap, "pool": s.pooling, "shape": list(s.shape)}
-            for s in self.spaces
-        ]
-        bad = [{"path": p, "stage": s, "reason": r} for p, s, r in self.bad]
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**rest, "spaces": spaces, "bad": bad}
+        return {
+            "dataset": self.dataset,
+            "spaces": [
+                {"id": s.id, "tap": s.tap, "pool": s.pooling, "shape": list(s.shape)}
+                for s in self.spaces
+            ],
+            "images": self.images,
+            "computed": self.computed,
+            "reused": self.reused,
+            "duplicates": self.duplicates,
+            "quarantined": self.quarantined,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "stage_seconds": self.stage_seconds,
+            "bottleneck": self.bottleneck,
+            "classes": self.classes,
+            "splits": self.splits,
+            "bad": [{"path": p, "stage": s, "reason": r} for p, s, r in self.bad],
+        }
 
 
 def extract(
@@ -258,10 +271,16 @@ class DryRun:
     to_read: int
     quarantined: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> DryRunDocument:
         """The plan as the command prints it."""
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**rest, "spaces": [{"id": s.id, "tap": s.tap} for s in self.spaces]}
+        return {
+            "dataset": self.dataset,
+            "spaces": [{"id": s.id, "tap": s.tap} for s in self.spaces],
+            "images": self.images,
+            "unchanged": self.unchanged,
+            "to_read": self.to_read,
+            "quarantined": self.quarantined,
+        }
 
 
 def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: Path) -> DryRun:

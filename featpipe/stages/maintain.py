@@ -1,4 +1,4 @@
-"""Looking after a cache: is every file in it whole, and mending what is not."""
+"""Maintenance of a cache: verification of every file, and repair of damaged ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from featpipe.base.progress import Progress, no_progress
 from featpipe.engine.precision import check_kept_precisions
-from featpipe.store import verification as survey
-from featpipe.store.repair import Repair, mend
+from featpipe.store import verification
+from featpipe.store.repair import Repair, repair_file
 from featpipe.store.verification import Damage
 from featpipe.weights.resolve import check_kept_weights
 
@@ -16,8 +16,14 @@ from featpipe.weights.resolve import check_kept_weights
 def verify(
     cache: Path, *, quick: bool = False, progress: Progress = no_progress
 ) -> tuple[int, list[Damage]]:
-    """Check every file of a cache: data sets, stores, measurements and, unless
-    ``quick``, weights.
+    """Check every file of a cache: data sets, stores, measured precisions, weights.
+
+    Parameters
+    ----------
+    cache : Path
+    quick : bool
+        Check names, layouts and sizes of segments only, and no weights.
+    progress : Progress
 
     Returns
     -------
@@ -30,9 +36,9 @@ def verify(
     NotFoundError
         There is no cache.
     StorageError
-        A file may not be read: that says nothing about its content.
+        A file cannot be read, which says nothing about its content.
     """
-    files, damages = survey.verify(cache, quick=quick, progress=progress)
+    files, damages = verification.verify(cache, quick=quick, progress=progress)
     kept = check_kept_precisions(cache), *(() if quick else (check_kept_weights(cache),))
     for path, problem in itertools.chain(*kept):
         files += 1
@@ -42,14 +48,17 @@ def verify(
 
 
 def repair(cache: Path, *, progress: Progress = no_progress) -> list[Repair]:
-    """Verify a cache in full and mend what is damaged; empty where nothing was.
+    """Verify a cache in full and repair what is damaged.
 
-    What another repair mended first is not in it.
+    Returns
+    -------
+    list of Repair
+        Without what another repair, running at the same time, did first.
 
     Raises
     ------
     NotFoundError, StorageError
     """
     _, damages = verify(cache, progress=progress)
-    mended = (mend(damage, cache) for damage in damages)
-    return [repair for repair in mended if repair is not None]
+    repairs = (repair_file(damage, cache) for damage in damages)
+    return [repair for repair in repairs if repair is not None]

@@ -1,4 +1,4 @@
-"""Stage 4: pictures never seen, through exactly the training preprocessing, to class names."""
+"""Stage 4: classify new pictures, preprocessed exactly as in training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.pool import Task
@@ -18,15 +17,16 @@ from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
+from featpipe.stages.documents import PredictionDocument
 from featpipe.store.feature_store import FeatureStore
 
 _CHUNK = 4096
-"""Pictures between two answers: what is answered is committed."""
+"""Pictures per pass; the predictions of a pass come once its rows are committed."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one file.
+    """The prediction of a head for one file.
 
     Attributes
     ----------
@@ -50,15 +50,17 @@ class Prediction:
     probabilities: dict[str, float] | None = None
     error: str | None = None
 
-    def as_json(self, *, all_classes: bool = False) -> dict[str, Any]:
+    def as_json(self, *, all_classes: bool = False) -> PredictionDocument:
         """The prediction as the command prints it."""
-        line: dict[str, Any] = {
+        line: PredictionDocument = {
             "path": self.path,
             "label": self.label,
             "probability": self.probability,
             "error": self.error,
         }
-        return {**line, "probabilities": self.probabilities} if all_classes else line
+        if all_classes:
+            line["probabilities"] = self.probabilities
+        return line
 
 
 def predict(

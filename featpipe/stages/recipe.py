@@ -6,12 +6,12 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.text import escape
 from featpipe.specs.recipe import Recipe
+from featpipe.stages.documents import HeadDocument, RecipeDocument
 from featpipe.stages.evaluate import Evaluation, evaluate
 from featpipe.stages.extract import ExtractResult, extract
 from featpipe.stages.train import TrainResult, train_head
@@ -25,9 +25,9 @@ class RecipeResult:
     extract: ExtractResult
     heads: list[tuple[TrainResult, Evaluation]]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> RecipeDocument:
         """The result as the command prints it."""
-        heads = [
+        heads: list[HeadDocument] = [
             {"train": train.as_json(), "evaluation": done.as_json()} for train, done in self.heads
         ]
         return {"recipe": self.recipe, "extract": self.extract.as_json(), "heads": heads}

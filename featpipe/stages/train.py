@@ -1,8 +1,7 @@
-"""Stage 2: a data set's cached rows become a head. No picture is opened, no backbone built."""
+"""Stage 2: train a head on the cached rows of a data set. No picture is opened."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
@@ -22,11 +22,13 @@ from featpipe.datasets.spaces import choose_space
 from featpipe.datasets.splits import split_by_content
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
-from featpipe.heads.sweep import Sweep, SweepPlan, plan_sweep, run_sweep
+from featpipe.heads.sweep import CombinationDocument, Sweep, SweepPlan, plan_sweep, run_sweep
 from featpipe.runs.run import Run
-from featpipe.runs.trained_head import TrainedHead
+from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
+from featpipe.stages.documents import SweepDocument, TrainDocument
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.rows import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,18 @@ class SweepResult:
         File that lists them all.
     varied : list of str
         Hyper-parameters they differ in; ``seed`` among them where there were several.
-    rows : list of dict
-        ``params, seed, best_epoch, train_loss, train_accuracy, val_loss, val_accuracy,
-        diverged`` of each, lowest validation loss (of folds: ``cv_loss``) first.
+    rows : list of CombinationDocument
+        Lowest validation loss (of folds: ``cv_loss``) first.
     at_edge : dict of str to {"smallest", "largest"}
         Hyper-parameters whose best value lies at an edge of what was tried.
     """
 
     table: Path
     varied: list[str]
-    rows: list[dict[str, Any]]
+    rows: list[CombinationDocument]
     at_edge: dict[str, str]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> SweepDocument:
         """What the command prints of it; the rest is in the table."""
         return {
             "trained": len(self.rows),
@@ -73,8 +74,8 @@ class TrainResult:
     classes : list of str
     space : str
         Id of its feature space.
-    train, val : dict
-        ``n, loss, accuracy`` of the kept state.
+    train, val : SplitScores
+        Of the kept state.
     best : HistoryRow
         The kept row of the history.
     axis : {"epoch", "C"}
@@ -88,19 +89,28 @@ class TrainResult:
     kind: str
     classes: list[str]
     space: str
-    train: dict[str, float]
-    val: dict[str, float]
+    train: SplitScores
+    val: SplitScores
     best: HistoryRow
     axis: str
     seconds: float
     sweep: SweepResult | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> TrainDocument:
         """The result as the command prints it."""
-        document = {**dataclasses.asdict(self), "head": str(self.head)}
-        document["best"] = self.best.as_json(document.pop("axis"))
-        del document["sweep"]
-        return document if self.sweep is None else {**document, "sweep": self.sweep.as_json()}
+        document: TrainDocument = {
+            "head": str(self.head),
+            "kind": self.kind,
+            "classes": self.classes,
+            "space": self.space,
+            "train": self.train,
+            "val": self.val,
+            "best": self.best.as_json(self.axis),
+            "seconds": self.seconds,
+        }
+        if self.sweep is not None:
+            document["sweep"] = self.sweep.as_json()
+        return document
 
 
 def train_head(
@@ -171,13 +181,13 @@ class _Training:
     def save(self) -> TrainResult:
         """Write the head, and the table of the sweep, into the run folder."""
         spec, best = self.spec, self.history.kept
-        scores = {
-            split: {
-                "n": len(rows),
-                "loss": getattr(best, f"{split}_loss"),
-                "accuracy": getattr(best, f"{split}_accuracy"),
-            }
-            for split, rows in (("train", self.train), ("val", self.val))
+        scores: dict[str, SplitScores] = {
+            "train": {
+                "n": len(self.train),
+                "loss": best.train_loss,
+                "accuracy": best.train_accuracy,
+            },
+            "val": {"n": len(self.val), "loss": best.val_loss, "accuracy": best.val_accuracy},
         }
         seconds = round(time.perf_counter() - self.started, 3)
         info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
@@ -219,7 +229,8 @@ class _Training:
         )
 
 
-_Data = tuple[Any, np.ndarray, Any, np.ndarray]
+_Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]
+"""Rows and labels of train, then of validation."""
 
 
 def _fit_one(model: Head, data: _Data, progress: Progress, options: dict[str, Any]) -> History:
@@ -261,7 +272,9 @@ def _sweep_table(result: SweepResult, dataset: str, spec: HeadSpec) -> dict[str,
     }
 
 
-def training_rows(dataset: Dataset, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def training_rows(
+    dataset: Dataset, val_fraction: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row numbers of labelled train and validation pictures.
 
     Where the data set has no validation split, a share of train is set aside by content.
@@ -302,7 +315,7 @@ def _no_validation(dataset: Dataset) -> str:
     )
 
 
-def _classes_in(dataset: Dataset, train: np.ndarray) -> list[str]:
+def _classes_in(dataset: Dataset, train: NDArray[np.intp]) -> list[str]:
     present = np.unique(dataset.label[train])
     if len(present) < 2:
         found = ", ".join(repr(dataset.classes[i]) for i in present)
@@ -313,7 +326,7 @@ def _classes_in(dataset: Dataset, train: np.ndarray) -> list[str]:
     return [dataset.classes[i] for i in present]
 
 
-def _renumbered(dataset: Dataset, classes: list[str]) -> np.ndarray:
+def _renumbered(dataset: Dataset, classes: list[str]) -> NDArray[np.int64]:
     """Labels as indices into the head's classes, -1 where it has none."""
     number = {name: i for i, name in enumerate(classes)}
     table = np.array([*(number.get(name, -1) for name in dataset.classes), -1], np.int64)
@@ -321,8 +334,8 @@ def _renumbered(dataset: Dataset, classes: list[str]) -> np.ndarray:
 
 
 def _describe(
-    dataset: Dataset, train: np.ndarray, val: np.ndarray, val_fraction: float
-) -> dict[str, Any]:
+    dataset: Dataset, train: NDArray[np.intp], val: NDArray[np.intp], val_fraction: float
+) -> TrainingData:
     given = "val" in dataset.split_names
     return {
         "name": dataset.name,
@@ -333,11 +346,11 @@ def _describe(
     }
 
 
-def _unique(ids: np.ndarray) -> np.ndarray:
+def _unique(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ids[np.unique(sortable(ids), return_index=True)[1]]
 
 
-def _ids_digest(ids: np.ndarray) -> str:
+def _ids_digest(ids: NDArray[np.uint8]) -> str:
     return hashlib.sha256(b"".join(sorted(row.tobytes() for row in ids))).hexdigest()
 
 

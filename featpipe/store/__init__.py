@@ -1,1 +1,1 @@
-"""The cache on disk: immutable segments of features and frozen data set files."""
+"""The cache on disk: immutable feature segments, their index, verification and repair."""

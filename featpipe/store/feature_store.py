@@ -1,4 +1,4 @@
-"""All rows of one feature space."""
+"""The feature store: all stored rows of one feature space."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import names_in, read_regular, remove_leftovers, write_atomically
 from featpipe.base.errors import DamageError, NotFoundError, StorageError
@@ -21,7 +22,7 @@ class FeatureStore:
     Parameters
     ----------
     cache : Path
-        Cache root.
+        Root folder of the cache.
     space : FeatureSpace
     """
 
@@ -32,35 +33,35 @@ class FeatureStore:
 
     @property
     def segments_folder(self) -> Path:
-        """Where the segments lie."""
+        """Folder of the segment files."""
         return self.folder / "segments"
 
     @property
     def index(self) -> Index:
-        """The index, read on first use; :meth:`refresh` forgets it."""
+        """The index, read on first use and kept until :meth:`refresh`."""
         if self._index is None:
             self._index = load_index(self.folder, self.space)
         return self._index
 
     def refresh(self) -> None:
-        """Look at the disk again on the next use."""
+        """Discard the index, so that the next use reads the disk again."""
         self._index = None
 
-    def contains(self, ids: np.ndarray) -> np.ndarray:
+    def contains(self, ids: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which image ids (n, 32) have a row: (n,) bool."""
         return self.index.find(ids) >= 0
 
-    def rows(self, ids: np.ndarray) -> FeatureRows:
+    def rows(self, ids: NDArray[np.uint8]) -> FeatureRows:
         """The rows of image ids (n, 32), in that order.
 
         Raises
         ------
         NotFoundError
-            Some image has no row here.
+            An image has no row in this store.
         """
         index = self.index
-        place = index.find(ids)
-        missing = int((place < 0).sum())
+        position = index.find(ids)
+        missing = int((position < 0).sum())
         if missing:
             raise NotFoundError(
                 f"expected {len(ids)} rows in {self.folder}, found {len(ids) - missing}: "
@@ -70,15 +71,15 @@ class FeatureStore:
             [self.segments_folder / f"{name.decode()}.h5" for name in index.names],
             index.offsets,
             index.counts,
-            segment=index.segment[place],
-            row=index.row[place],
-            crc32=index.crc32[place],
+            segment=index.segment[position],
+            row=index.row[position],
+            crc32=index.crc32[position],
             row_shape=self.space.shape,
             dtype=np.dtype(self.space.dtype),
         )
 
     def prepare(self) -> None:
-        """Make the folder, write ``space.json`` once, clear dead writers' leftovers."""
+        """Create the folder and ``space.json`` if missing; delete abandoned temporary files."""
         path = self.folder / "space.json"
         if not path.exists():
             write_atomically(path, space_text(self.space))
@@ -86,8 +87,8 @@ class FeatureStore:
             if folder.is_dir():
                 remove_leftovers(folder)
 
-    def append(self, ids: np.ndarray, rows: np.ndarray, provenance: dict[str, str]) -> Path:
-        """Commit rows (n, *shape) of image ids (n, 32) as one segment; returns its path."""
+    def append(self, ids: NDArray[np.uint8], rows: np.ndarray, provenance: dict[str, str]) -> Path:
+        """Write rows (n, *shape) of image ids (n, 32) as one segment; returns its path."""
         data = build_segment(self.space, ids, rows, provenance)
         return write_segment(self.segments_folder, data)
 
@@ -106,14 +107,14 @@ def list_stores(cache: Path) -> list[FeatureStore]:
 
 
 def open_store(folder: Path) -> FeatureStore:
-    """The feature store in a folder, by what its ``space.json`` says.
+    """The feature store in a folder; its ``space.json`` names the feature space.
 
     Raises
     ------
     DamageError
-        The file is not a feature space, or lies in another space's folder.
+        ``space.json`` is missing, invalid, or describes another folder's feature space.
     StorageError
-        The file cannot be read.
+        ``space.json`` cannot be read.
     """
     path = folder / "space.json"
     try:
@@ -136,7 +137,7 @@ def open_store(folder: Path) -> FeatureStore:
 
 
 def space_of_segments(folder: Path) -> FeatureSpace | None:
-    """The feature space of a store's folder, by what its segments say; None where none does."""
+    """The feature space that a store's segments record; None if no segment matches the folder."""
     for name in names_in(folder / "segments"):
         try:
             space = stored_space(folder / "segments" / name)

@@ -1,4 +1,7 @@
-"""The index of a feature store: image id to place. Derived, disposable, rebuilt when stale."""
+"""The index of a feature store: which segment and row hold the feature of each image id.
+
+It is derived from the segments, may be deleted at any time and is rebuilt when stale.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import names_in, read_regular, write_atomically
 from featpipe.base.errors import StorageError
@@ -21,8 +25,8 @@ from featpipe.store.segments import Segment, read_segment
 
 INDEX_NAME = "index.npz"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_OF_ROWS = ("ids", "segment", "row", "crc32")
-_OF_SEGMENTS = ("names", "offsets", "counts")
+_ROW_ARRAYS = ("ids", "segment", "row", "crc32")
+_SEGMENT_ARRAYS = ("names", "offsets", "counts")
 
 
 @dataclass
@@ -32,38 +36,42 @@ class Index:
     Attributes
     ----------
     ids : ndarray of uint8, shape (n, 32)
+        Image ids, sorted, each once.
     segment, row : ndarray of int64, shape (n,)
+        For each id, the position of its segment in ``names`` and its row in that segment.
     crc32 : ndarray of uint32, shape (n,)
+        Checksum of each row's bytes.
     names : ndarray of "S64", shape (m,)
-        Digests of the segments, sorted.
+        Digests (hex) of the segments, sorted.
     offsets, counts : ndarray of int64, shape (m,)
+        Where each segment's features begin (bytes) and how many rows it holds.
     """
 
-    ids: np.ndarray = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
-    segment: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    row: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    crc32: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
-    names: np.ndarray = field(default_factory=lambda: np.empty(0, "S64"))
-    offsets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    ids: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
+    segment: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    row: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    crc32: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    names: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, "S64"))
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def find(self, ids: np.ndarray) -> np.ndarray:
+    def find(self, ids: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Positions in this index of image ids (n, 32), -1 where absent: (n,) int64."""
         if not len(self.ids) or not len(ids):
             return np.full(len(ids), -1, np.int64)
-        mine, wanted = sortable(self.ids), sortable(ids)
-        place = np.minimum(np.searchsorted(mine, wanted), len(mine) - 1)
-        return np.where(mine[place] == wanted, place, -1)
+        indexed, wanted = sortable(self.ids), sortable(ids)
+        position = np.minimum(np.searchsorted(indexed, wanted), len(indexed) - 1)
+        return np.where(indexed[position] == wanted, position, -1)
 
 
 def load_index(folder: Path, space: FeatureSpace) -> Index:
-    """Index of the segments now in ``folder``; only segments not yet indexed are opened."""
+    """Index of the segments now in ``folder``; reads only segments that are not indexed yet."""
     while True:
         present = _segment_names(folder)
         try:
             return _up_to_date(folder, present, space)
         except StorageError:
-            # Compaction may take a segment away between the listing and its turn.
+            # Another process may move a segment away after it was listed and before it is read.
             if set(present) <= set(_segment_names(folder)):
                 raise
 
@@ -71,7 +79,7 @@ def load_index(folder: Path, space: FeatureSpace) -> Index:
 def _segment_names(folder: Path) -> list[str]:
     names = names_in(folder / "segments")
     stems = [name.removesuffix(".h5") for name in names if name.endswith(".h5")]
-    # What has no digest for a name is no segment; 'cache verify' says so.
+    # A file whose name is not a digest is not a segment; 'cache verify' reports it.
     return [stem for stem in stems if _DIGEST.fullmatch(stem)]
 
 
@@ -80,12 +88,12 @@ def _up_to_date(folder: Path, present: list[str], space: FeatureSpace) -> Index:
     known = [name.decode() for name in index.names]
     if known == present:
         return index
-    # A row that lies in two segments is indexed in one of them: when that one goes, only the
-    # other still knows it.
+    # A row stored in two segments is indexed in only one of them. If that segment is gone, the
+    # index has lost the row, so it is rebuilt from all segments.
     if not set(known) <= set(present):
         index, known = Index(), []
     index = _extended(index, known, present, folder / "segments", space)
-    # Read-only caches are read without an index on disk.
+    # In a read-only cache the index stays in memory.
     with contextlib.suppress(StorageError):
         _write(folder / INDEX_NAME, index)
     return index
@@ -94,25 +102,26 @@ def _up_to_date(folder: Path, present: list[str], space: FeatureSpace) -> Index:
 def _extended(
     index: Index, known: list[str], present: list[str], folder: Path, space: FeatureSpace
 ) -> Index:
+    """``index``, which covers the ``known`` segments, extended to all ``present`` ones."""
     number_of = {name: number for number, name in enumerate(present)}
-    renumber = np.array([number_of[name] for name in known], np.int64)
+    new_numbers = np.array([number_of[name] for name in known], np.int64)
     ids, row, crc32 = [index.ids], [index.row], [index.crc32]
-    segment = [renumber[index.segment]]
+    segment = [new_numbers[index.segment]]
     offsets, counts = np.zeros(len(present), np.int64), np.zeros(len(present), np.int64)
-    offsets[renumber], counts[renumber] = index.offsets, index.counts
+    offsets[new_numbers], counts[new_numbers] = index.offsets, index.counts
     for name in sorted(set(present) - set(known)):
-        found = read_segment(folder / f"{name}.h5", space)
-        number, n = number_of[name], len(found.ids)
-        offsets[number], counts[number] = found.offset, n
-        ids.append(found.ids)
+        added = read_segment(folder / f"{name}.h5", space)
+        number, n = number_of[name], len(added.ids)
+        offsets[number], counts[number] = added.offset, n
+        ids.append(added.ids)
         segment.append(np.full(n, number, np.int64))
         row.append(np.arange(n, dtype=np.int64))
-        crc32.append(found.crc32)
-    every = np.concatenate(ids)
-    # The same row stored twice is harmless: either place will do.
-    _, first = np.unique(sortable(every), return_index=True)
+        crc32.append(added.crc32)
+    all_ids = np.concatenate(ids)
+    # Two writers may store the same row; either copy serves.
+    _, first = np.unique(sortable(all_ids), return_index=True)
     return Index(
-        ids=every[first],
+        ids=all_ids[first],
         segment=np.concatenate(segment)[first],
         row=np.concatenate(row)[first],
         crc32=np.concatenate(crc32)[first],
@@ -123,13 +132,21 @@ def _extended(
 
 
 def index_problem(folder: Path, segments: Mapping[str, Segment]) -> str | None:
-    """What is wrong with the index on disk, given the whole segments by digest; None: nothing.
+    """The problem with the index on disk, or None.
 
-    An index that does not know all segments, or knows some that are gone, is only stale.
+    An index that lacks a segment or lists a deleted one is stale, which is no problem.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the store.
+    segments : mapping of str to Segment
+        The undamaged segments by digest (hex).
 
     Raises
     ------
     OSError
+        The index exists and cannot be read.
     """
     try:
         index = _parsed(read_regular(folder / INDEX_NAME))
@@ -141,13 +158,13 @@ def index_problem(folder: Path, segments: Mapping[str, Segment]) -> str | None:
         segment = segments.get(name.decode(errors="replace"))
         if segment is None:
             continue
-        mine = index.segment == number
-        row = index.row[mine]
+        in_segment = index.segment == number
+        row = index.row[in_segment]
         agrees = (
             (index.offsets[number], index.counts[number]) == (segment.offset, len(segment.ids))
             and ((row >= 0) & (row < len(segment.ids))).all()
-            and np.array_equal(segment.ids[row], index.ids[mine])
-            and np.array_equal(segment.crc32[row], index.crc32[mine])
+            and np.array_equal(segment.ids[row], index.ids[in_segment])
+            and np.array_equal(segment.crc32[row], index.crc32[in_segment])
             and (index.find(segment.ids) >= 0).all()
         )
         if not agrees:
@@ -156,7 +173,7 @@ def index_problem(folder: Path, segments: Mapping[str, Segment]) -> str | None:
 
 
 def _read(path: Path) -> Index:
-    """The index on disk; an empty one where there is none, or no whole one."""
+    """The index on disk; an empty one if the file is missing, unreadable or damaged."""
     try:
         return _parsed(read_regular(path)) or Index()
     except OSError:
@@ -164,10 +181,12 @@ def _read(path: Path) -> Index:
 
 
 def _sealed(data: bytes) -> bytes:
+    """``data`` followed by its SHA-256."""
     return data + hashlib.sha256(data).digest()
 
 
 def _parsed(sealed: bytes) -> Index | None:
+    """The index in the bytes of an index file; None if they are damaged."""
     data = sealed[:-DIGEST_BYTES]
     if _sealed(data) != sealed:
         return None
@@ -176,20 +195,22 @@ def _parsed(sealed: bytes) -> Index | None:
             if sum(member.file_size for member in archive.infolist()) > len(data):
                 return None
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            index = Index(**{name: arrays[name] for name in _OF_ROWS + _OF_SEGMENTS})
-    # Anyone can write a matching digest, and what is no such archive raises anything:
-    # zlib.error, NotImplementedError, struct.error, … The index is simply made anew.
+            index = Index(**{name: arrays[name] for name in _ROW_ARRAYS + _SEGMENT_ARRAYS})
+    # A matching digest does not make the data a valid archive, and for other data zipfile and
+    # NumPy raise many kinds of error (zlib.error, NotImplementedError, struct.error, …).
+    # The caller then rebuilds the index.
     except Exception:
         return None
-    return index if _fits_together(index) else None
+    return index if _is_consistent(index) else None
 
 
-def _fits_together(index: Index) -> bool:
+def _is_consistent(index: Index) -> bool:
+    """Whether dtypes, shapes, order and ranges of the arrays are those of an index."""
     empty = Index()
-    for length, names in (len(index.ids), _OF_ROWS), (len(index.names), _OF_SEGMENTS):
+    for length, names in (len(index.ids), _ROW_ARRAYS), (len(index.names), _SEGMENT_ARRAYS):
         for name in names:
-            found, model = getattr(index, name), getattr(empty, name)
-            if found.dtype != model.dtype or found.shape != (length, *model.shape[1:]):
+            array, model = getattr(index, name), getattr(empty, name)
+            if array.dtype != model.dtype or array.shape != (length, *model.shape[1:]):
                 return False
     if not all(_DIGEST.fullmatch(name.decode("latin-1")) for name in index.names.tolist()):
         return False
@@ -198,11 +219,12 @@ def _fits_together(index: Index) -> bool:
     ids = sortable(index.ids)
     if not (ids[:-1] < ids[1:]).all():
         return False
-    limits = (index.offsets >= 0).all() and (index.counts > 0).all()
-    return bool(limits and ((index.row >= 0) & (index.row < index.counts[index.segment])).all())
+    if not ((index.offsets >= 0).all() and (index.counts > 0).all()):
+        return False
+    return bool(((index.row >= 0) & (index.row < index.counts[index.segment])).all())
 
 
 def _write(path: Path, index: Index) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: getattr(index, name) for name in _OF_ROWS + _OF_SEGMENTS})
+    np.savez(buffer, **{name: getattr(index, name) for name in _ROW_ARRAYS + _SEGMENT_ARRAYS})
     write_atomically(path, _sealed(buffer.getvalue()))

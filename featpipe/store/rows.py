@@ -1,4 +1,4 @@
-"""Rows of a feature store as one read-only array, mapped from many segments."""
+"""Rows of a feature store as one read-only array, memory-mapped from many segments."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import is_regular
 from featpipe.base.errors import DamageError, StorageError
 
 _WIDE_ROW_BYTES = 4096
-"""Rows of this size are copied one by one: gathering them by segment copies each twice."""
+"""Rows of at least this size are copied singly: gathering by segment copies each row twice."""
 
 
 class FeatureRows:
     """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
 
-    Indexing is NumPy's and gives NumPy arrays. Neighbouring rows of one segment are handed out
-    as views, all others are gathered into a new array; only rows that are asked for are touched,
-    unless the index begins with an ellipsis or a new axis. Each row's checksum is tested the
-    first time it is touched.
+    Indexing follows NumPy and returns NumPy arrays: a view for consecutive rows of one segment,
+    a copy for all others. Only the requested rows are read, unless the index begins with an
+    ellipsis or a new axis. Each row's checksum is verified when the row is first read.
 
     Parameters
     ----------
@@ -32,22 +32,24 @@ class FeatureRows:
     offsets, counts : ndarray of int64, shape (m,)
         Where each segment's features begin (bytes) and how many rows it holds.
     segment, row : ndarray of int64, shape (n,)
-        Where each row of this array lies.
+        For each row of this array, the position of its segment in ``paths`` and its row in
+        that segment.
     crc32 : ndarray of uint32, shape (n,)
-        What each row's bytes must sum to.
+        Expected checksum of each row's bytes.
     row_shape : tuple of int
     dtype : dtype
+        Dtype of the stored features.
     """
 
     def __init__(
         self,
         paths: list[Path],
-        offsets: np.ndarray,
-        counts: np.ndarray,
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64],
         *,
-        segment: np.ndarray,
-        row: np.ndarray,
-        crc32: np.ndarray,
+        segment: NDArray[np.int64],
+        row: NDArray[np.int64],
+        crc32: NDArray[np.uint32],
         row_shape: tuple[int, ...],
         dtype: np.dtype,
     ) -> None:
@@ -66,7 +68,7 @@ class FeatureRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
+        """Size of all rows in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -77,22 +79,22 @@ class FeatureRows:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         parts = index if isinstance(index, tuple) else (index,)
-        found: np.ndarray
+        selected: np.ndarray
         if not parts or parts[0] is None or parts[0] is Ellipsis:
-            found = self[:][index]
-            return found
+            selected = self[:][index]
+            return selected
         first, *rest = parts
         chosen = self._choose(first)
         rows = self._take(chosen.reshape(-1))
         if not rest:
             return rows.reshape(*chosen.shape, *self.shape[1:])
-        # Only the rows get new numbers: how the parts of an index act together is NumPy's affair.
-        place = np.arange(chosen.size).reshape(chosen.shape)
-        found = rows[(slice(None) if isinstance(first, slice) else place, *rest)]
-        return found
+        # Replace only the row part of the index; NumPy combines it with the other parts.
+        position = np.arange(chosen.size).reshape(chosen.shape)
+        selected = rows[(slice(None) if isinstance(first, slice) else position, *rest)]
+        return selected
 
-    def _choose(self, index: Any) -> np.ndarray:
-        """Numbers of the rows an index of the first axis asks for, in its shape."""
+    def _choose(self, index: Any) -> NDArray[np.int64]:
+        """Numbers of the rows that an index of the first axis selects, in its shape."""
         mask = np.asarray(index)
         if mask.dtype == bool and mask.shape != (len(self),):
             raise IndexError(f"expected a mask of {len(self)} rows, found {mask.shape}")
@@ -108,7 +110,7 @@ class FeatureRows:
         return {**self.__dict__, "_maps": {}}
 
     def select(self, index: np.ndarray) -> FeatureRows:
-        """The chosen rows, in that order, still mapped."""
+        """The rows that an index of the first axis selects, in that order, still memory-mapped."""
         chosen = self._choose(index)
         rows = FeatureRows(
             self._paths,
@@ -123,7 +125,8 @@ class FeatureRows:
         rows._checked = self._checked[chosen]
         return rows
 
-    def _take(self, index: np.ndarray) -> np.ndarray:
+    def _take(self, index: NDArray[np.int64]) -> np.ndarray:
+        """The rows of these numbers (n,), verified, as a view or a copy."""
         if not len(index):
             return np.empty((0, *self.shape[1:]), self.dtype)
         self._check(index)
@@ -141,11 +144,12 @@ class FeatureRows:
                 out[i] = self._map(number)[r]
             return out
         for number in np.unique(segment):
-            here = segment == number
-            out[here] = self._map(int(number))[row[here]]
+            in_segment = segment == number
+            out[in_segment] = self._map(int(number))[row[in_segment]]
         return out
 
     def _map(self, number: int) -> np.ndarray:
+        """All rows of one segment, memory-mapped on first use."""
         if number not in self._maps:
             path = self._paths[number]
             shape = (int(self._counts[number]), *self.shape[1:])
@@ -171,7 +175,8 @@ class FeatureRows:
             self._maps[number] = mapped.view(np.ndarray)
         return self._maps[number]
 
-    def _check(self, index: np.ndarray) -> None:
+    def _check(self, index: NDArray[np.int64]) -> None:
+        """Verify the checksums of rows that have not been verified yet."""
         for i in index[~self._checked[index]]:
             number, row = int(self._segment[i]), int(self._row[i])
             block = self._map(number)

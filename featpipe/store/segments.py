@@ -1,8 +1,8 @@
 """Segments: immutable HDF5 files of finished rows, named by the SHA-256 of their bytes.
 
-A segment is built in memory and written in one piece, so HDF5 never sees a full disk or a
-half-written file. Reading checks the layout before trusting any offset in it: contiguous,
-inside the file, no link, filter or virtual data set that could lead elsewhere.
+A segment is built in memory and written in one piece, so HDF5 never meets a full disk or a
+half-written file. Readers check the layout before they use any offset from the file: each data
+set is contiguous, inside the file, and not a link, filtered or virtual.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import is_regular, write_atomically
 from featpipe.base.errors import DamageError, StorageError, other_version
@@ -29,7 +30,7 @@ from featpipe.base.space import FORMAT_VERSION, FeatureSpace
 
 @dataclass(frozen=True)
 class Segment:
-    """What a reader needs to map one segment.
+    """What a reader needs to memory-map one segment.
 
     Attributes
     ----------
@@ -43,12 +44,12 @@ class Segment:
     """
 
     path: Path
-    ids: np.ndarray
-    crc32: np.ndarray
+    ids: NDArray[np.uint8]
+    crc32: NDArray[np.uint32]
     offset: int
 
 
-def row_checksums(rows: np.ndarray) -> np.ndarray:
+def row_checksums(rows: np.ndarray) -> NDArray[np.uint32]:
     """CRC-32 of each row's bytes: (n, …) any dtype → (n,) uint32."""
     rows = np.ascontiguousarray(rows)
     flat = rows.reshape(len(rows), -1).view(np.uint8)
@@ -56,7 +57,7 @@ def row_checksums(rows: np.ndarray) -> np.ndarray:
 
 
 def build_segment(
-    space: FeatureSpace, ids: np.ndarray, rows: np.ndarray, provenance: dict[str, str]
+    space: FeatureSpace, ids: NDArray[np.uint8], rows: np.ndarray, provenance: dict[str, str]
 ) -> bytes:
     """Bytes of a segment file.
 
@@ -64,14 +65,21 @@ def build_segment(
     ----------
     space : FeatureSpace
     ids : ndarray of uint8, shape (n, 32)
+        Image ids, one per row.
     rows : ndarray of ``space.dtype``, shape (n, *space.shape)
-    provenance : dict
-        Versions, device, host and time; for people, not part of the space.
+        Features of the images.
+    provenance : dict of str to str
+        Versions, device, host and time, as information for people; not part of the space.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not fit the space or each other.
     """
     if rows.shape[1:] != space.shape or rows.dtype != space.dtype or len(ids) != len(rows):
         raise ValueError(f"rows {rows.shape} {rows.dtype} do not fit {space.shape} {space.dtype}")
     buffer = io.BytesIO()
-    # The layout of HDF5 1.8, for old readers.
+    # Old readers need the file layout of HDF5 1.8.
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         write_text(file, "space", space.canonical_json)
@@ -84,21 +92,21 @@ def build_segment(
 
 
 def write_segment(folder: Path, data: bytes) -> Path:
-    """Store a segment's bytes under their own digest; the same bytes twice are one file."""
+    """Store a segment under the SHA-256 of its bytes; equal segments become one file."""
     path = folder / f"{hashlib.sha256(data).hexdigest()}.h5"
-    # A file that has the name may have been damaged since: then its bytes are no longer these.
+    # An existing file of this name may be damaged, so its digest is verified.
     if not path.exists() or file_digest(path) != path.stem:
         write_atomically(path, data, mode=0o444)
     return path
 
 
 def read_segment(path: Path, space: FeatureSpace) -> Segment:
-    """Open a segment's header and check it against its space, trusting nothing.
+    """Read a segment's ids, checksums and layout, and verify that they fit the space.
 
     Raises
     ------
     DamageError
-        The file is not a segment of this space, or points outside itself.
+        The file is not a segment of this space, or refers to data outside itself.
     StorageError
         The file cannot be read.
     """
@@ -106,23 +114,23 @@ def read_segment(path: Path, space: FeatureSpace) -> Segment:
         if not is_regular(path):
             raise _damaged(path, "something that is no regular file")
         with h5py.File(path, "r", locking=False) as file:
-            return _checked(file, path, space)
+            return _read_checked(file, path, space)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # HDF5's own complaints about a file carry no number; those of the system do.
+        # Errors of the operating system have an errno; HDF5's errors about the content have none.
         if isinstance(error, OSError) and error.errno:
             raise _unreadable(path, error) from error
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
 def whole_rows(segment: Segment, space: FeatureSpace) -> Iterator[np.ndarray | None]:
-    """Each row of a segment, shape *space.shape*; None where its bytes are not what they were.
+    """Each row of a segment, shape ``space.shape``; None if its checksum does not match.
 
-    Rows are read, not mapped: a bad sector gives an error instead of ending the process.
+    Rows are read, not memory-mapped: a bad sector gives None; in a mapping it kills the process.
 
     Raises
     ------
     StorageError
-        The file is gone.
+        The file cannot be opened.
     """
     dtype = np.dtype(space.dtype)
     nbytes = dtype.itemsize * math.prod(space.shape)
@@ -137,17 +145,17 @@ def whole_rows(segment: Segment, space: FeatureSpace) -> Iterator[np.ndarray | N
                 data = file.read(nbytes)
             except OSError:
                 data = b""
-            is_whole = len(data) == nbytes and zlib.crc32(data) == checksum
-            yield np.frombuffer(data, dtype).reshape(space.shape) if is_whole else None
+            is_intact = len(data) == nbytes and zlib.crc32(data) == checksum
+            yield np.frombuffer(data, dtype).reshape(space.shape) if is_intact else None
 
 
 def stored_space(path: Path) -> FeatureSpace:
-    """The feature space a segment says it belongs to.
+    """The feature space that a segment records.
 
     Raises
     ------
     DamageError
-        It does not say, or cannot be read.
+        The file cannot be read, or records no valid feature space.
     """
     try:
         if not is_regular(path):
@@ -158,12 +166,12 @@ def stored_space(path: Path) -> FeatureSpace:
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
-def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
+def _read_checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
     version = read_number(file, "format_version")
     if version != FORMAT_VERSION:
         raise _damaged(path, other_version("format version", version, FORMAT_VERSION))
-    says = read_text(file, "space_id"), read_text(file, "space")
-    if says != (space.id, space.canonical_json):
+    recorded = read_text(file, "space_id"), read_text(file, "space")
+    if recorded != (space.id, space.canonical_json):
         raise _damaged(path, f"it belongs to another feature space than {space.name}")
     size = path.stat().st_size
     features = _plain_dataset(file, "features", path, size)
@@ -180,7 +188,7 @@ def _checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
 
 
 def _plain_dataset(file: h5py.File, name: str, path: Path, file_size: int) -> h5py.Dataset:
-    """A data set whose bytes lie in this very file, uncompressed, in one piece."""
+    """A data set that is stored in this file itself, uncompressed and contiguous."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise _damaged(path, f"'{name}' is missing or a link to somewhere else")
     dataset = file[name]

@@ -1,4 +1,4 @@
-"""Looking over a whole cache: what is in it, and whether it is whole."""
+"""Summary and verification of a whole cache: what it holds and which files are damaged."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from featpipe.store.feature_store import (
 from featpipe.store.index import INDEX_NAME, index_problem
 from featpipe.store.segments import Segment, file_digest, read_segment, whole_rows
 
-_NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP, errno.ENOENT)
-"""Reading something else than a file, or nothing at all."""
+_NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP, errno.ENOENT)
+"""Error numbers of reading a path that is missing or not a regular file."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class StoreSummary:
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it should be.
+    """One damaged file, or one that does not belong in the cache.
 
     Attributes
     ----------
     path : Path
     problem : str
+        What is wrong with the file.
     rows : list of int
-        Damaged rows of a segment, where they are known.
+        Numbers of the damaged rows of a segment, if known.
     space : FeatureSpace or None
-        Of the store the file lies in, where it is needed to mend it.
+        Feature space of the file's store, if repair needs it.
     """
 
     path: Path
@@ -58,11 +59,12 @@ class Damage:
 
 
 def require_cache(cache: Path) -> None:
-    """Check that there is a cache.
+    """Refuse a folder that holds no cache.
 
     Raises
     ------
     NotFoundError
+        The folder contains neither feature stores nor data sets.
     """
     if not (cache / "spaces").is_dir() and not (cache / "datasets").is_dir():
         raise NotFoundError(
@@ -86,25 +88,27 @@ def _summary(store: FeatureStore) -> StoreSummary:
 def verify(
     cache: Path, *, quick: bool = False, progress: Progress = no_progress
 ) -> tuple[int, list[Damage]]:
-    """Check every data set and feature store of a cache; hidden files are passed over.
+    """Check every data set and feature store of a cache; hidden files are skipped.
 
     Parameters
     ----------
     cache : Path
+        Root folder of the cache.
     quick : bool
-        Of segments only names, layouts and declared sizes; default: digests and checksums too.
+        Verify only names, layouts and declared sizes of segments; by default, digests and row
+        checksums too.
     progress : Progress
 
     Returns
     -------
     files : int
-        Number of files looked at.
+        Number of files checked.
     damages : list of Damage
 
     Raises
     ------
     StorageError
-        A file may not be read: that says nothing about its content.
+        A file cannot be opened, for example without permission, so its content is unknown.
     """
     require_cache(cache)
     damages: list[Damage] = []
@@ -122,7 +126,7 @@ def verify(
         except (DamageError, StorageError) as error:
             space = space_of_segments(folder)
             if space is None and not any(path.is_file() for path in folder.rglob("[!.]*")):
-                continue  # a writer ended, or is, between making the folder and the first file
+                continue  # its writer has not created the first file yet, or was killed before
             damages.append(_damage(folder / "space.json", error, space))
             if space is None:
                 files += 1
@@ -143,10 +147,10 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path, error: FeatpipeError, space: FeatureSpace | None = None) -> Damage:
-    """What an error says about a file; one that says nothing about its content is raised."""
+    """The damage that an error reports; raises an error that is not about the content."""
     if isinstance(error, StorageError):
         cause = getattr(error.__cause__, "errno", None)
-        if cause not in (errno.EIO, *_NO_FILE):
+        if cause not in (errno.EIO, *_NOT_A_FILE):
             raise error
     return Damage(path, str(error), [], space)
 
@@ -169,22 +173,22 @@ def _store_damages(store: FeatureStore, *, quick: bool, progress: Progress) -> I
     for path in _visible(store.folder):
         if path.name not in ("space.json", "segments", INDEX_NAME):
             yield Damage(path, "not a part of a feature store", [])
-    whole: dict[str, Segment] = {}
+    intact: dict[str, Segment] = {}
     paths = _visible(store.segments_folder)
-    found = 0
+    damaged = 0
     with progress(f"verify {store.folder.name}", len(paths)) as bar:
         for path in paths:
-            segment, damage = _look_at(path, store.space, quick=quick)
+            segment, damage = _verify_segment(path, store.space, quick=quick)
             if damage is not None:
                 if not os.path.lexists(path):
                     continue  # set aside by a repair since the folder was listed
-                found += 1
+                damaged += 1
                 yield damage
             elif segment is not None:
-                whole[path.stem] = segment
-            bar.advance(damaged=found)
+                intact[path.stem] = segment
+            bar.advance(damaged=damaged)
     try:
-        problem = index_problem(store.folder, whole)
+        problem = index_problem(store.folder, intact)
     except OSError as error:
         problem = f"it cannot be read: {error.strerror}"
     if problem is not None:
@@ -192,10 +196,10 @@ def _store_damages(store: FeatureStore, *, quick: bool, progress: Progress) -> I
         yield Damage(store.folder / INDEX_NAME, f"{problem}; {advice}", [])
 
 
-def _look_at(
+def _verify_segment(
     path: Path, space: FeatureSpace, *, quick: bool
 ) -> tuple[Segment | None, Damage | None]:
-    """A segment's header, and what is wrong with it."""
+    """The segment if the file is intact, else its damage."""
     if path.suffix != ".h5" or len(path.stem) != 64 or not path.is_file():
         return None, Damage(path, "not a segment of this store", [], space)
     try:
@@ -203,7 +207,9 @@ def _look_at(
         segment = read_segment(path, space)
         if has_its_digest:
             return segment, None
-        wrong = [number for number, row in enumerate(whole_rows(segment, space)) if row is None]
+        damaged_rows = [
+            number for number, row in enumerate(whole_rows(segment, space)) if row is None
+        ]
     except (DamageError, StorageError) as error:
         return None, _damage(path, error, space)
-    return None, Damage(path, "its bytes do not have the digest in its name", wrong, space)
+    return None, Damage(path, "its bytes do not have the digest in its name", damaged_rows, space)

@@ -1,4 +1,4 @@
-"""The backbone's weights: which there are, where they come from, and proof of what they are."""
+"""The backbone's weights: known names, providers, file formats and digests."""
 
 from featpipe.weights.resolve import Weights, fetch_weights, open_weights
 

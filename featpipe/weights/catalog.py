@@ -1,4 +1,4 @@
-"""Weights that have a name: their digests and the input they were trained on."""
+"""Weights published under a name: their digests and the input scale they were trained with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from featpipe.backbones.catalog import Backbone
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How inputs were scaled in training: ``(value / 255 - mean) / std`` per channel."""
+    """How inputs were scaled in training: ``(value / 255 - mean) / std`` per channel.
+
+    Attributes
+    ----------
+    mean, std : tuple of float
+        Per channel, in ``channels`` order, for values scaled to 0..1.
+    channels : {"rgb", "bgr"}
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -48,14 +55,14 @@ PREFIX_DIGESTS: dict[tuple[str, str], tuple[str, ...]] = {
         "59f3df9a05b36959a8835d84c5342da0f144e6f8bf604837c3c403bfedefd5e9",
     ),
 }
-"""Digest of the first 1, 2, … 13 convolutions: every road to these weights must give them."""
+"""Digests of the first 1, 2, … 13 convolutions; tensors of every provider must match them."""
 
 
 def known_names(backbone: Backbone) -> tuple[str, ...]:
-    """Names torchvision publishes weights of this backbone under."""
+    """Names under which torchvision publishes weights of this backbone."""
     return (V1, FEATURES) if backbone.name == "vgg16" else (V1,)
 
 
 def named_normalisation(name: str) -> Normalisation:
-    """Input scale of named weights."""
+    """The normalisation that named weights were trained with."""
     return CAFFE_RGB if name == FEATURES else TORCHVISION

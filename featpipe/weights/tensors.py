@@ -1,4 +1,4 @@
-"""Convolution tensors and their digest."""
+"""The convolutions' tensors: their names, checks, digest, and random ones."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.backbones.catalog import Backbone
 from featpipe.base.errors import WeightsError
 
-Tensors = Mapping[str, np.ndarray]
+Tensors = Mapping[str, NDArray[np.float32]]
 
 
 def tensors_digest(tensors: Tensors, backbone: Backbone, convolutions: int) -> str:
-    """SHA-256 (hex) over name, shape and little-endian float32 bytes of the first tensors.
+    """SHA-256 (hex) over names, shapes and little-endian float32 bytes of the first tensors.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray of float32
     backbone : Backbone
-        Gives names and order.
+        Defines the tensors' names and order.
     convolutions : int
-        How many convolutions to include, each with weight and bias.
+        Number of convolutions to include, each with weight and bias.
     """
     digest = hashlib.sha256()
     for name in tensor_names(backbone, convolutions):
@@ -33,24 +34,31 @@ def tensors_digest(tensors: Tensors, backbone: Backbone, convolutions: int) -> s
 
 
 def tensor_names(backbone: Backbone, convolutions: int) -> list[str]:
-    """Names of the first tensors, in network order."""
+    """Names of the first ``convolutions``' weights and biases, in network order."""
     return list(backbone.conv_shapes)[: 2 * convolutions]
 
 
 def checked_tensors(
     tensors: Mapping[str, np.ndarray], backbone: Backbone, origin: str
-) -> dict[str, np.ndarray]:
-    """The backbone's tensors as float32, in network order, from a mapping that may hold more.
+) -> dict[str, NDArray[np.float32]]:
+    """Pick the backbone's tensors, as float32 and in network order, and check their shapes.
 
-    Names may lack the ``features.`` prefix, or be Keras' block names. Later layers may be
-    missing; gaps may not.
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray
+        May hold other tensors too. Names may lack the ``features.`` prefix, or be Keras' block
+        names. Tensors after the first missing one are ignored.
+    backbone : Backbone
+    origin : str
+        Where the tensors come from, for error messages.
 
     Raises
     ------
     WeightsError
-        A tensor is missing, or has another shape or kind than the backbone's.
+        No convolution is complete, one lacks its bias, or a tensor has an unexpected shape or
+        type.
     """
-    found: dict[str, np.ndarray] = {}
+    checked: dict[str, NDArray[np.float32]] = {}
     keras = _keras_names(backbone)
     for name, shape in backbone.conv_shapes.items():
         spellings = (name, name.removeprefix("features."), keras[name])
@@ -62,17 +70,17 @@ def checked_tensors(
                 f"expected {name} of shape {list(shape)}, found {list(tensor.shape)} "
                 f"{tensor.dtype} in {origin}; these are not weights of {backbone.name}"
             )
-        found[name] = np.asarray(tensor, np.float32)
-    if len(found) < 2 or len(found) % 2:
+        checked[name] = np.asarray(tensor, np.float32)
+    if len(checked) < 2 or len(checked) % 2:
         raise WeightsError(
             f"expected the conv layers of {backbone.name} (features.0.weight, …), found "
             f"{', '.join(list(tensors)[:4]) or 'nothing'} in {origin}"
         )
-    return found
+    return checked
 
 
 def _keras_names(backbone: Backbone) -> dict[str, str]:
-    # A convolution's tap is its ReLU, one layer behind it.
+    # A convolution's tap is the ReLU that follows it as the next layer.
     blocks = {tap.last_layer - 1: tap.name for tap in backbone.taps.values() if "_conv" in tap.name}
     names = {}
     for name in backbone.conv_shapes:
@@ -81,15 +89,20 @@ def _keras_names(backbone: Backbone) -> dict[str, str]:
     return names
 
 
-def random_tensors(backbone: Backbone, seed: int, convolutions: int) -> dict[str, np.ndarray]:
-    """He-normal weights and zero biases (He et al. 2015), one frozen stream per convolution."""
-    found: dict[str, np.ndarray] = {}
+def random_tensors(
+    backbone: Backbone, seed: int, convolutions: int
+) -> dict[str, NDArray[np.float32]]:
+    """He-normal weights (He et al. 2015) and zero biases, reproducible from the seed.
+
+    Each tensor has its own random stream, so it does not depend on the number of convolutions.
+    """
+    tensors: dict[str, NDArray[np.float32]] = {}
     for number, name in enumerate(tensor_names(backbone, convolutions)):
         shape = backbone.conv_shapes[name]
         if name.endswith(".bias"):
-            found[name] = np.zeros(shape, np.float32)
+            tensors[name] = np.zeros(shape, np.float32)
         else:
-            # RandomState's stream is frozen by NumPy's compatibility policy.
+            # NumPy guarantees that RandomState's streams never change.
             normal = np.random.RandomState([seed, number]).standard_normal(shape)
-            found[name] = (normal * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
-    return found
+            tensors[name] = (normal * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+    return tensors

@@ -125,7 +125,7 @@ def test_samples_are_rotated_into_the_fewest_dimensions(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("road", "n", "d"),
+    ("way", "n", "d"),
     [
         ("not rotated", 60, 300),
         ("not rotated", 150, 20),
@@ -134,15 +134,15 @@ def test_samples_are_rotated_into_the_fewest_dimensions(monkeypatch: pytest.Monk
         ("read again, not rotated", 150, 20),
     ],
 )
-def test_every_road_leads_to_the_same_head(
-    road: str, n: int, d: int, monkeypatch: pytest.MonkeyPatch
+def test_every_way_leads_to_the_same_head(
+    way: str, n: int, d: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = samples(n, d, 3)
     expected, found = LogisticHead(folds=3), LogisticHead(folds=3)
     history = fitted(expected, train)
-    if "not rotated" in road:
+    if "not rotated" in way:
         monkeypatch.setattr(logistic, "_MAX_ROTATED", 10)
-    if "again" in road:
+    if "again" in way:
         monkeypatch.setattr(logistic, "_MAX_DENSE_BYTES", 0)
         # Several blocks, the last one shorter.
         monkeypatch.setattr(base, "_BLOCK_BYTES", 4 * d * 7)

@@ -25,7 +25,7 @@ def rows_like_features(n: int, d: int, seed: int = 0) -> np.ndarray:
 def value_and_slope(
     Z: np.ndarray, y: np.ndarray, weight: np.ndarray, W: np.ndarray, b: np.ndarray, C: float
 ) -> tuple[float, float]:
-    """scikit-learn's objective and the norm of its gradient, by another road than the solver's.
+    """scikit-learn's objective and the norm of its gradient, computed otherwise than in the solver.
 
     Two classes are one row: its logit against 0.
     """

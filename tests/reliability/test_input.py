@@ -466,10 +466,10 @@ def assert_tidy(code: int, said: str) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No weights by any road."""
+    """No provider has weights."""
 
     def nothing(*_: object) -> Path:
-        raise WeightsError("expected weights by some road, found none")
+        raise WeightsError("expected weights from some provider, found none")
 
     monkeypatch.setattr("featpipe.weights.resolve.fetch_named", nothing)
     yield

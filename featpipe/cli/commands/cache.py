@@ -79,9 +79,9 @@ def verify(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
         from featpipe.base.errors import DamageError
-        from featpipe.stages.maintain import verify as check
+        from featpipe.stages.maintain import verify as verify_cache
 
-        files, damages = check(cache_root(cache), quick=quick, progress=console.progress)
+        files, damages = verify_cache(cache_root(cache), quick=quick, progress=console.progress)
         found = [{"path": str(d.path), "problem": d.problem, "rows": d.rows} for d in damages]
         lines = [f"damaged: {d.path}: {d.problem}" + _rows(d.rows) for d in damages]
         lines.append(f"{files} files checked, {len(damages)} damaged")
@@ -105,9 +105,9 @@ def repair(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.stages.maintain import repair as mend
+        from featpipe.stages.maintain import repair as repair_cache
 
-        done = mend(cache_root(cache), progress=console.progress)
+        done = repair_cache(cache_root(cache), progress=console.progress)
         found = [
             {
                 "path": str(r.path),

@@ -1,7 +1,8 @@
-"""Feature rows on their way to the heads: held where they fit, else streamed in blocks.
+"""Batches of feature rows for training: rows are held in memory if they fit, else streamed.
 
-Either way rows keep their stored dtype until a batch is taken, and a batch is centred float32
-in a buffer that the next one overwrites. Order is drawn by NumPy, so it is the same everywhere.
+In both cases rows keep their stored dtype until they go into a batch. A batch is float32 and
+centred, in a buffer that the next batch overwrites. NumPy draws the order of the rows, so it does
+not depend on the device.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from featpipe.base.hardware import free_memory
 from featpipe.heads.base import mean_and_scale_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+"""Rows (b, d) float32 and their classes (b,) int64, on the device."""
 
 HELD_SHARE = 0.5
-"""Of the memory that is free, what rows may take before they are streamed instead."""
+"""Share of the free memory that held rows may take; more are streamed."""
 _BLOCK_BYTES = 64 * 2**20
 _PIECE_BYTES = 16 * 2**20
+"""Size of the float64 buffer that sums rows for the mean and scale."""
 _BLOCKS_AT_ONCE = 4
-"""Blocks whose rows are shuffled among one another."""
+"""Blocks that are in memory at the same time, their rows shuffled together."""
 
 
-def feature_rows(X: Any, y: np.ndarray, device: str) -> FeatureRowSet:
-    """Rows (n, …) and their classes (n,), held on the device, in memory, or streamed."""
+def feature_rows(X: Any, y: NDArray[np.int64], device: str) -> FeatureRowSet:
+    """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed."""
     if fits(X, device):
         return HeldRows(X, y, device, home=device)
     if device != "cpu" and fits(X, "cpu"):
@@ -46,14 +50,15 @@ class FeatureRowSet(ABC):
     Attributes
     ----------
     X : array-like, shape (n, …)
-        The rows in the cheapest form to read them once more.
-    y : Tensor of int64, shape (n,), on the device
+        The rows as stored; an array in memory if they are held there.
+    y : Tensor of int64, shape (n,)
+        Class indices, on the device.
     """
 
     X: Any
     y: torch.Tensor
 
-    def __init__(self, X: Any, y: np.ndarray, device: str) -> None:
+    def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.device = X, device
         self.y = torch.from_numpy(y).to(device)
         self.width = int(np.prod(X.shape[1:]))
@@ -64,14 +69,14 @@ class FeatureRowSet(ABC):
     def __len__(self) -> int:
         return len(self.y)
 
-    def centre_on(self, mean: np.ndarray) -> None:
-        """Subtract ``mean`` (d,) from every row that is handed out."""
+    def centre_on(self, mean: NDArray[np.float32]) -> None:
+        """Subtract ``mean`` (d,) from the rows of all later batches."""
         self._mean = torch.from_numpy(mean).to(self.device)
 
-    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """As :func:`featpipe.heads.base.mean_and_scale`, to be asked before :meth:`centre_on`.
+    def mean_and_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """:func:`featpipe.heads.base.mean_and_scale` of the stored rows.
 
-        PyTorch widens float16 several times faster than NumPy.
+        PyTorch, because it converts float16 to float64 several times faster than NumPy.
         """
         total, squares = torch.zeros(self.width, dtype=torch.float64), 0.0
         step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
@@ -84,28 +89,40 @@ class FeatureRowSet(ABC):
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
-        """Every row once, in batches (b, d) float32 with their classes (b,)."""
+        """Every row once, in random order, in batches of at most ``size`` rows."""
 
     def in_order(self, size: int) -> Iterator[Batch]:
-        """The same, unshuffled."""
+        """Every row once, in stored order, in batches of at most ``size`` rows."""
         for start, rows in self._stored(size):
             yield self._centre(rows), self.y[start : start + len(rows)]
 
     @abstractmethod
     def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """All rows in order, as stored, at most ``size`` at once; with the first one's number."""
+        """Blocks of at most ``size`` rows, in stored order and dtype: (first row's index, rows)."""
 
     def _centre(self, rows: torch.Tensor) -> torch.Tensor:
-        # One buffer for all batches: fresh memory of this size costs more than the arithmetic.
+        # One buffer for all batches: allocating this much memory costs more than the arithmetic.
         if len(self._centred) < len(rows):
             self._centred = torch.empty(len(rows), self.width, device=self.device)
         return self._centred[: len(rows)].copy_(rows).sub_(self._mean)
 
 
 class HeldRows(FeatureRowSet):
-    """Rows that were read once and stay at home."""
+    """Rows that are read once and held on one device.
 
-    def __init__(self, X: Any, y: np.ndarray, device: str, *, home: str) -> None:
+    Parameters
+    ----------
+    X : array-like, shape (n, …)
+        Rows in their stored dtype.
+    y : ndarray of int64, shape (n,)
+        Class indices.
+    device : str
+        Where batches are delivered.
+    home : str
+        Where the rows are held: ``device`` or ``cpu``.
+    """
+
+    def __init__(self, X: Any, y: NDArray[np.int64], device: str, *, home: str) -> None:
         super().__init__(X, y, device)
         self.home = home
         self._rows = torch.empty(len(X), self.width, dtype=self.dtype, device=home)
@@ -123,11 +140,11 @@ class HeldRows(FeatureRowSet):
         """See :meth:`FeatureRowSet.shuffled`."""
         if len(self._taken) < min(size, len(self)):
             self._taken = self._rows.new_empty(min(size, len(self)), self.width)
-        chosen = torch.from_numpy(order.permutation(len(self)))
-        at_home = chosen.to(self.home)
-        y = self.y[chosen.to(self.device)]
+        permutation = torch.from_numpy(order.permutation(len(self)))
+        row_index = permutation.to(self.home)
+        y = self.y[permutation.to(self.device)]
         for start in range(0, len(self), size):
-            index = at_home[start : start + size]
+            index = row_index[start : start + size]
             taken = torch.index_select(self._rows, 0, index, out=self._taken[: len(index)])
             yield self._centre(taken), y[start : start + size]
 
@@ -137,13 +154,13 @@ class HeldRows(FeatureRowSet):
 
 
 class StreamedRows(FeatureRowSet):
-    """Rows that are read again in every epoch, a few blocks of neighbours at a time.
+    """Rows that are read again in every epoch, a few blocks of consecutive rows at a time.
 
-    Blocks come in shuffled order, and the rows of those that are in memory together are
-    shuffled among one another; what does not fill a batch waits for the next ones.
+    ``shuffled`` reads the blocks in random order and shuffles the rows of all blocks that are in
+    memory. Rows that do not fill a batch stay there and join the next blocks.
     """
 
-    def __init__(self, X: Any, y: np.ndarray, device: str) -> None:
+    def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         super().__init__(X, y, device)
         self._spans = list(_blocks(X))
         self._longest = max((stop - start for start, stop in self._spans), default=0)
@@ -153,20 +170,20 @@ class StreamedRows(FeatureRowSet):
         """See :meth:`FeatureRowSet.shuffled`."""
         spans = [self._spans[i] for i in order.permutation(len(self._spans))]
         self._make_room(min(len(self), self._longest * _BLOCKS_AT_ONCE + size))
-        numbers = np.empty(0, np.int64)
+        row_numbers = np.empty(0, np.int64)
         for first in range(0, len(spans), _BLOCKS_AT_ONCE):
             for start, stop in spans[first : first + _BLOCKS_AT_ONCE]:
-                self._read(start, stop, len(numbers))
-                numbers = np.concatenate([numbers, np.arange(start, stop)])
+                self._read(start, stop, len(row_numbers))
+                row_numbers = np.concatenate([row_numbers, np.arange(start, stop)])
             is_last = first + _BLOCKS_AT_ONCE >= len(spans)
-            mixed = order.permutation(len(numbers))
-            whole = len(mixed) if is_last else len(mixed) // size * size
-            for at in range(0, whole, size):
-                index = mixed[at : min(at + size, whole)]
-                yield self._batch(self._pool[torch.from_numpy(index)], numbers[index])
-            rest = mixed[whole:]
+            shuffled = order.permutation(len(row_numbers))
+            ready = len(shuffled) if is_last else len(shuffled) // size * size
+            for at in range(0, ready, size):
+                index = shuffled[at : min(at + size, ready)]
+                yield self._batch(self._pool[torch.from_numpy(index)], row_numbers[index])
+            rest = shuffled[ready:]
             self._pool[: len(rest)] = self._pool[torch.from_numpy(rest)]
-            numbers = numbers[rest]
+            row_numbers = row_numbers[rest]
 
     def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         self._make_room(self._longest)
@@ -179,12 +196,12 @@ class StreamedRows(FeatureRowSet):
         if len(self._pool) < rows:
             self._pool = torch.empty(rows, self.width, dtype=self.dtype)
 
-    def _read(self, start: int, stop: int, place: int) -> None:
+    def _read(self, start: int, stop: int, offset: int) -> None:
         block = np.asarray(self.X[start:stop]).reshape(stop - start, -1)
-        self._pool[place : place + stop - start].numpy()[:] = block
+        self._pool[offset : offset + stop - start].numpy()[:] = block
 
-    def _batch(self, rows: torch.Tensor, numbers: np.ndarray) -> Batch:
-        return self._centre(rows), self.y[torch.from_numpy(numbers).to(self.device)]
+    def _batch(self, rows: torch.Tensor, row_numbers: NDArray[np.int64]) -> Batch:
+        return self._centre(rows), self.y[torch.from_numpy(row_numbers).to(self.device)]
 
 
 def _row_bytes(X: Any) -> int:

@@ -1,0 +1,52 @@
+"""The JSON documents of an evaluation: their keys, spelled once."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+ClassScores = TypedDict(
+    "ClassScores",
+    {"class": str, "precision": float, "recall": float, "f1": float, "support": int},
+)
+"""How one class was recognised; ``support`` is its number of pictures."""
+
+
+class CalibrationBin(TypedDict):
+    """Pictures whose predicted class got about the same probability."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(TypedDict):
+    """Expected calibration error, and its bins that hold a picture."""
+
+    ece: float
+    bins: list[CalibrationBin]
+
+
+class Metrics(TypedDict):
+    """All metrics of one evaluation; see :func:`featpipe.reports.metrics.score`."""
+
+    n: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    log_loss: float
+    ece: float
+    roc_auc: float | None
+    per_class: list[ClassScores]
+    confusion: list[list[int]]
+    calibration: Calibration
+
+
+class EvaluationDocument(Metrics):
+    """What ``evaluate`` prints, and ``metrics.json`` holds."""
+
+    head: str
+    dataset: str
+    split: str
+    duplicates: list[str]
+    trained_on: int
+    report: str
+    seconds: float
