@@ -14,7 +14,7 @@ from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
-from featpipe.specs.shipped import find_recipe
+from featpipe.specs.shipped_recipes import find_recipe
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
 from featpipe.stages import predict as prediction

@@ -1,4 +1,4 @@
-"""Imports point down only, and parts stay strangers: read from the imports of every module."""
+"""Imports point down only, and rooms of one level do not import each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYERS = [
     ["api"],
     ["bench"],
     ["cli"],
-    # The package itself and ``python -m featpipe`` are doors; nothing inside goes through them.
+    # What users import and start; no module of the package imports it.
     ["__init__", "__main__"],
 ]
 """The rooms (folders of the package) and its few modules, from low to high. Rooms of one layer do

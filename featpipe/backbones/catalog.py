@@ -12,9 +12,6 @@ from functools import cached_property
 
 from featpipe.base.errors import UsageError
 
-DEFAULT_BACKBONE = "vgg16"
-DEFAULT_TAP = "block5_pool"
-
 
 @dataclass(frozen=True)
 class Tap:

@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from featpipe.base.choices import DTYPES
 from featpipe.base.errors import DamageError
 
 FORMAT_VERSION = 1
 
-POOLINGS = ("none", "avg", "max")
-RESIZES = ("crop", "squash")
-DECODERS = ("pillow", "pillow-draft")
-PRECISIONS = ("fp32", "bf16", "fp16")
-DTYPES = ("float16", "float32")
 
 _NOT_IN_SLUGS = re.compile(r"[^A-Za-z0-9_]+")
 _MAX_SLUG = 64
@@ -80,7 +76,8 @@ class FeatureSpace:
         ``none`` keeps the feature map (C, H, W); the others reduce it to (C,).
     preprocessing : Preprocessing
     view : int
-        Number of the view of the image; 0 is the image itself.
+        0 is the image itself. Other numbers are kept free for augmented versions of it, which
+        this featpipe does not make.
     precision : {"fp32", "bf16", "fp16"}
         Compute precision of the backbone.
     dtype : {"float16", "float32"}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.hardware import cpu_claims
 from featpipe.base.progress import Progress, no_progress
 from featpipe.bench import peers
@@ -22,7 +22,7 @@ from featpipe.decoding.pool import DecodePool, Task
 from featpipe.engine.extractor import default_batch_size, default_workers
 from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures
-from featpipe.specs.extract import ExtractSpec
+from featpipe.specs.extract import DEFAULT_BACKBONE, ExtractSpec
 from featpipe.stages.extract import extract
 from featpipe.weights.tensors import random_tensors
 

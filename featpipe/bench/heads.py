@@ -101,7 +101,7 @@ def bench_heads(
 def _linear(
     X: NDArray[np.float16], y: NDArray[np.int64], rows: int, count: int, device: str
 ) -> Callable[[], float]:
-    from featpipe.heads.training.train import train_all
+    from featpipe.heads.training.fit import train_all
 
     rates = np.geomspace(1e-5, 1e-2, count)
 
@@ -157,7 +157,7 @@ def _command(folder: Path, X: NDArray[np.float16], y: NDArray[np.int64], rows: i
     command = [sys.executable, "-m", "featpipe", "train-head", "bench", "--cache", str(cache), "-q"]
     imports = (
         "import featpipe.cli\nfeatpipe.cli.configure_process()\n"
-        "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.train"
+        "import featpipe.cli.app, featpipe.stages.train, featpipe.heads.training.fit"
     )
     seconds = []
     for arguments in (

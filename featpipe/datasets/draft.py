@@ -77,7 +77,7 @@ class DatasetDraft:
         before : Dataset or None
             The data set of that name so far.
         retry_quarantined : bool
-            Leave quarantined records to do.
+            Try quarantined records again: their status stays TODO.
         rehash : bool
             Take nothing over: every file is read, and known by its content.
         """
@@ -87,7 +87,13 @@ class DatasetDraft:
             self._recall_files(before, retry_quarantined=retry_quarantined)
 
     def require_rows(self, has_row: NDArray[np.bool_]) -> None:
-        """Leave to do what lacks features: ``has_row`` tells it for each of :attr:`fine`."""
+        """Mark records that lack features as TODO.
+
+        Parameters
+        ----------
+        has_row : ndarray of bool
+            For each of :attr:`fine`, whether every store has its row.
+        """
         self.status[self.fine[~has_row]] = Status.TODO
 
     def _hash_records(self) -> None:

@@ -18,17 +18,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from featpipe.base.dataset_names import SHARD_MARK, check_file_name
 from featpipe.base.disk import names_in, read_regular, write_atomically
 from featpipe.base.errors import DamageError, NotFoundError, Reason, StorageError, other_version
 from featpipe.base.hdf5 import read_number, read_text, write_text
 from featpipe.base.ids import DIGEST_BYTES
-from featpipe.base.names import SHARD_MARK, check_file_name
 from featpipe.datasets.dataset import SPLITS, Dataset, DatasetInfo, SourceInfo, Status
 
 DATASET_VERSION = 1
 
 _UNSEALED = hashlib.sha256(b"featpipe data set").hexdigest().encode()
-"""Stands in place of the file's digest while that is computed, so that it covers every byte."""
+"""Placeholder that the digest of the file is computed with; the digest then replaces it."""
 _COLUMNS: dict[str, type[np.generic]] = {
     "label": np.int64,
     "split": np.int8,

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from featpipe.base.dataset_names import SHARD_MARK
 from featpipe.base.errors import NotFoundError
-from featpipe.base.names import SHARD_MARK
 from featpipe.datasets.dataset import NO_LABEL, Dataset
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.splits import split_unsplit
 from featpipe.sources.records import Record
-from featpipe.specs.kinds import Part
+from featpipe.specs.shards import Shard
 
 
-def shard_name(name: str, shard: Part) -> str:
+def shard_name(name: str, shard: Shard) -> str:
     """Name of a part's own data set: ``pets`` and 2/8 → ``pets.shard-2-of-8``."""
     return f"{name}{SHARD_MARK}{shard.number}-of-{shard.count}"
 
@@ -52,7 +52,7 @@ def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset
     shards = []
     for number in range(1, count + 1):
         try:
-            shard = load_dataset(cache, shard_name(name, Part(number, count)))
+            shard = load_dataset(cache, shard_name(name, Shard(number, count)))
         except NotFoundError:
             return None
         if shard.info.list != whole_list:

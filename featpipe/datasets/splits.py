@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from featpipe.base.ids import sortable
 from featpipe.datasets.dataset import Dataset
 from featpipe.specs.extract import DEFAULT_SPLIT
-from featpipe.specs.kinds import check_sum
+from featpipe.specs.value_kinds import check_sum
 
 
 def split_by_content(
@@ -43,7 +43,7 @@ def split_by_content(
     Returns
     -------
     ndarray of int8, shape (n,)
-        Part number.
+        Number of the part each picture is in.
     """
     check_sum(fractions)
     edges = np.concatenate([[0.0], np.cumsum(fractions)])

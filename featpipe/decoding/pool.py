@@ -32,7 +32,7 @@ from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import FeatpipeError, StorageError
 from featpipe.base.ids import sortable
 from featpipe.base.space import Preprocessing
-from featpipe.decoding import frames
+from featpipe.decoding import messages
 from featpipe.decoding.worker import SLOTS
 from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 
@@ -149,10 +149,10 @@ class _Worker:
                 signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             self.pending: deque[tuple[Task, int]] = deque()
             self.free = list(range(SLOTS))
-            self.splitter = frames.Splitter()
+            self.splitter = messages.Splitter()
             self.working_since = time.monotonic()
             self.is_ready = False
-            self._send(frames.pack({**setup, "pixels_fd": shared.fileno()}))
+            self._send(messages.pack({**setup, "pixels_fd": shared.fileno()}))
 
     def receive(self, piece: bytes) -> list[Decoded]:
         results = []
@@ -169,7 +169,7 @@ class _Worker:
         if not self.pending:
             self.working_since = time.monotonic()
         self.pending.append((task, slot))
-        self._send(frames.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
+        self._send(messages.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
 
     def _finish(self, header: dict[str, Any]) -> Decoded:
         task, slot = self.pending.popleft()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import BadImageError
 from featpipe.base.space import Preprocessing
-from featpipe.decoding import frames
+from featpipe.decoding import messages
 from featpipe.decoding.pixels import load_pixels
 
 SLOTS = 2
@@ -39,7 +39,7 @@ def main() -> None:
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A decoder may print, in Python or C: its output must not mix with the frames.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    first = frames.read(stdin)
+    first = messages.read(stdin)
     if first is None:
         return
     setup, _ = first
@@ -55,7 +55,7 @@ def main() -> None:
     _send(stdout, {"kind": "ready"})
     # From here on only C libraries write to stderr. Replies carry the errors, so drop that output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    while (frame := frames.read(stdin)) is not None:
+    while (frame := messages.read(stdin)) is not None:
         task, payload = frame
         slot = slots[task["slot"]]
         reply = _process(task, payload, known, slot, preprocessing, setup["max_pixels"])
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _send(stream: BinaryIO, header: dict[str, Any]) -> None:
-    stream.write(frames.pack(header))
+    stream.write(messages.pack(header))
     stream.flush()
 
 

@@ -86,7 +86,8 @@ class Extractor:
             store.prepare()
         self._writer = SegmentWriter(self._stores, provenance(self._plan.device))
         with ExitStack() as resources:
-            # Closed in reverse: the network, the pool, then rows are kept, then committed.
+            # Closed in reverse order: the inference threads, the decoders, then the rows that are
+            # computed go to the writer, then the writer commits them.
             resources.callback(self._close_writer)
             resources.callback(self._keep_leftovers)
             self._pool = resources.enter_context(

@@ -20,8 +20,8 @@ T = TypeVar("T")
 _ACTIVATION_BYTES = 3 * 64 * 4
 """Bytes per pixel of the input where the network is widest: three float32 maps of VGG's 64
 channels."""
-_MEMORY_FRACTION = 4
-"""All threads together take at most one part in so many of the memory that is free."""
+_MEMORY_DIVISOR = 4
+"""All threads together take at most the free memory divided by this."""
 _BATCHES_PER_THREAD = 2
 """Batches under way per thread before :meth:`InferencePool.results` waits."""
 
@@ -123,4 +123,4 @@ def _thread_count(device: str, torch_threads: int, batch_size: int, size: int) -
     if device != "cpu":
         return 1
     each = batch_size * size * size * _ACTIVATION_BYTES
-    return int(np.clip(free_memory() // _MEMORY_FRACTION // each, 1, torch_threads))
+    return int(np.clip(free_memory() // _MEMORY_DIVISOR // each, 1, torch_threads))

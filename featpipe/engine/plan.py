@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.backbones.catalog import get_backbone
+from featpipe.base.choices import DECODERS
 from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
-from featpipe.base.space import DECODERS, FeatureSpace, Preprocessing
+from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.engine.precision import choose_precision
 from featpipe.specs.extract import FeatureOptions
 from featpipe.weights import Weights, open_weights
@@ -81,7 +82,7 @@ def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True
 
 
 def plan_for_space(
-    space: FeatureSpace, weights_spec: str, cache: Path, *, device: str = "auto"
+    space: FeatureSpace, weights_name: str, cache: Path, *, device: str = "auto"
 ) -> FeaturePlan:
     """A plan that fills exactly one known space, such as a head's.
 
@@ -96,11 +97,11 @@ def plan_for_space(
             "in the feature space; update featpipe, or extract anew and train another head"
         )
     backbone = get_backbone(space.backbone)
-    weights = open_weights(weights_spec, backbone, cache)
+    weights = open_weights(weights_name, backbone, cache)
     found = weights.digest(backbone.tap(space.tap).convolutions)
     if found != space.weights:
         raise SpaceMismatchError(
             f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
-            f"{found[:12]}… in {weights_spec}; give the right ones with --weights"
+            f"{found[:12]}… in {weights_name}; give the right ones with --weights"
         )
     return FeaturePlan([space], weights, resolve_device(device))

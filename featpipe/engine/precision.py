@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from featpipe.base.choices import PRECISIONS
 from featpipe.base.disk import names_in, write_atomically
 from featpipe.base.errors import StorageError
 from featpipe.base.hardware import cpu_claims, matrix_precision
-from featpipe.base.space import PRECISIONS
 
 WORTH = 1.2
 """bf16 is chosen if it is at least this many times as fast as float32, because it is less exact: it
@@ -52,7 +52,7 @@ def choose_precision(precision: str, device: str, cache: Path, *, remember: bool
     for known in PRECISIONS:
         if f"{claims}.{known}" in names:
             return known
-    from featpipe.backbones.speed import bf16_speedup
+    from featpipe.backbones.bf16_speed import bf16_speedup
 
     choice = "bf16" if bf16_speedup() >= WORTH else "fp32"
     if remember:

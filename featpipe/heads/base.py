@@ -39,7 +39,7 @@ class HistoryRow:
     cv_loss: float | None = None
 
     @property
-    def choosing_loss(self) -> float:
+    def selection_loss(self) -> float:
         """The loss that ranks rows: of held-out folds where there are any, else of validation."""
         return self.val_loss if self.cv_loss is None else self.cv_loss
 
@@ -75,7 +75,7 @@ class History:
     rows : list of HistoryRow
         In the order of training.
     best : int
-        Index of the kept row: the one with the lowest :attr:`HistoryRow.choosing_loss`.
+        Index of the kept row: the one with the lowest :attr:`HistoryRow.selection_loss`.
     """
 
     axis: str

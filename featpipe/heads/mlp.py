@@ -38,7 +38,7 @@ class MLPHead(MLPParams, Head):
         tick: Tick,
     ) -> History:
         """See :meth:`Head.fit`."""
-        from featpipe.heads.training.train import train
+        from featpipe.heads.training.fit import train
 
         return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)
 

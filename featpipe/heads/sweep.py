@@ -121,7 +121,7 @@ class Trial:
     @property
     def loss(self) -> float:
         """The loss that ranks trials; infinite if training diverged."""
-        return np.inf if self.row is None else self.row.choosing_loss
+        return np.inf if self.row is None else self.row.selection_loss
 
     def as_json(self) -> CombinationDocument:
         """The combination as the table holds it; what a diverged one lacks is null."""
@@ -196,7 +196,7 @@ def run_sweep(
         head.classes_ = np.array(classes)
     if head_class(plan.kind).solves_path:
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
-    from featpipe.heads.training.train import train_all
+    from featpipe.heads.training.fit import train_all
 
     outcomes = train_all(
         plan.heads,

@@ -110,7 +110,7 @@ def _trained_on(count: int, duplicates: list[str]) -> str:
     more = f" and {hidden} more" if hidden > 0 else ""
     return (
         f'<p class="warn">{count} of these pictures were also trained on or validated with, byte '
-        f"for byte; the scores are that much too good{': ' if shown else '.'}{shown}{more}</p>"
+        f"for byte; that makes the scores too high{': ' if shown else '.'}{shown}{more}</p>"
     )
 
 
@@ -151,7 +151,7 @@ def _origin(trained: TrainedHead) -> str:
         "hyper-parameters": ", ".join(f"{k} = {v}" for k, v in trained.head.params.items()),
         "trained on": f"{trained.dataset['name']}, list {trained.dataset['sha256'][:12]}",
         "validation": trained.dataset["val"],
-        "backbone": f"{space.backbone}, weights {trained.weights_spec} ({space.weights[:12]})",
+        "backbone": f"{space.backbone}, weights {trained.weights_name} ({space.weights[:12]})",
         "tap and pooling": f"{space.tap}, {space.pooling}, {list(space.shape)}",
         "preprocessing": f"{prep.size} px, {prep.resize}, {prep.interpolation}",
         "precision": f"computed in {space.precision}, stored as {space.dtype}",

@@ -53,7 +53,7 @@ class TrainedHead:
     head : Head
     space : FeatureSpace
         The only feature space whose rows it accepts.
-    weights_spec : str
+    weights_name : str
         How the backbone's weights were named when its features were made.
     dataset : TrainingData
     history : History
@@ -67,7 +67,7 @@ class TrainedHead:
 
     head: Head
     space: FeatureSpace
-    weights_spec: str
+    weights_name: str
     dataset: TrainingData
     history: History
     metrics: dict[str, SplitScores]
@@ -89,7 +89,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "params": head.params,
         "feature_space": json.loads(trained.space.canonical_json),
         "feature_space_id": trained.space.id,
-        "weights": trained.weights_spec,
+        "weights": trained.weights_name,
         "dataset": trained.dataset,
         "history": {
             "axis": trained.history.axis,
@@ -155,7 +155,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     return TrainedHead(
         head=head,
         space=space,
-        weights_spec=document["weights"],
+        weights_name=document["weights"],
         dataset=document["dataset"],
         history=history,
         metrics=document["metrics"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featpipe.specs.fields import Spec, option, spec
-from featpipe.specs.kinds import Text
+from featpipe.specs.value_kinds import Text
 
 
 @spec

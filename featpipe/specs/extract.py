@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featpipe.backbones.catalog import DEFAULT_BACKBONE, DEFAULT_TAP, get_backbone
-from featpipe.base.names import check_dataset_name
-from featpipe.base.space import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
+from featpipe.base.choices import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
+from featpipe.base.dataset_names import check_dataset_name
 from featpipe.specs.fields import Spec, option, required, spec
-from featpipe.specs.kinds import (
+from featpipe.specs.shards import Shard, ShardText
+from featpipe.specs.value_kinds import (
     Choice,
     Flag,
     Folder,
-    Part,
-    PartOfList,
     Percentage,
     Several,
     Shares,
@@ -23,7 +21,9 @@ from featpipe.specs.kinds import (
 
 MAX_SIZE = 4096
 MAX_WORKERS = 1024
+DEFAULT_BACKBONE = "vgg16"
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"
+DEFAULT_TAP = "block5_pool"
 DEFAULT_SPLIT = (0.7, 0.15, 0.15)
 """Shares of train, validation and test."""
 DEFAULT_MAX_PIXELS = 50_000_000
@@ -96,6 +96,9 @@ class FeatureOptions(EngineOptions):
     )
 
     def _check_together(self) -> None:
+        # Not at the top: the help of a command needs no catalogue.
+        from featpipe.backbones.catalog import get_backbone
+
         backbone = get_backbone(self.backbone)
         for tap in self.tap:
             backbone.output_shape(tap, "none", self.size)
@@ -105,7 +108,7 @@ class DatasetName(Text):
     """A name that a data set can have."""
 
     def check(self, label: str, value: object) -> str:
-        """See :class:`featpipe.specs.kinds.Kind`."""
+        """See :class:`featpipe.specs.value_kinds.Kind`."""
         name = super().check(label, value)
         check_dataset_name(name)
         return name
@@ -143,8 +146,8 @@ class ExtractSpec(FeatureOptions):
     rehash: bool = option(
         Flag(), "Read also the files whose size and times have not changed.", default=False
     )
-    shard: Part | None = option(
-        PartOfList(),
+    shard: Shard | None = option(
+        ShardText(),
         "Extract only part i of n, as i/n; the last of the n jobs merges.",
         default=None,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, dataclass_transform
 
 from featpipe.base.errors import UsageError
-from featpipe.specs.kinds import Kind
+from featpipe.specs.value_kinds import Kind
 
 _KEY = "featpipe.option"
 Label = Callable[[str], str]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
-from featpipe.specs.kinds import Choice, Flag, Folder, Number, Text, Whole
 from featpipe.specs.spaces import SpaceQuery
+from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole
 
 MAX_HIDDEN = 65_536
 MAX_SEEDS = 1000

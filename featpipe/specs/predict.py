@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.fields import option, spec
-from featpipe.specs.kinds import Text
+from featpipe.specs.value_kinds import Text
 
 
 @spec

@@ -17,7 +17,7 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Label, unknown_name
 from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
-from featpipe.specs.kinds import Choice, Text
+from featpipe.specs.value_kinds import Choice, Text
 
 SECTIONS = ("dataset", "extract", "head", "evaluate")
 DATASET_KEYS = ("name", "root", "follow_links", "split", "max_bad")

@@ -9,8 +9,8 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Option, options_of
 from featpipe.specs.heads import HEAD_PARAMS, HeadSpec
-from featpipe.specs.kinds import Choice
 from featpipe.specs.recipe import DATASET_KEYS, EVALUATE_SPLITS, EXTRACT_KEYS, HEAD_KEYS
+from featpipe.specs.value_kinds import Choice
 
 
 def recipe_schema() -> dict[str, Any]:

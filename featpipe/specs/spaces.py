@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from featpipe.base.space import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
+from featpipe.base.choices import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
 from featpipe.specs.fields import Spec, option, spec
-from featpipe.specs.kinds import Choice, Text, Whole
+from featpipe.specs.value_kinds import Choice, Text, Whole
 
 
 @spec

@@ -35,8 +35,8 @@ class Evaluation:
     metrics : Metrics
         See :func:`featpipe.reports.metrics.score`.
     duplicates : list of str
-        Paths of evaluated pictures whose very bytes the head was trained on, where that is
-        not the split's own meaning.
+        Paths of evaluated pictures that are byte for byte pictures the head was trained on;
+        empty where the head's own train or val split is evaluated.
     trained_on : int
         How many of the evaluated pictures the head was trained or validated on.
     report : Path

@@ -32,7 +32,7 @@ from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
-from featpipe.specs.kinds import Part
+from featpipe.specs.shards import Shard
 from featpipe.stages.documents import DryRunDocument, ExtractDocument
 from featpipe.store.feature_store import FeatureStore
 
@@ -226,7 +226,7 @@ class _Extraction:
         if spec.shard is not None:
             self._merge(spec.shard)
 
-    def _merge(self, shard: Part) -> None:
+    def _merge(self, shard: Shard) -> None:
         self.merged = merge_shards(self.cache, self.spec.name, shard.count, self.list_digest)
         if self.merged is not None:
             bad = len(self.merged) - int(self.merged.usable.sum())

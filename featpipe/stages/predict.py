@@ -91,7 +91,7 @@ def predict(
         An unreadable picture raises nothing: its prediction carries the error.
     """
     trained = Run.at(head).load_head()
-    weights = spec.weights or trained.weights_spec
+    weights = spec.weights or trained.weights_name
     plan = plan_for_space(trained.space, weights, cache, device=spec.device)
     files = [file for path in paths for file in _files_of(os.fspath(path))]
     return _predictions(files, trained, plan, cache, spec, progress)

@@ -152,7 +152,7 @@ class _Training:
                 "name another --out, or replace it with --overwrite"
             )
         self.dataset = load_dataset(cache, name)
-        self.space, self.weights_spec = choose_space(self.dataset, spec)
+        self.space, self.weights_name = choose_space(self.dataset, spec)
         train, val = training_rows(self.dataset, spec.val)
         self.classes = _classes_in(self.dataset, train)
         label = _renumbered(self.dataset, self.classes)
@@ -205,7 +205,7 @@ class _Training:
         trained = TrainedHead(
             head=self.model,
             space=self.space,
-            weights_spec=self.weights_spec,
+            weights_name=self.weights_name,
             dataset=_describe(self.dataset, self.train, self.val, spec.val),
             history=self.history,
             metrics=scores,

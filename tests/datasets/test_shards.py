@@ -11,7 +11,7 @@ import pytest
 import featpipe
 from featpipe.base.errors import NotFoundError, UsageError
 from featpipe.datasets.files import list_datasets, load_dataset
-from featpipe.specs.kinds import Part, PartOfList
+from featpipe.specs.shards import Shard, ShardText
 
 OPTIONS: dict[str, Any] = {
     "weights": "random:0",
@@ -88,12 +88,12 @@ def test_classes_that_only_one_shard_has_keep_their_labels(tmp_path: Path, cache
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "1/99999999", ""])
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shard i/n"):
-        PartOfList().read("--shard", text)
+        ShardText().read("--shard", text)
 
 
 def test_a_shard_reads_back_as_written() -> None:
-    assert PartOfList().read("--shard", "2/8") == Part(2, 8)
-    assert str(Part(2, 8)) == "2/8"
+    assert ShardText().read("--shard", "2/8") == Shard(2, 8)
+    assert str(Shard(2, 8)) == "2/8"
 
 
 def test_a_name_that_looks_like_a_shard_is_refused(photo_folder: Path, cache: Path) -> None:

@@ -19,7 +19,7 @@ from support.samples import jpeg_bytes
 
 from featpipe.base.errors import FeatpipeError
 from featpipe.base.space import Preprocessing
-from featpipe.decoding import frames, worker
+from featpipe.decoding import messages, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
 from featpipe.decoding.pool import Decoded, DecodePool, Task
 
@@ -341,10 +341,10 @@ def test_the_sample_folder_of_bad_images_ends_as_listed(shared: Path) -> None:
 def test_frames_survive_any_cut() -> None:
     headers = [{"key": number, "reason": "ä" * number} for number in range(5)]
     stream = b"".join(
-        frames.pack(header, b"payload"[:number]) for number, header in enumerate(headers)
+        messages.pack(header, b"payload"[:number]) for number, header in enumerate(headers)
     )
     for step in (1, 3, 7, len(stream)):
-        splitter = frames.Splitter()
+        splitter = messages.Splitter()
         found = []
         for start in range(0, len(stream), step):
             found += splitter.feed(stream[start : start + step])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.faulty_disk import FaultyDisk
 
-from featpipe.backbones import speed
+from featpipe.backbones import bf16_speed as speed
 from featpipe.base import hardware
 from featpipe.base.disk import use_disk
 from featpipe.engine import precision

@@ -23,7 +23,7 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.heads import head_class, new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.sweep import Sweep, Trial, plan_sweep, run_sweep
-from featpipe.heads.training import train as gradient
+from featpipe.heads.training import fit as gradient
 from featpipe.heads.training.loop import EpochLoop
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import load_recipe

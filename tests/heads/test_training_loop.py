@@ -13,7 +13,7 @@ from support.heads import overlapping, toy
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, mean_and_scale
 from featpipe.heads.training import feature_rows as batches
-from featpipe.heads.training import train as gradient
+from featpipe.heads.training import fit as gradient
 from featpipe.heads.training.adamw import AdamW
 from featpipe.heads.training.feature_rows import HeldRows, StreamedRows, feature_rows
 from featpipe.heads.training.head_group import HeadGroup

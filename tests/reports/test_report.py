@@ -62,7 +62,7 @@ def trained_head(classes: list[str], **changes: Any) -> TrainedHead:
     fields: dict[str, Any] = {
         "head": head,
         "space": small_space(),
-        "weights_spec": "random:0",
+        "weights_name": "random:0",
         "dataset": {"name": "pets", "sha256": "ab" * 32, "val": "given"},
         "history": history(),
         "metrics": {},
@@ -212,7 +212,7 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
             mistake(f"gone {hostile}.jpg", None, truth=hostile),
         ],
         trained={
-            "weights_spec": hostile,
+            "weights_name": hostile,
             "dataset": {"name": hostile, "sha256": "ab" * 32, "val": hostile},
             "info": {"seed": hostile},
         },

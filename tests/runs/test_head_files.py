@@ -68,7 +68,7 @@ def test_a_head_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
     assert after.head.classes_.tolist() == CLASSES
     assert after.space == before.space
     assert after.history == before.history
-    assert (after.weights_spec, after.dataset) == (before.weights_spec, before.dataset)
+    assert (after.weights_name, after.dataset) == (before.weights_name, before.dataset)
     assert (after.metrics, after.info) == (before.metrics, before.info)
     assert np.array_equal(after.train_ids, before.train_ids)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featpipe.base.errors import UsageError
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
 from featpipe.specs.fields import default_of, options_of, unknown_name
-from featpipe.specs.kinds import Part
+from featpipe.specs.shards import Shard
 
 WHOLE = ["batch_size", "workers", "max_pixels", "size"]
 
@@ -64,7 +64,7 @@ def test_every_option_arrives_where_it_belongs() -> None:
         "pool": ("avg",),
         "split": (0.5, 0.25, 0.25),
         "root": Path("elsewhere"),
-        "shard": Part(2, 8),
+        "shard": Shard(2, 8),
     }
     assert {name: getattr(spec, name) for name in options} == {**options, **kept}
 

@@ -119,7 +119,7 @@ def test_a_trained_head_is_described_and_can_be_loaded(
     loaded = load_head(result.head)
     assert loaded.history.rows[loaded.history.best] == result.best
     assert result.val["loss"] == result.best.val_loss
-    assert loaded.space == small_space() and loaded.weights_spec == "random:0"
+    assert loaded.space == small_space() and loaded.weights_name == "random:0"
     assert loaded.dataset["sha256"] == dataset.digest()
     assert loaded.dataset["val"] == "given"
     assert loaded.info["seed"] == 3 and loaded.info["torch"] == torch.__version__.split("+")[0]

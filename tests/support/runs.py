@@ -26,7 +26,7 @@ def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
     return TrainedHead(
         head=head,
         space=small_space(),
-        weights_spec="random:0",
+        weights_name="random:0",
         dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
         history=history,
         metrics={"train": {"n": 30}, "val": {"n": 30}},

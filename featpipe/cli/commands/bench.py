@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +35,8 @@ Folder = Annotated[
 
 
 def _report(console: Console, folder: Path | None, measure: Callable[[Path], Report]) -> None:
+    import tempfile
+
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="featpipe-bench-", dir=folder) as temporary:

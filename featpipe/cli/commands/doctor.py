@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +28,14 @@ def doctor(
 
 def _facts(cache: Path) -> dict[str, Any]:
     """Versions, device, precision, cores, weights and room on the cache's disk."""
-    from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
+    import importlib.metadata
+    import platform
+    import shutil
+
+    from featpipe.backbones.catalog import get_backbone
     from featpipe.base.hardware import cpu_count, resolve_device
     from featpipe.engine.precision import choose_precision
-    from featpipe.specs.extract import DEFAULT_WEIGHTS
+    from featpipe.specs.extract import DEFAULT_BACKBONE, DEFAULT_WEIGHTS
     from featpipe.weights.providers import own_copy
 
     device = resolve_device()

@@ -50,7 +50,7 @@ def run(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
         from featpipe.specs.schema import recipe_schema
-        from featpipe.specs.shipped import shipped_recipes, summary
+        from featpipe.specs.shipped_recipes import shipped_recipes, summary
 
         if schema:
             print(json.dumps(recipe_schema(), indent=2))
@@ -71,7 +71,7 @@ def run(
 
 def _check(console: Console, recipe: str, data: str | None) -> None:
     from featpipe.specs.recipe import load_recipe
-    from featpipe.specs.shipped import find_recipe
+    from featpipe.specs.shipped_recipes import find_recipe
     from featpipe.stages.recipe import check_data
 
     loaded = load_recipe(find_recipe(recipe))
@@ -91,7 +91,7 @@ def _run(
 ) -> None:
     from featpipe.cli import formatting
     from featpipe.specs.recipe import load_recipe
-    from featpipe.specs.shipped import find_recipe
+    from featpipe.specs.shipped_recipes import find_recipe
     from featpipe.stages.recipe import run_recipe
 
     done = run_recipe(

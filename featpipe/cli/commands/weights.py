@@ -57,8 +57,8 @@ def fetch(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.backbones.catalog import DEFAULT_BACKBONE, get_backbone
-        from featpipe.specs.extract import DEFAULT_WEIGHTS
+        from featpipe.backbones.catalog import get_backbone
+        from featpipe.specs.extract import DEFAULT_BACKBONE, DEFAULT_WEIGHTS
         from featpipe.weights import fetch_weights
 
         network = get_backbone(backbone or DEFAULT_BACKBONE)

@@ -30,7 +30,7 @@ from featpipe.heads.training.trainer import State
 
 
 class HeadGroup(ABC):
-    """K row heads in training; a :class:`featpipe.heads.training.trainer.Trainer`.
+    """K heads on flat rows in training; a :class:`featpipe.heads.training.trainer.Trainer`.
 
     Parameters
     ----------

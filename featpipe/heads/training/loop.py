@@ -19,7 +19,8 @@ _SCORE_BYTES = 16 * 2**20
 """Rows that are scored at once, as float32."""
 
 OnEpoch = Callable[[int, HistoryRow], None]
-"""Called after every epoch: epochs of heads that need no more training, and the best row."""
+"""Called after every epoch with two arguments: how many epochs of heads are done by it (those that
+a head that stops early will not need count too), and the best row of this epoch."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class TrainedState:
 
     @property
     def lowest(self) -> float:
-        """Validation loss of its best epoch; infinite where it diverged."""
-        return np.inf if self.diverged else self.history.kept.val_loss
+        """What its best epoch was selected by; infinite where it diverged."""
+        return np.inf if self.diverged else self.history.kept.selection_loss
 
 
 class EpochLoop:
-    """The training of all heads of one trainer, from the first epoch to the last head's best.
+    """The training of all heads of one trainer, until each has stopped.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ class EpochLoop:
         self.best_steps = [0] * count
         self.best = {name: value.clone() for name, value in trainer.state().items()}
         self.members = list(range(count))
-        """Number of each head that the trainer still has."""
+        """The heads that the trainer still has, by their index at the start."""
         self.running = set(self.members)
 
     def run(self, *, only_best: bool) -> list[TrainedState]:
@@ -107,7 +108,7 @@ class EpochLoop:
             judged = self._judge_all(epoch, self._train_epoch())
             stopped = running - len(self.running)
             if judged:
-                best = min(judged, key=lambda row: row.val_loss)
+                best = min(judged, key=lambda row: row.selection_loss)
                 self.on_epoch(running + stopped * (epochs - epoch), best)
             if not self.running:
                 break
@@ -156,8 +157,8 @@ class EpochLoop:
             self.running.discard(k)
             return None
         history.rows.append(row)
-        if row.val_loss < self.best_loss[k]:
-            self.best_loss[k], history.best = row.val_loss, len(history.rows) - 1
+        if row.selection_loss < self.best_loss[k]:
+            self.best_loss[k], history.best = row.selection_loss, len(history.rows) - 1
             self.best_steps[k] = self.trainer.steps
         elif len(history.rows) - 1 - history.best >= self.schedule.patience:
             self.running.discard(k)
@@ -175,7 +176,7 @@ class EpochLoop:
                 self.best[name][k] = value[place]
 
     def _drop_finished(self) -> None:
-        """Drop heads that are done, once they are half of those the trainer has."""
+        """Let the trainer drop the heads that have stopped, once they are half of its heads."""
         if 2 * len(self.running) <= len(self.members):
             kept = [place for place, k in enumerate(self.members) if k in self.running]
             self.members = [self.members[place] for place in kept]

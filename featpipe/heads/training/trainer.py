@@ -51,7 +51,17 @@ class Trainer(Protocol):
         """What :meth:`layers` needs of the heads; the tensors change with the next step."""
 
     def layers(self, state: State, k: int, steps: int) -> dict[str, np.ndarray]:
-        """Layers of the head that was number ``k`` at first, from a state after so many steps."""
+        """Layers of one head.
+
+        Parameters
+        ----------
+        state : dict of str to Tensor
+            A copy of :meth:`state`, of all heads that there were at the start.
+        k : int
+            Index of the head at the start.
+        steps : int
+            Steps made when the state was copied.
+        """
 
     def keep(self, heads: list[int]) -> None:
-        """Forget all heads but these, by their numbers now."""
+        """Drop all heads but these, given by their present indices."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +37,6 @@ class Kind(Protocol):
         """JSON Schema of the value in a recipe."""
 
 
-@dataclass(frozen=True)
 class Text:
     """Any text."""
 
@@ -58,11 +55,11 @@ class Text:
         return {"type": "string"}
 
 
-@dataclass(frozen=True)
 class Choice:
     """One of a few texts."""
 
-    choices: tuple[str, ...]
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        self.choices = choices
 
     @property
     def type_text(self) -> str:
@@ -84,7 +81,6 @@ class Choice:
         return {"enum": list(self.choices)}
 
 
-@dataclass(frozen=True)
 class Flag:
     """True or false."""
 
@@ -103,14 +99,13 @@ class Flag:
         return {"type": "boolean"}
 
 
-@dataclass(frozen=True)
 class Whole:
     """A whole number from ``low`` to ``high`` (None: any), or ``auto``, which is None."""
 
-    low: int = 1
-    high: int | None = MAX_WHOLE
-    unit: str = ""
-    auto: bool = False
+    def __init__(
+        self, low: int = 1, high: int | None = MAX_WHOLE, unit: str = "", *, auto: bool = False
+    ) -> None:
+        self.low, self.high, self.unit, self.auto = low, high, unit, auto
 
     @property
     def type_text(self) -> str:
@@ -153,15 +148,13 @@ class Whole:
         return {"anyOf": [whole, {"const": "auto"}]} if self.auto else whole
 
 
-@dataclass(frozen=True)
 class Number:
     """A finite number of at least ``low`` (or above it) and below ``high``."""
 
-    low: float = 0.0
-    high: float = math.inf
-    above: bool = False
-
     type_text = "float"
+
+    def __init__(self, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> None:
+        self.low, self.high, self.above = low, high, above
 
     def check(self, label: str, value: Any) -> float:
         """See :class:`Kind`."""
@@ -191,7 +184,6 @@ class Number:
         return {"type": "number", **least, **most}
 
 
-@dataclass(frozen=True)
 class Percentage:
     """A share of 0 to 1; as text a percentage: ``5%`` or ``5`` is 0.05."""
 
@@ -220,7 +212,6 @@ class Percentage:
         return {"type": "number", "minimum": 0, "maximum": 1}
 
 
-@dataclass(frozen=True)
 class Shares:
     """Shares of train, validation and test, which sum to 1."""
 
@@ -264,11 +255,11 @@ def check_sum(shares: Sequence[float]) -> None:
         )
 
 
-@dataclass(frozen=True)
 class Several:
     """One value of another kind, or several, each once; kept as a tuple."""
 
-    kind: Kind
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
 
     @property
     def type_text(self) -> str:
@@ -293,7 +284,6 @@ class Several:
         return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
 
 
-@dataclass(frozen=True)
 class Folder:
     """A path."""
 
@@ -310,58 +300,6 @@ class Folder:
     def schema(self) -> dict[str, Any]:
         """See :class:`Kind`."""
         return {"type": "string"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Part ``number`` (from 1) of ``count``: one of several jobs' share of a list.
-
-    Raises
-    ------
-    UsageError
-        There is no such part.
-    """
-
-    number: int
-    count: int
-
-    MAX_PARTS = 10_000
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count <= self.MAX_PARTS:
-            raise UsageError(
-                f"expected --shard i/n with i from 1 to n (at most {self.MAX_PARTS}), found {self}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    @property
-    def slice(self) -> slice:
-        """Which records of the whole list are this part's: every ``count``-th."""
-        return slice(self.number - 1, None, self.count)
-
-
-@dataclass(frozen=True)
-class PartOfList:
-    """``i/n``: the i-th of n parts."""
-
-    type_text = "str, 'i/n'"
-
-    def check(self, label: str, value: Any) -> Part:
-        """See :class:`Kind`."""
-        if isinstance(value, Part):
-            return value
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value) if isinstance(value, str) else None
-        if not match:
-            raise UsageError(f"expected {label} i/n, like 2/8, found {value!r}")
-        return Part(int(match[1]), int(match[2]))
-
-    read = check
-
-    def schema(self) -> dict[str, Any]:
-        """See :class:`Kind`."""
-        return {"type": "string", "pattern": "^[0-9]{1,6}/[0-9]{1,6}$"}
 
 
 def _is_number(value: object) -> bool:

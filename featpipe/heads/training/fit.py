@@ -1,4 +1,6 @@
-"""Training of row heads by gradients: rows, groups that fit into memory, and the epoch loop."""
+"""Fits linear and MLP heads: holds or streams the rows, divides the heads into groups that fit into
+memory, and runs the epoch loop over each.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ GROUP_MEMORY_SHARE = 0.25
 _SMALL_STEP = 2**23
 """Multiplications of a step below which a second thread costs more than it brings."""
 _READING = 16
-"""Multiplications that take the time of gathering, converting and centring one number."""
+"""Cost of reading one number of a row (gather, convert, centre), in multiplications."""
 _COPIES = 6
-"""Of every number learned: itself, its gradient, two moments, the best, one while heads leave."""
+"""Copies of every learned number in memory: the number, its gradient, AdamW's two moments, the best
+epoch's, and one while heads are dropped."""
 _GROUPS: dict[str, type[HeadGroup]] = {"linear": LinearGroup, "mlp": MLPGroup}
 
 
@@ -80,9 +83,9 @@ def train_all(
     """Train heads that differ in seed, learning rate, weight decay, dropout or width.
 
     All of them see the same batches in the same order, drawn from ``seed``; a head's own seed
-    decides its initial weights and its dropout. Heads are given their scale; their layers are
-    left to the caller. ``only_best`` keeps those of the head with the lowest validation loss
-    alone, for all of them may not fit into memory.
+    decides its initial weights and its dropout. This sets the heads' ``mean_`` and ``scale_``;
+    the caller sets their layers, which it finds in the result. With ``only_best`` the result has
+    the layers of the best head alone, because those of all heads may not fit into memory.
     """
     rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
     mean, scale = rows.mean_and_scale()

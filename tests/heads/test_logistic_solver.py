@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from featpipe.heads import solver
-from featpipe.heads.solver import DenseMatrix, Solution, losses, solve
+from featpipe.heads import logistic_solver as solver
+from featpipe.heads.logistic_solver import DenseMatrix, Solution, losses, solve
 
 GRID = np.array([1e-6, 1e-4, 1e-2, 1.0])
 
