@@ -182,6 +182,13 @@ def test_nothing_is_pickled_but_for_one_restricted_reader(path: Path) -> None:
         ("featpipe.sources, featpipe.store.feature_store, featpipe.stages.extract", "sklearn"),
         ("featpipe", "torch"),
         ("featpipe", "sklearn"),
+        # Every command pays for these, also `featpipe --help`.
+        ("featpipe.cli.app", "numpy"),
+        ("featpipe.cli.app", "featpipe.specs"),
+        ("featpipe.cli.commands.train_head", "numpy"),
+        # No picture is opened and no page is drawn in training.
+        ("featpipe.stages.train", "PIL"),
+        ("featpipe.stages.train", "matplotlib"),
     ],
 )
 def test_importing_does_not_load_heavy_libraries(modules: str, library: str) -> None:

@@ -1,24 +1,54 @@
-"""The Typer application: all commands under their names."""
+"""The command line: all commands under their names, each imported only when it is used."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from featpipe.cli.commands import bench, cache, weights
-from featpipe.cli.commands.backbones import backbones
-from featpipe.cli.commands.doctor import doctor
-from featpipe.cli.commands.evaluate import evaluate
-from featpipe.cli.commands.extract import extract
-from featpipe.cli.commands.predict import predict
-from featpipe.cli.commands.run import run as run_recipe
-from featpipe.cli.commands.train_head import train_head
 from featpipe.cli.process import configure_streams
 from featpipe.cli.signals import ignore_signals
 
+COMMANDS = {
+    "extract": "Compute features of DATA once; freeze its list as a data set.",
+    "train-head": "Train a head on cached features; no picture is opened.",
+    "evaluate": "Score a head; write metrics.json and report.html beside it.",
+    "predict": "Classify pictures, preprocessed exactly as in training.",
+    "run": "Extract, train and evaluate as a recipe says.",
+    "backbones": "List the backbones, or one backbone's taps with their shapes.",
+    "doctor": "Say what this machine offers and what is ready.",
+    "bench": "Measure featpipe beside other tools, on this machine.",
+    "cache": "List, describe, verify and repair what is kept.",
+    "weights": "List and fetch the backbones' weights.",
+}
+"""What ``featpipe --help`` says of each command. A command is the Typer application ``app`` in the
+module of its name in ``featpipe.cli.commands``."""
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a command's module when the command is run: its options need its specs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"featpipe.cli.commands.{cmd_name.replace('-', '_')}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
 app = typer.Typer(
     name="featpipe",
+    cls=_LazyGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -60,15 +90,3 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-app.command("extract")(extract)
-app.command("train-head")(train_head)
-app.command("evaluate")(evaluate)
-app.command("predict")(predict)
-app.command("run")(run_recipe)
-app.command("backbones")(backbones)
-app.command("doctor")(doctor)
-app.add_typer(bench.app, name="bench")
-app.add_typer(cache.app, name="cache")
-app.add_typer(weights.app, name="weights")

@@ -36,6 +36,15 @@ HeadFolder = Annotated[
 ]
 
 
+def command_app() -> typer.Typer:
+    """The Typer application of one command."""
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
 def flag_of(spec: type[Spec], name: str, **settings: Any) -> Any:
     """The flag of an option of a spec, with the option's help and default."""
     known = options_of(spec)[name]

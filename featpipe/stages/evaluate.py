@@ -13,9 +13,10 @@ from featpipe.base.errors import DataError
 from featpipe.datasets.dataset import NO_LABEL, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_space
-from featpipe.reports import Mistake, write_report
 from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
+from featpipe.reports.mistakes import Mistake
+from featpipe.reports.page import write_report
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader

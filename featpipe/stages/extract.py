@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
@@ -33,8 +33,10 @@ from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
 from featpipe.specs.shards import Shard
-from featpipe.stages.documents import DryRunDocument, ExtractDocument
 from featpipe.store.feature_store import FeatureStore
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import DryRunDocument, ExtractDocument
 
 log = logging.getLogger("featpipe")
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.pool import Task
@@ -17,8 +18,10 @@ from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
-from featpipe.stages.documents import PredictionDocument
 from featpipe.store.feature_store import FeatureStore
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import PredictionDocument
 
 _CHUNK = 4096
 """Pictures per pass; the predictions of a pass come once its rows are committed."""

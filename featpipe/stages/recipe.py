@@ -6,15 +6,18 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.text import escape
 from featpipe.specs.recipe import Recipe
-from featpipe.stages.documents import HeadDocument, RecipeDocument
 from featpipe.stages.evaluate import Evaluation, evaluate
 from featpipe.stages.extract import ExtractResult, extract
 from featpipe.stages.train import TrainResult, train_head
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import HeadDocument, RecipeDocument
 
 
 @dataclass(frozen=True)

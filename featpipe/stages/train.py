@@ -7,7 +7,7 @@ import importlib.metadata
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,11 @@ from featpipe.heads.sweep import CombinationDocument, Sweep, SweepPlan, plan_swe
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
-from featpipe.stages.documents import SweepDocument, TrainDocument
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import SweepDocument, TrainDocument
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from support.samples import image_ids, jpeg_bytes, small_space
 from featpipe.base.errors import BadImageError
 from featpipe.heads import new_head
 from featpipe.heads.base import History, HistoryRow
-from featpipe.reports import Mistake, figures, write_report
+from featpipe.reports import figures
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import THUMBNAIL_PIXELS
+from featpipe.reports.mistakes import THUMBNAIL_PIXELS, Mistake
+from featpipe.reports.page import write_report
 from featpipe.runs.trained_head import TrainedHead
 
 HOSTILE = [

@@ -13,7 +13,7 @@ from support.command import Run
 
 from featpipe import api
 from featpipe.base.errors import UsageError
-from featpipe.cli.app import app
+from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
 from featpipe.specs.evaluate import EvaluateSpec
@@ -31,8 +31,8 @@ HYPER_PARAMETERS = {name for params in HEAD_PARAMS.values() for name in params.o
 
 def options_on_the_command_line(command: str) -> dict[str, Any]:
     """The options of a command by the names of their parameters."""
-    found: Any = typer.main.get_command(app)
-    parameters = found.commands[command].params
+    group: Any = typer.main.get_command(app)
+    parameters = group.get_command(None, command).params
     return {p.name: p for p in parameters if p.param_type_name == "option"}
 
 
@@ -128,3 +128,12 @@ def test_a_head_has_the_hyper_parameters_of_its_kind(kind: str) -> None:
 def test_an_option_of_a_space_or_a_training_is_no_hyper_parameter() -> None:
     # All of them are keys of one [[head]] table and flags of one command.
     assert not set(HeadSpec.option_names()) & HYPER_PARAMETERS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_of_each_what_its_own_help_says(command: str) -> None:
+    group: Any = typer.main.get_command(app)
+    first_line = group.get_command(None, command).help.partition("\n")[0]
+    assert first_line.partition(":")[0].rstrip(".") == COMMANDS[command].partition(":")[0].rstrip(
+        "."
+    )

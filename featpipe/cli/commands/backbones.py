@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from featpipe.cli.console import Console, reporting_errors
-from featpipe.cli.options import AsJson, Quiet, Verbose
+from featpipe.cli.options import AsJson, Quiet, Verbose, command_app
 from featpipe.specs.extract import MAX_SIZE, ExtractSpec
 
+app = command_app()
 
+
+@app.command()
 def backbones(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One of them, to see its taps.")

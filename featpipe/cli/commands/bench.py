@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     help=(
-        "Measure featpipe on this machine beside what else people use, in turns, as ratios.\n\n"
+        "Measure featpipe beside other tools, on this machine: in turns, as ratios.\n\n"
         "Peers are measured where they are installed: pip install '.[bench]'.\n\n"
         "Example: featpipe bench extract --quick"
     ),

@@ -14,7 +14,9 @@ from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at what is kept.\n\nExample: featpipe cache list",
+    help="List, describe, verify and repair what is kept.\n\nExample: featpipe cache list",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.cli.console import Console, reporting_errors
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
+from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, command_app
 
 _PACKAGES = ("featpipe", "torch", "torchvision", "h5py", "numpy", "scikit-learn", "pillow")
 
 
+app = command_app()
+
+
+@app.command()
 def doctor(
     cache: Cache = None, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
 ) -> None:

@@ -14,12 +14,16 @@ from featpipe.cli.options import (
     Quiet,
     Verbose,
     cache_root,
+    command_app,
     flag_of,
     given,
 )
 from featpipe.specs.evaluate import EvaluateSpec
 
+app = command_app()
 
+
+@app.command()
 def evaluate(
     context: typer.Context,
     head: HeadFolder,

@@ -8,10 +8,22 @@ from typing import Annotated
 import typer
 
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, flag_of, given
+from featpipe.cli.options import (
+    AsJson,
+    Cache,
+    Quiet,
+    Verbose,
+    cache_root,
+    command_app,
+    flag_of,
+    given,
+)
 from featpipe.specs.extract import ExtractSpec
 
+app = command_app()
 
+
+@app.command()
 def extract(
     context: typer.Context,
     data: Annotated[

@@ -8,10 +8,22 @@ from typing import Annotated
 import typer
 
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
-from featpipe.cli.options import Cache, HeadFolder, Quiet, Verbose, cache_root, flag_of, given
+from featpipe.cli.options import (
+    Cache,
+    HeadFolder,
+    Quiet,
+    Verbose,
+    cache_root,
+    command_app,
+    flag_of,
+    given,
+)
 from featpipe.specs.predict import PredictSpec
 
+app = command_app()
 
+
+@app.command()
 def predict(
     context: typer.Context,
     head: HeadFolder,

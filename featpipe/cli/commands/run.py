@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
+from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, command_app
+
+app = command_app()
 
 
+@app.command()
 def run(
     recipe: Annotated[
         str | None,

@@ -14,13 +14,17 @@ from featpipe.cli.options import (
     Quiet,
     Verbose,
     cache_root,
+    command_app,
     flag_of,
     given,
     hyper_parameter,
 )
 from featpipe.specs.heads import HEAD_PARAMS, HeadSpec
 
+app = command_app()
 
+
+@app.command()
 def train_head(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.", show_default=False)],

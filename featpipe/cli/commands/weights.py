@@ -12,7 +12,9 @@ from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The backbone's weights.\n\nExample: featpipe weights list",
+    help="List and fetch the backbones' weights.\n\nExample: featpipe weights list",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
