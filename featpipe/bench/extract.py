@@ -18,7 +18,8 @@ from featpipe.base.progress import Progress, no_progress
 from featpipe.bench import peers
 from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.pictures import write_pictures
-from featpipe.decoding.pool import DecodePool, Task
+from featpipe.decoding.pool import DecodePool
+from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import default_batch_size, default_workers
 from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from featpipe.base.errors import Reason
 from featpipe.base.hardware import cpu_count
 from featpipe.base.ids import DIGEST_BYTES
-from featpipe.decoding.pool import Decoded, DecodedKind, DecodePool, Task
+from featpipe.decoding.pool import DecodePool
+from featpipe.decoding.worker_process import Decoded, DecodedKind, Task
 from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import FeaturePlan
 from featpipe.engine.prefetch import prefetch

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from featpipe.base.errors import UsageError
 from featpipe.heads.base import History, HistoryRow, MatrixHead, Tick, blocks_of, softmax
-from featpipe.heads.logistic_solver import DenseMatrix, Matrix, Solution, losses, solve
+from featpipe.heads.logistic_problem import DenseMatrix, Matrix, losses
+from featpipe.heads.logistic_solver import Solution, solve
 from featpipe.specs.heads import LogisticParams
 
 log = logging.getLogger("featpipe")
@@ -207,11 +208,11 @@ class _MappedMatrix:
         return coefficients if self._axes is None else coefficients @ self._axes.T
 
     def logits(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :class:`featpipe.heads.logistic_solver.Matrix`."""
+        """See :class:`featpipe.heads.logistic_problem.Matrix`."""
         return np.concatenate([weights @ Z.T for Z in self.blocks()], axis=1)
 
     def gradients(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :class:`featpipe.heads.logistic_solver.Matrix`."""
+        """See :class:`featpipe.heads.logistic_problem.Matrix`."""
         total, start = np.zeros((len(residuals), self.shape[1])), 0
         for Z in self.blocks():
             total += residuals[:, start : start + len(Z)] @ Z

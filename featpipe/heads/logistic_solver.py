@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featpipe.heads.logistic_problem import Matrix, loss_and_probabilities, one_hot
 
 MEMORY = 5
 """History pairs (step, gradient change) that L-BFGS keeps."""
@@ -30,51 +31,6 @@ _SLOPE_RATIO = 0.3
 
 _Pair = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Step (a, k (r + 1)), gradient change of the same shape, and rho = 1 / (step · change), (a,)."""
-
-
-class Matrix(Protocol):
-    """The samples: n rows of r centred features.
-
-    Products with the matrix dominate the solver's run time.
-
-    Attributes
-    ----------
-    shape : (n, r)
-    power : ndarray of float64, shape (r,)
-        Sum of squares of each feature.
-    """
-
-    shape: tuple[int, int]
-    power: NDArray[np.float64]
-
-    def logits(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(q, r) → (q, n)."""
-
-    def gradients(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(q, n) → (q, r)."""
-
-
-class DenseMatrix:
-    """A matrix in memory.
-
-    Parameters
-    ----------
-    Z : ndarray of float64, shape (n, r)
-        Centred samples.
-    """
-
-    def __init__(self, Z: NDArray[np.float64]) -> None:
-        self.Z = Z
-        self.shape: tuple[int, int] = Z.shape
-        self.power = np.einsum("ij,ij->j", Z, Z)
-
-    def logits(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :class:`Matrix`."""
-        return weights @ self.Z.T
-
-    def gradients(self, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :class:`Matrix`."""
-        return residuals @ self.Z
 
 
 @dataclass
@@ -130,7 +86,7 @@ def solve(
     """
     n, r = matrix.shape
     k = 1 if classes == 2 else classes
-    targets = _targets(y, k)
+    targets = one_hot(y, k)
     C = np.asarray(C, np.float64)
     solution = Solution(
         np.zeros((len(C), k, r)),
@@ -189,7 +145,7 @@ class _Problems:
         self.logits = np.zeros((len(cost), k, n))
         self.pairs: deque[_Pair] = deque(maxlen=MEMORY)
         self.restarted = np.zeros(len(cost), bool)
-        loss, self.p = _loss(self.logits, targets)
+        loss, self.p = loss_and_probabilities(self.logits, targets)
         self.objective = np.vecdot(cost, loss)
         self.gradient = self._gradient()
 
@@ -337,7 +293,9 @@ class _Problems:
         """Objective, slope and curvature (b,) at step lengths t (b,), and p (b, k, n)."""
         cost, logit_step = self.cost[which], line.logit_step[which]
         linear, square = line.linear[which], line.square[which]
-        loss, p = _loss(self.logits[which] + t[:, None, None] * logit_step, self.targets)
+        loss, p = loss_and_probabilities(
+            self.logits[which] + t[:, None, None] * logit_step, self.targets
+        )
         value = np.vecdot(cost, loss) + line.norm[which] + t * linear
         value += 0.5 * t**2 * square
         weighted = p * logit_step
@@ -378,33 +336,5 @@ def _solve(problems: _Problems, solution: Solution, max_iter: int, tolerance: fl
         failed = problems.advance()
 
 
-def _loss(
-    logits: NDArray[np.float64], targets: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits (a, k, n) → loss of each sample (a, n) and probabilities (a, k, n)."""
-    if logits.shape[1] == 1:
-        small = np.exp(-np.abs(logits))
-        loss = np.log1p(small) + np.maximum(logits, 0) - targets * logits
-        return loss[:, 0], np.where(logits >= 0, 1, small) / (1 + small)
-    top = logits.max(axis=1, keepdims=True)
-    p = np.exp(logits - top)
-    total = p.sum(axis=1, keepdims=True)
-    p /= total
-    chosen = np.einsum("akn,kn->an", logits, targets)
-    return (np.log(total) + top)[:, 0] - chosen, p
-
-
 def _square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.einsum("akr,akr->a", values, values)
-
-
-def losses(logits: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Loss of each sample in nats, (a, n), from logits (a, k, n); k as in :class:`Solution`."""
-    k = logits.shape[1]
-    return _loss(logits, _targets(y, k))[0]
-
-
-def _targets(y: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """One-hot targets, (k, n); a single column stands for the second of two classes."""
-    labels = np.array([1]) if k == 1 else np.arange(k)
-    return (y == labels[:, None]).astype(np.float64)

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from featpipe.heads.base import Head, History, Tick
+from featpipe.heads.gradient_head import GradientHead
 from featpipe.specs.heads import MLPParams
 
 
-class MLPHead(MLPParams, Head):
+class MLPHead(MLPParams, GradientHead):
     """Linear, ReLU, dropout, linear; by AdamW with early stopping; see ``MLPParams``."""
 
     kind = "mlp"
@@ -20,27 +20,6 @@ class MLPHead(MLPParams, Head):
         "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
         "weight_decay": (1e-2, 1.0),
     }
-
-    @property
-    def progress_steps(self) -> int:
-        """See :meth:`Head.progress_steps`."""
-        return self.epochs
-
-    def fit(
-        self,
-        X: Any,
-        y: np.ndarray,
-        X_val: Any,
-        y_val: np.ndarray,
-        *,
-        seed: int,
-        device: str,
-        tick: Tick,
-    ) -> History:
-        """See :meth:`Head.fit`."""
-        from featpipe.heads.training.fit import train
-
-        return train(self, X, y, X_val, y_val, seed=seed, device=device, tick=tick)
 
     def logits(self, Z: np.ndarray) -> np.ndarray:
         """See :meth:`Head.logits`."""

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DataError, UsageError
-from featpipe.decoding.pool import Task
+from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome
 from featpipe.engine.plan import plan_features

@@ -26,7 +26,7 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
-from featpipe.decoding.pool import Task
+from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import plan_features

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe.base.progress import Progress, no_progress
-from featpipe.decoding.pool import Task
+from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import ComputedIds
 from featpipe.engine.plan import FeaturePlan, plan_for_space

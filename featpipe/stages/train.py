@@ -16,10 +16,15 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
-from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
-from featpipe.datasets.splits import split_by_content
+from featpipe.datasets.training_split import (
+    classes_in,
+    renumbered_labels,
+    too_few_to_validate,
+    training_rows,
+)
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.sweep import CombinationDocument, Sweep, SweepPlan, plan_sweep, run_sweep
@@ -156,12 +161,12 @@ class _Training:
         self.dataset = load_dataset(cache, name)
         self.space, self.weights_name = choose_space(self.dataset, spec)
         train, val = training_rows(self.dataset, spec.val)
-        self.classes = _classes_in(self.dataset, train)
-        label = _renumbered(self.dataset, self.classes)
+        self.classes = classes_in(self.dataset, train)
+        label = renumbered_labels(self.dataset, self.classes)
         # Validation pictures of classes that train lacks could only ever be wrong.
         val = val[label[val] >= 0]
         if not len(val):
-            raise DataError(_no_validation(self.dataset))
+            raise DataError(too_few_to_validate(self.dataset))
         self.train, self.val = train, val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = FeatureStore(cache, self.space).rows(ids)
@@ -272,67 +277,6 @@ def _sweep_table(result: SweepResult, dataset: str, spec: HeadSpec) -> dict[str,
         "varied": result.varied,
         "combinations": result.rows,
     }
-
-
-def training_rows(
-    dataset: Dataset, val_fraction: float
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers of labelled train and validation pictures.
-
-    Where the data set has no validation split, a share of train is set aside by content.
-
-    Raises
-    ------
-    DataError
-        Either would be empty.
-    """
-    labelled = dataset.label != NO_LABEL
-    if not (labelled & dataset.usable).any():
-        raise DataError(
-            f"expected labelled pictures in data set '{dataset.name}', found none; "
-            "put them into one folder per class, or give a list with a 'label' column"
-        )
-    if "train" not in dataset.split_names:
-        raise DataError(_no_validation(dataset))
-    train = dataset.in_split("train")
-    train = train[labelled[train]]
-    if "val" in dataset.split_names:
-        val = dataset.in_split("val")
-        val = val[labelled[val]]
-    else:
-        shares = (1 - val_fraction, val_fraction)
-        part = split_by_content(
-            dataset.image_sha256[train], dataset.label[train], shares, salt="val"
-        )
-        train, val = train[part == 0], train[part == 1]
-    if not len(train) or not len(val):
-        raise DataError(_no_validation(dataset))
-    return train, val
-
-
-def _no_validation(dataset: Dataset) -> str:
-    return (
-        f"expected pictures to train on and to validate with in data set '{dataset.name}', "
-        "found too few; add pictures (at least two different ones per class), or raise --val"
-    )
-
-
-def _classes_in(dataset: Dataset, train: NDArray[np.intp]) -> list[str]:
-    present = np.unique(dataset.label[train])
-    if len(present) < 2:
-        found = ", ".join(repr(dataset.classes[i]) for i in present)
-        raise DataError(
-            f"expected at least two classes in the train split of '{dataset.name}', found "
-            f"{found}; a classifier needs something to tell apart"
-        )
-    return [dataset.classes[i] for i in present]
-
-
-def _renumbered(dataset: Dataset, classes: list[str]) -> NDArray[np.int64]:
-    """Labels as indices into the head's classes, -1 where it has none."""
-    number = {name: i for i, name in enumerate(classes)}
-    table = np.array([*(number.get(name, -1) for name in dataset.classes), -1], np.int64)
-    return table[dataset.label]
 
 
 def _describe(

@@ -21,7 +21,8 @@ from featpipe.base.errors import FeatpipeError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
-from featpipe.decoding.pool import Decoded, DecodePool, Task
+from featpipe.decoding.pool import DecodePool
+from featpipe.decoding.worker_process import Decoded, Task
 
 PREPROCESSING = Preprocessing(size=16, resize="squash", mean=(0.0,) * 3, std=(1.0,) * 3)
 NOTHING_KNOWN = np.empty((0, 32), np.uint8)

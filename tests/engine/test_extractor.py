@@ -20,7 +20,7 @@ from support.samples import image_ids, jpeg_bytes, small_space
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import FeatpipeError, SpaceMismatchError, StorageError, UsageError
 from featpipe.base.space import Preprocessing
-from featpipe.decoding.pool import Task
+from featpipe.decoding.worker_process import Task
 from featpipe.engine import writer
 from featpipe.engine.extractor import default_batch_size
 from featpipe.engine.outcome import Outcome, OutcomeKind, Timings

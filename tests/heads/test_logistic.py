@@ -16,7 +16,8 @@ from featpipe.base.errors import UsageError
 from featpipe.heads import base, logistic
 from featpipe.heads.base import History
 from featpipe.heads.logistic import C_GRID, LogisticHead, stratified_folds
-from featpipe.heads.logistic_solver import Matrix, Solution
+from featpipe.heads.logistic_problem import Matrix
+from featpipe.heads.logistic_solver import Solution
 
 
 def samples(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ from featpipe.base.errors import BadImageError
 from featpipe.base.space import Preprocessing
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding.pixels import FORMATS, load_pixels
-from featpipe.decoding.pool import DecodePool, Task
+from featpipe.decoding.pool import DecodePool
+from featpipe.decoding.worker_process import Task
 
 PROMISE = "6 One image never ends a job"
 PREPROCESSING = Preprocessing(size=24, resize="squash", mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -22,10 +22,11 @@ import featpipe
 from featpipe.backbones import network
 from featpipe.base.errors import DamageError, DataError, NotFoundError, UsageError
 from featpipe.datasets.files import load_dataset
+from featpipe.datasets.training_split import training_rows
 from featpipe.decoding import pool as pool_module
 from featpipe.engine import extractor as runner
 from featpipe.specs.heads import HEAD_KINDS, HeadSpec, check_params
-from featpipe.stages.train import TrainResult, training_rows
+from featpipe.stages.train import TrainResult
 from featpipe.store.feature_store import FeatureStore
 
 QUICK: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featpipe import api
-from featpipe.decoding.pool import Task
+from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import FeaturePlan, plan_features
