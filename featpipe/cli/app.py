@@ -56,7 +56,7 @@ app = typer.Typer(
     help=(
         "Run a frozen, ImageNet-pretrained VGG16 over your pictures once, keep the features, "
         "then train, compare and use light heads in seconds.\n\n"
-        "The way: extract, train-head, evaluate, predict; or all of it from a recipe: run.\n\n"
+        "In this order: extract, train-head, evaluate, predict; or all of it by a recipe: run.\n\n"
         "Example: featpipe run quickstart\n\n"
         "Exit codes: 0 done, 1 error, 2 usage, 3 done but some pictures quarantined, "
         "10 nothing of that name, 12 feature space mismatch, 13 damage found, 74 I/O error or "

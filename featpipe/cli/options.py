@@ -32,7 +32,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail; tracebacks.")]
 HeadFolder = Annotated[
-    Path, typer.Argument(metavar="HEAD", help="Run folder of a head.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=_folder, metavar="HEAD", help="Run folder of a head.", show_default=False
+    ),
 ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
@@ -25,18 +28,23 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
     UsageError
         Several spaces have them; the fields in which those differ are named.
     """
-    held = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    held = _held(dataset)
+    query = _with_own_tap_name(query, held)
     fitting = [space for space in held if _has(space, _weights_name(dataset, space), query)]
     if not fitting:
+        asked = _asked(query)
         raise NotFoundError(
-            f"expected features of data set '{dataset.name}' with {_asked(query)}, found: "
-            f"{_listed(held) or 'none'}; extract them, or choose one of those"
+            f"expected features of data set '{dataset.name}' with {_words(asked)}, found: "
+            f"{_listed(dataset, held, asked) or 'none'}; extract them, or choose one of those"
         )
     if len(fitting) > 1:
+        differing = _differing(dataset, fitting)
+        choices = [f"{flag(n)} ({', '.join(map(str, found))})" for n, found in differing.items()]
+        example = " ".join(f"{flag(name)} {found[0]}" for name, found in differing.items())
         raise UsageError(
             f"expected options that choose one of the feature spaces of '{dataset.name}', found "
-            f"{len(fitting)} spaces that differ in {_choices(dataset, fitting)}: "
-            f"{_listed(fitting)}"
+            f"{len(fitting)} spaces that differ in {', '.join(choices)}: "
+            f"{_listed(dataset, fitting, differing)}; for the first add {example}"
         )
     space = fitting[0]
     weights = _weights_name(dataset, space)
@@ -78,21 +86,59 @@ def _is_digest(weights: str | None, space: FeatureSpace) -> bool:
     return weights is not None and len(weights) >= 8 and space.weights.startswith(weights)
 
 
-def _asked(query: SpaceQuery) -> str:
+def _held(dataset: Dataset) -> list[FeatureSpace]:
+    """The feature spaces of a data set, each once."""
+    spaces = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    return list({space.id: space for space in spaces}.values())
+
+
+def _with_own_tap_name(query: SpaceQuery, held: list[FeatureSpace]) -> SpaceQuery:
+    """The query with the name that spaces have for its tap: networks have several for a place."""
+    if query.tap is None:
+        return query
+    for name in dict.fromkeys(space.backbone for space in held):
+        try:
+            tap = get_backbone(name).tap(query.tap).name
+        except UsageError:
+            continue
+        return SpaceQuery(
+            **{**{n: getattr(query, n) for n in SpaceQuery.option_names()}, "tap": tap}
+        )
+    return query
+
+
+def _asked(query: SpaceQuery) -> dict[str, object]:
+    """The fields that a query names, with their values; view 0 is not worth a word."""
     given = {name: getattr(query, name) for name in SpaceQuery.option_names()}
-    return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return {name: v for name, v in given.items() if v is not None and (name, v) != ("view", 0)}
 
 
-def _choices(dataset: Dataset, spaces: list[FeatureSpace]) -> str:
-    """The options in which spaces differ, each with its values; by digest if by nothing else."""
+def _words(asked: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asked.items()) or "view 0"
+
+
+def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
+    """The options in which spaces differ, with their values; if in none, the weights' digests."""
     tables = [{"weights": _weights_name(dataset, space), **_fields(space)} for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
     differing = {name: found for name, found in values.items() if len(found) > 1}
-    if not differing:
-        differing = {"weights": [space.weights[:12] for space in spaces]}
-    return ", ".join(
-        f"{flag(name)} ({', '.join(map(str, found))})" for name, found in differing.items()
-    )
+    return differing or {"weights": [space.weights[:12] for space in spaces]}
+
+
+def _listed(dataset: Dataset, spaces: list[FeatureSpace], fields: Iterable[str]) -> str:
+    """Spaces in words; what is not said of every space is said of it where ``fields`` names it."""
+    words = []
+    for space in spaces:
+        more = {"weights": _weights_name(dataset, space), **_fields(space)}
+        rare = [f"{name} {more[name]}" for name in _RARELY_SHOWN if name in fields]
+        words.append(
+            f"{space.tap}/{space.pooling} ({space.backbone} {space.preprocessing.size}px "
+            f"{space.preprocessing.resize} {space.precision}{''.join(f', {r}' for r in rare)})"
+        )
+    return ", ".join(words)
+
+
+_RARELY_SHOWN = ("weights", "decoder", "dtype", "view")
 
 
 def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
@@ -103,7 +149,7 @@ def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
     SpaceMismatchError
         It has not; the fields in which its nearest one differs are named.
     """
-    held = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    held = _held(dataset)
     if any(space.id == wanted.id for space in held):
         return
     differences = min((wanted.differences(space) for space in held), key=len, default=[])
@@ -115,12 +161,4 @@ def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
     raise SpaceMismatchError(
         f"expected features of space {wanted.name} in data set '{dataset.name}', found others "
         f"({found}); extract '{dataset.name}' with the head's own options"
-    )
-
-
-def _listed(spaces: list[FeatureSpace]) -> str:
-    return ", ".join(
-        f"{s.tap}/{s.pooling} ({s.backbone} {s.preprocessing.size}px {s.preprocessing.resize} "
-        f"{s.precision})"
-        for s in spaces
     )

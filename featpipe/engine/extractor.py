@@ -81,8 +81,10 @@ class Extractor:
         self._started: set[bytes] = set()
         """Ids of the pictures that went to the network."""
         self._batch: list[Decoded] = []
+        self._is_usable = True
 
     def __enter__(self) -> Extractor:
+        self._require_usable()
         for store in self._stores:
             store.prepare()
         self._writer = SegmentWriter(self._stores, provenance(self._plan.device))
@@ -108,7 +110,14 @@ class Extractor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_usable = False
         self._resources.__exit__(kind, error, trace)
+
+    def _require_usable(self) -> None:
+        if not self._is_usable:
+            raise RuntimeError(
+                "an extractor that was closed, or whose pass failed, computes no more"
+            )
 
     def compute_ids(
         self, tasks: Iterable[Task], count: int, on_outcome: OnOutcome | None = None
@@ -157,6 +166,8 @@ class Extractor:
         ------
         FeatureOverflowError, StorageError, WeightsError
         """
+        self._require_usable()
+        self._is_usable = False  # until this pass has succeeded
         with prefetch(self._pool.decode(tasks), 2 * self._batch_size) as pictures:
             try:
                 for picture in self._next_pictures(pictures, on_outcome):
@@ -170,6 +181,7 @@ class Extractor:
         self._collect(on_outcome, leave=0)
         self._writer.flush()
         self._refresh_stores()
+        self._is_usable = True
 
     def _next_pictures(
         self, pictures: Iterator[Decoded | None], on_outcome: OnOutcome

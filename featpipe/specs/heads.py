@@ -180,8 +180,11 @@ class HeadSpec(SpaceQuery):
         """As :meth:`Spec.from_options`; names that are no options are hyper-parameters."""
         own = {name: value for name, value in given.items() if name in options_of(cls)}
         made = super().from_options(own, text=text, what=what, label=label)
-        rest = {n: value for n, value in given.items() if n not in own and value is not None}
-        _check_names(made.head, rest)
+        rest = {name: value for name, value in given.items() if name not in own}
+        # A hyper-parameter of another kind may stand here as None: not given.
+        known = {name for params in HEAD_PARAMS.values() for name in params.option_names()}
+        _check_names(made.head, [n for n, v in rest.items() if v is not None or n not in known])
+        rest = {name: value for name, value in rest.items() if value is not None}
         params = params_of(made.head).from_options(rest, text=text, label=label)
         return dataclasses.replace(made, params={name: getattr(params, name) for name in rest})
 

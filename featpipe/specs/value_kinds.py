@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +115,7 @@ class Whole:
 
     def check(self, label: str, value: Any) -> int | None:
         """See :class:`Kind`."""
-        if self.auto and (value is None or value == "auto"):
+        if self.auto and (value is None or (isinstance(value, str) and value == "auto")):
             return None
         is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not is_whole and not (isinstance(value, float) and value.is_integer()):
@@ -131,11 +132,10 @@ class Whole:
         """See :class:`Kind`."""
         if self.auto and text == "auto":
             return None
-        try:
-            number = int(text)
-        except ValueError:
-            raise self._refusal(label, text) from None
-        return self.check(label, number)
+        # int() would also take underscores, blanks and the digits of other scripts.
+        if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+            raise self._refusal(label, text)
+        return self.check(label, int(text))
 
     def _refusal(self, label: str, value: object) -> UsageError:
         auto = " or 'auto'" if self.auto else ""
@@ -167,7 +167,12 @@ class Number:
             joint = "and" if self.above else "to"
             bounds += "" if is_open else f" {joint} below {self.high:g}"
             raise UsageError(f"expected {label} {bounds}, found {_shown(value)}")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(
+                f"expected a number for {label}, found one beyond all floats"
+            ) from None
 
     def read(self, label: str, text: str) -> float:
         """See :class:`Kind`."""
@@ -293,6 +298,9 @@ class Folder:
         """See :class:`Kind`."""
         if not isinstance(value, str | os.PathLike):
             raise UsageError(f"expected a text for {label}, found {value!r}")
+        # An unset shell variable gives an empty text, which pathlib takes for this folder.
+        if not os.fspath(value):
+            raise UsageError(f"expected a folder for {label}, found an empty text")
         return Path(value)
 
     read = check

@@ -6,11 +6,13 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
+from featpipe.base.space import FeatureSpace
 from featpipe.base.text import escape
+from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import Recipe
 from featpipe.stages.evaluate import Evaluation, evaluate
 from featpipe.stages.extract import ExtractResult, extract
@@ -88,7 +90,39 @@ def run_recipe(
     done = []
     for number, head in enumerate(heads, 1):
         folder = None if out is None else out / f"{number}-{head.head}"
-        spec = dataclasses.replace(head, out=folder, overwrite=overwrite)
+        spec = _on_own_features(head, extracted.spaces)
+        spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
         trained = train_head(extraction.name, spec, cache=cache, progress=progress)
         done.append((trained, evaluate(trained.head, recipe.evaluate, cache=cache)))
     return RecipeResult(str(recipe.path), extracted, done)
+
+
+def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
+    """A head's spec that asks for the features of this recipe where the head leaves it open.
+
+    The data set may also have features that other extractions computed.
+    """
+    fitting = [
+        space
+        for space in extracted
+        if head.tap in (None, space.tap) and head.pool in (None, space.pooling)
+    ]
+    if len(fitting) != 1:
+        return head
+    (space,) = fitting
+    own: dict[str, Any] = {
+        "backbone": space.backbone,
+        "weights": space.weights,
+        "tap": space.tap,
+        "pool": space.pooling,
+        "size": space.preprocessing.size,
+        "resize": space.preprocessing.resize,
+        "decoder": space.preprocessing.decoder,
+        "precision": space.precision,
+        "dtype": space.dtype,
+    }
+    others = ("backbone", "weights", "size", "resize", "decoder", "precision", "dtype")
+    if any(getattr(head, name) not in (None, own[name]) for name in others):
+        # It asks for other features than this recipe's.
+        return head
+    return dataclasses.replace(head, **own)

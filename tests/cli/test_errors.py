@@ -79,7 +79,7 @@ def test_a_missing_head_exits_10(featpipe: Run, workspace: Path, command: list[s
         ),
         (
             "train-head colours --tap block5_pool",
-            "expected features of data set 'colours' with tap block5_pool, view 0, found: "
+            "expected features of data set 'colours' with tap block5_pool, found: "
             "block1_pool/none (vgg16 16px squash fp32); extract them, or choose one of those",
         ),
         (

@@ -86,7 +86,7 @@ def test_a_choice_that_fits_nothing_names_what_there_is(
 ) -> None:
     stored_set(cache, in_splits(train=3), spaces=SEVERAL)
     with pytest.raises(
-        NotFoundError, match=r"found: block1_pool/avg \(tiny 8px crop fp32\), block2"
+        NotFoundError, match=r"found: block1_pool/avg \(tiny 8px crop fp32.*\), block2"
     ):
         open_features("set", cache=cache, **choice)
 
@@ -115,7 +115,7 @@ def test_spaces_that_differ_in_any_field_are_not_guessed_between(cache: Path) ->
         "expected options that choose one of the feature spaces of 'set', found 3 spaces that "
         "differ in --backbone (vgg19, vgg16), --size (224, 180): block1_pool/avg (vgg19 224px "
         "crop fp32), block1_pool/avg (vgg16 224px crop fp32), block1_pool/avg (vgg16 180px crop "
-        "fp32)"
+        "fp32); for the first add --backbone vgg19 --size 224"
     )
     with pytest.raises(UsageError, match=r"found 2 spaces that differ in --size \(224, 180\)"):
         choose_space(dataset, SpaceQuery(backbone="vgg16"))
@@ -243,3 +243,28 @@ def test_the_cache_root_is_found_in_the_environment(
     assert open_features("set", cache=str(cache))[0].shape == (6, 4)
     monkeypatch.setenv("FEATPIPE_CACHE", "")
     assert default_cache() == Path("cache")
+
+
+def test_a_tap_may_be_asked_for_by_any_of_its_names(
+    photo_folder: Path, cache: Path, tiny: dict[str, Any]
+) -> None:
+    extract(photo_folder, name="set", cache=cache, **{**tiny, "tap": "features.4"})
+    dataset = load_dataset(cache, "set")
+    for name in ("features.4", "block1_pool"):
+        assert choose_space(dataset, SpaceQuery(tap=name))[0].tap == "block1_pool"
+
+
+def test_what_was_asked_for_is_shown_of_what_is_there(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3))
+    with pytest.raises(
+        NotFoundError, match=r"with weights random:1, found: .*, weights random:0\)"
+    ):
+        choose_space(dataset, SpaceQuery(weights="random:1"))
+    with pytest.raises(NotFoundError, match=r"with dtype float32, found: .*, dtype float16\)"):
+        choose_space(dataset, SpaceQuery(dtype="float32"))
+
+
+def test_a_space_that_is_listed_twice_is_one(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3))
+    dataset.spaces *= 2
+    assert choose_space(dataset, SpaceQuery())[0] == small_space()

@@ -22,7 +22,7 @@ from featpipe.base.errors import FeatpipeError, SpaceMismatchError, StorageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.worker_process import Task
 from featpipe.engine import writer
-from featpipe.engine.extractor import default_batch_size
+from featpipe.engine.extractor import Extractor, default_batch_size
 from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import FeaturePlan, plan_for_space
 from featpipe.engine.prefetch import prefetch
@@ -369,3 +369,18 @@ def test_a_signal_at_any_line_of_the_writer_loses_no_row_it_had_taken(
     # Only before the very first line of the end has begun is there nobody to try again.
     assert {where.split(",")[0] for where in lost} <= {"finish"}
     assert len(lost) <= 1
+
+
+def test_an_extractor_whose_pass_failed_or_that_was_closed_computes_no_more(
+    plan: FeaturePlan, cache: Path
+) -> None:
+    def fail(outcome: Outcome) -> None:
+        raise ValueError("stop")
+
+    with Extractor(plan, stores_of(plan, cache), ONE_WORKER) as extractor:
+        with pytest.raises(ValueError, match="stop"):
+            extractor.run(tasks(1, 2), fail)
+        with pytest.raises(RuntimeError, match="computes no more"):
+            extractor.run(tasks(3), lambda _: None)
+    with pytest.raises(RuntimeError, match="computes no more"), extractor:
+        pass

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from featpipe.base.errors import UsageError
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
 from featpipe.specs.fields import default_of, options_of, unknown_name
+from featpipe.specs.heads import HeadSpec
 from featpipe.specs.shards import Shard
 
 WHOLE = ["batch_size", "workers", "max_pixels", "size"]
@@ -193,3 +194,29 @@ def test_any_options_give_a_spec_or_a_usage_error(options: dict[str, Any], text:
         return
     assert set(options) <= set(FeatureOptions.option_names())
     assert FeatureOptions(**{name: getattr(spec, name) for name in options}) == spec
+
+
+@pytest.mark.parametrize("value", ["1_6", " 16 ", "\u0661\u0662", "16.0", "0x10", "9" * 40])
+def test_only_plain_digits_are_a_whole_number(value: str) -> None:
+    with pytest.raises(UsageError, match="whole number"):
+        FeatureOptions.from_options({"size": value})
+
+
+@pytest.mark.parametrize("value", ["", Path()])
+def test_an_empty_text_is_no_folder(value: Any) -> None:
+    if value == "":
+        with pytest.raises(UsageError, match="expected a folder for --root, found an empty text"):
+            ExtractSpec.from_options({"name": "x", "root": value})
+    else:
+        # pathlib has no empty path: it is this folder, and whoever says Path() means it.
+        assert ExtractSpec.from_options({"name": "x", "root": value}).root == Path()
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(UsageError, match="beyond all floats"):
+        HeadSpec.from_options({"learning_rate": 10**400})
+
+
+def test_an_unknown_option_is_refused_also_where_it_is_none() -> None:
+    with pytest.raises(UsageError, match="'bogus'"):
+        HeadSpec.from_options({"bogus": None})

@@ -525,3 +525,19 @@ def test_the_quickstart_runs_end_to_end(featpipe: Run, tmp_path: Path, shared: P
     for head in found["heads"]:
         assert head["evaluation"]["accuracy"] > 0.95
         assert (tmp_path / head["evaluation"]["report"]).is_file()
+
+
+def test_heads_train_on_the_recipes_own_features_whatever_else_there_is(
+    featpipe: Run, own_workspace: Path
+) -> None:
+    more = "--weights random:0 --tap block1_pool --resize squash --precision fp32 --device cpu"
+    for other in ("--size 32", "--size 16 --pool avg", "--size 16 --dtype float32"):
+        command = ["extract", "photos", "--name", "colours", *more.split(), *other.split()]
+        assert featpipe(*command, cwd=own_workspace).returncode == 0
+    path = own_workspace / "recipe.toml"
+    path.write_text(toml(GOOD))
+    done = featpipe("run", path, "--data", "photos", "--json", cwd=own_workspace)
+    assert done.returncode == 0, done.stderr
+    document = json_of(done)
+    (space,) = document["extract"]["spaces"]
+    assert {head["train"]["space"] for head in document["heads"]} == {space["id"]}
