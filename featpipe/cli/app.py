@@ -23,8 +23,10 @@ COMMANDS = {
     "cache": "List, describe, verify and repair what is kept.",
     "weights": "List and fetch the backbones' weights.",
 }
-"""What ``featpipe --help`` says of each command. A command is the Typer application ``app`` in the
-module of its name in ``featpipe.cli.commands``."""
+"""What ``featpipe --help`` says of each command."""
+
+_MODULES = {name: f"featpipe.cli.commands.{name.replace('-', '_')}" for name in COMMANDS}
+"""Where each command's Typer application ``app`` is."""
 
 
 class _LazyGroup(TyperGroup):
@@ -34,9 +36,9 @@ class _LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in _MODULES:
             return None
-        module = importlib.import_module(f"featpipe.cli.commands.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(_MODULES[cmd_name])
         command = typer.main.get_command(module.app)
         command.name = cmd_name
         return command

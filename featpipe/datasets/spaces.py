@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from featpipe.backbones.catalog import get_backbone
@@ -101,9 +102,7 @@ def _with_own_tap_name(query: SpaceQuery, held: list[FeatureSpace]) -> SpaceQuer
             tap = get_backbone(name).tap(query.tap).name
         except UsageError:
             continue
-        return SpaceQuery(
-            **{**{n: getattr(query, n) for n in SpaceQuery.option_names()}, "tap": tap}
-        )
+        return dataclasses.replace(query, tap=tap)
     return query
 
 
