@@ -92,10 +92,10 @@ def test_the_schema_is_printed(featpipe: Run) -> None:
 @pytest.mark.parametrize(
     ("call", "spec"),
     [
-        (lambda **options: api.extract("photos", **options), ExtractSpec),
-        (lambda **options: api.train_head("pets", **options), HeadSpec),
-        (lambda **options: api.evaluate("run", **options), EvaluateSpec),
-        (lambda **options: api.predict("run", [], **options), PredictSpec),
+        (lambda empty, **options: api.extract(empty / "photos", **options), ExtractSpec),
+        (lambda empty, **options: api.train_head("pets", **options), HeadSpec),
+        (lambda empty, **options: api.evaluate(empty / "run", **options), EvaluateSpec),
+        (lambda empty, **options: api.predict(empty / "run", [], **options), PredictSpec),
     ],
     ids=["extract", "train_head", "evaluate", "predict"],
 )
@@ -105,11 +105,11 @@ def test_python_takes_the_fields_and_nothing_else(
     cache = tmp_path / "cache"
     must = {"name": "pets"} if spec is ExtractSpec else {}
     with pytest.raises(UsageError, match="found 'no_such_option'"):
-        call(cache=cache, **must, no_such_option=1)
+        call(tmp_path, cache=cache, **must, no_such_option=1)
     # Every field is known: what is refused then is that there are no pictures and no head.
     everything = {**dict.fromkeys(spec.option_names()), **must}
     with pytest.raises(LookupError):
-        call(cache=cache, **everything)
+        call(tmp_path, cache=cache, **everything)
 
 
 def test_cached_features_take_the_options_of_features() -> None:
