@@ -5,6 +5,7 @@ Everything here goes through the command line: what counts is the exit code and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -126,9 +127,8 @@ def test_pictures_that_are_none_end_no_job(inside: Run, tmp_path: Path, tally: N
     (photos / "a" / "null.png").symlink_to("/dev/null")
     (photos / "a" / "endless.png").symlink_to("/dev/zero")
     listener = socket.socket(socket.AF_UNIX)
-    os.chdir(photos)  # a socket's whole path may be too long for its name
-    listener.bind("b/socket.png")
-    os.chdir(tmp_path)
+    with contextlib.chdir(photos):  # a socket's whole path may be too long for its name
+        listener.bind("b/socket.png")
     with t.case("all of them"):
         done = inside(*EXTRACT, "--json")
         assert done.returncode == 3, done.stderr
