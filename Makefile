@@ -17,10 +17,10 @@ test: check
 	$(BIN)/pytest $(AT_ONCE) $(SLOWEST)
 
 test-all: check
-	$(BIN)/pytest $(AT_ONCE) -m "not gpu"
+	$(BIN)/pytest $(AT_ONCE) -m "not gpu and not browser"
 
 reliability: $(VENV)/installed-dev
-	$(BIN)/pytest --full --timeout 3600 -m "not gpu" tests/reliability
+	$(BIN)/pytest --full --timeout 3600 -m "not gpu and not browser" tests/reliability
 
 coverage: $(VENV)/installed-dev
 	$(BIN)/pytest $(AT_ONCE) --cov featpipe --cov-report term

@@ -232,6 +232,27 @@ def softmax(logits: np.ndarray) -> NDArray[np.float64]:
     return logits
 
 
+def class_weights(y: NDArray[np.int64], classes: int, class_weight: str) -> NDArray[np.float64]:
+    """Weight of a sample of each class, (classes,); those of the samples average 1.
+
+    Parameters
+    ----------
+    y : ndarray of int64, shape (n,)
+        Class indices of the training samples.
+    classes : int
+    class_weight : {"none", "balanced"}
+        ``balanced`` is n / (number of classes with samples * samples of the class), as in
+        scikit-learn; a class without samples has weight 0.
+    """
+    if class_weight == "none":
+        return np.ones(classes)
+    counts = np.bincount(y, minlength=classes)
+    present = counts > 0
+    weights = np.zeros(classes)
+    weights[present] = len(y) / (present.sum() * counts[present])
+    return weights
+
+
 def blocks_of(X: Any) -> Iterator[np.ndarray]:
     """Consecutive blocks of rows that take about 64 MiB as float32."""
     width = int(np.prod(X.shape[1:]))

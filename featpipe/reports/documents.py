@@ -32,6 +32,9 @@ class Metrics(TypedDict):
     n: int
     accuracy: float
     accuracy_ci95: list[float]
+    balanced_accuracy: float
+    macro_f1: float
+    baseline_accuracy: float
     log_loss: float
     ece: float
     roc_auc: float | None

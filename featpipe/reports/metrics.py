@@ -28,8 +28,11 @@ def score(y: NDArray[np.int64], probabilities: NDArray[np.float64], classes: lis
     Returns
     -------
     Metrics
-        ``n, accuracy, accuracy_ci95, log_loss, ece, roc_auc, per_class, confusion,
-        calibration``. ``roc_auc`` is None if a class has no picture or there is only one class;
+        ``n, accuracy, accuracy_ci95, balanced_accuracy, macro_f1, baseline_accuracy, log_loss,
+        ece, roc_auc, per_class, confusion, calibration``. ``balanced_accuracy`` is the mean
+        recall and ``macro_f1`` the mean F1, of the classes that have pictures.
+        ``baseline_accuracy`` is the share of the largest class: the accuracy of always answering
+        it. ``roc_auc`` is None if a class has no picture or there is only one class;
         with more than two classes it is the unweighted one-against-rest mean. Rows of
         ``confusion`` are the truth, columns the prediction.
     """
@@ -46,6 +49,9 @@ def score(y: NDArray[np.int64], probabilities: NDArray[np.float64], classes: lis
         "n": len(y),
         "accuracy": float(correct.mean()),
         "accuracy_ci95": bootstrap_interval(correct),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+        "macro_f1": float(f1[support > 0].mean()),
+        "baseline_accuracy": float(support.max() / len(y)),
         "log_loss": float(metrics.log_loss(y, probabilities, labels=labels)),
         "ece": calibration["ece"],
         "roc_auc": _roc_auc(y, probabilities),

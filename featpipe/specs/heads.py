@@ -15,12 +15,14 @@ from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole
 
 MAX_HIDDEN = 65_536
 MAX_SEEDS = 1000
+CLASS_WEIGHTS = ("none", "balanced")
 SEEDS = 2**32
 """Seeds are smaller than this."""
 
 
+@dataclass
 class HeadParams(Spec):
-    """Hyper-parameters of one kind of head.
+    """Hyper-parameters of every kind of head.
 
     Attributes
     ----------
@@ -29,6 +31,12 @@ class HeadParams(Spec):
     """
 
     draws_numbers: ClassVar[bool] = True
+
+    class_weight: str = option(
+        Choice(CLASS_WEIGHTS),
+        "none, or balanced: a picture counts in inverse proportion to the size of its class.",
+        default="none",
+    )
 
 
 @dataclass

@@ -285,7 +285,7 @@ def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float)
         (kind, field.name)
         for kind in HEAD_KINDS
         for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
-        if field.name not in ("dropout", "weight_decay", "learning_rate", "C")
+        if field.name not in ("dropout", "weight_decay", "learning_rate", "C", "class_weight")
     ],
 )
 def test_counts_must_be_at_least_one(kind: str, name: str, value: float) -> None:

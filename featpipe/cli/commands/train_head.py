@@ -39,6 +39,7 @@ def train_head(
     C: Annotated[float | None, hyper_parameter("C")] = None,
     folds: Annotated[int | None, hyper_parameter("folds")] = None,
     max_iter: Annotated[int | None, hyper_parameter("max_iter")] = None,
+    class_weight: Annotated[str | None, hyper_parameter("class_weight")] = None,
     sweep: Annotated[bool, flag_of(HeadSpec, "sweep")] = False,
     seeds: Annotated[int | None, flag_of(HeadSpec, "seeds")] = None,
     seed: Annotated[int | None, flag_of(HeadSpec, "seed")] = None,
