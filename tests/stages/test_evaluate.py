@@ -22,8 +22,8 @@ from featpipe.integrations.arrays import open_features
 from featpipe.stages.evaluate import WORST_MISTAKES, Evaluation
 
 KEYS = (
-    "head dataset split n accuracy accuracy_ci95 log_loss ece roc_auc per_class confusion "
-    "calibration duplicates trained_on report seconds"
+    "head dataset split n accuracy accuracy_ci95 balanced_accuracy macro_f1 baseline_accuracy "
+    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on report seconds"
 ).split()
 
 
