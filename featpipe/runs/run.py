@@ -124,6 +124,10 @@ class Run:
         """Whether the folder holds a complete head."""
         return self.head_path.exists()
 
+    def head_bytes(self) -> int:
+        """Size of the head's files."""
+        return self.head_path.stat().st_size + self.tensors_path.stat().st_size
+
     def save_head(self, trained: TrainedHead) -> None:
         """Write a head; until its last file is there, an older head answers.
 
