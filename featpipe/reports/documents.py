@@ -66,7 +66,7 @@ class ComparedHead(TypedDict):
     accuracy_ci95: list[float]
     log_loss: float
     ece: float
-    seconds: float
+    seconds: float | None
     bytes: int
     trained_on: int
 

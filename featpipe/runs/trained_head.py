@@ -18,6 +18,7 @@ from featpipe.base.ids import DIGEST_BYTES
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.specs.heads import check_params
 
 HEAD_VERSION = 1
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
@@ -154,20 +155,29 @@ def decode_description(text: bytes) -> HeadDescription:
 
     Raises
     ------
-    ValueError, KeyError, TypeError, AttributeError, RecursionError
-        It does not describe a head of a format that this featpipe knows.
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError
+        It does not describe a head of a kind and format that this featpipe knows.
     """
     document = _checked_document(text)
+    kind, params = document["kind"], dict(document["params"])
+    check_params(kind, params)
     return HeadDescription(
-        kind=document["kind"],
+        kind=kind,
         classes=document["classes"],
-        params=dict(document["params"]),
+        params=params,
         space=_space(document),
         dataset=document["dataset"],
-        metrics={split: document["metrics"][split] for split in ("train", "val")},
+        metrics={split: _scores(document["metrics"][split]) for split in ("train", "val")},
         info=document["info"],
         digest=document["sha256"],
     )
+
+
+def _scores(row: dict[str, Any]) -> SplitScores:
+    scores: SplitScores = {"n": row["n"], "loss": row["loss"], "accuracy": row["accuracy"]}
+    if not all(isinstance(value, int | float) for value in scores.values()):
+        raise ValueError("its scores are not numbers")
+    return scores
 
 
 def _checked_document(text: bytes) -> dict[str, Any]:
