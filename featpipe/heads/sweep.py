@@ -84,7 +84,7 @@ class Sweep:
     def at_edge(self) -> dict[str, str]:
         """Hyper-parameters whose best value is the ``smallest`` or the ``largest`` tried.
 
-        A better value may lie outside the grid. A best value of 0 has none below it.
+        A better value may lie outside the grid. A best value of 0, and a k of 1, has none below it.
         """
         edges: dict[str, str] = {}
         for name in (name for name in self.varied if name != "seed"):
@@ -92,7 +92,7 @@ class Sweep:
             tried = [trial.params[name] for trial in self.trials]
             if best == max(tried):
                 edges[name] = "largest"
-            elif best == min(tried) and best > 0:
+            elif best == min(tried) and best > (1 if name == "k" else 0):
                 edges[name] = "smallest"
         return edges
 
@@ -109,7 +109,7 @@ class Trial:
         Seed of this head.
     row : HistoryRow or None
         The kept row of its history; None if training diverged.
-    axis : {"epoch", "C"}
+    axis : {"epoch", "C", "k"}
         Meaning of the row's ``at``.
     """
 
@@ -233,7 +233,7 @@ def _path(
     on_progress: OnProgress,
     **options: Any,
 ) -> Sweep:
-    """The sweep of a head whose single fit tries all values of C."""
+    """The sweep of a head whose single fit tries all values of C or k."""
     (head,) = plan.heads
     history = head.fit(X, y, X_val, y_val, tick=lambda row: on_progress(1, row), **options)
     trials = [

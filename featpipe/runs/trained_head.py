@@ -166,8 +166,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
 
 def _history(document: dict[str, Any]) -> History:
     axis = document["axis"]
-    if axis not in ("epoch", "C"):
-        raise ValueError("its history is neither one of epochs nor one of C")
+    if axis not in ("epoch", "C", "k"):
+        raise ValueError("its history is none of epochs, C or k")
     rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
     if document["best"] not in range(len(rows)):
         raise ValueError("its history keeps no row of it")

@@ -96,10 +96,27 @@ class LogisticParams(HeadParams):
             )
 
 
+@dataclass
+class KNNParams(HeadParams):
+    """Hyper-parameters of ``knn``: weighted k nearest neighbours by cosine similarity."""
+
+    draws_numbers = False
+
+    k: int | None = option(
+        Whole(), "Neighbours that vote.", default_text="the best of 8 from 1 to 200", default=None
+    )
+    vote_temperature: float = option(
+        Number(above=True),
+        "A neighbour of cosine similarity s has exp(s / temperature) votes.",
+        default=0.07,
+    )
+
+
 HEAD_PARAMS: dict[str, type[HeadParams]] = {
     "linear": LinearParams,
     "mlp": MLPParams,
     "logistic": LogisticParams,
+    "knn": KNNParams,
 }
 """Hyper-parameters of every kind of head."""
 HEAD_KINDS = tuple(HEAD_PARAMS)
@@ -148,12 +165,12 @@ def _check_names(kind: str, given: Iterable[str]) -> None:
 class HeadSpec(SpaceQuery):
     """Everything that the training of a head can be told, besides the data set and the cache."""
 
-    head: str = option(Choice(HEAD_KINDS), "linear, mlp or logistic.", default="linear")
+    head: str = option(Choice(HEAD_KINDS), "linear, mlp, logistic or knn.", default="linear")
     sweep: bool = option(
         Flag(),
         "Train a whole grid at once and keep the best by validation loss; hyper-parameters that "
         "are given are not varied. linear, mlp: learning rate, weight decay, and mlp's dropout "
-        "and width; logistic: its path over C, as without.",
+        "and width; logistic, knn: their path over C or k, as without.",
         default=False,
     )
     seeds: int = option(

@@ -85,7 +85,7 @@ class TrainResult:
         Of the kept state.
     best : HistoryRow
         The kept row of the history.
-    axis : {"epoch", "C"}
+    axis : {"epoch", "C", "k"}
         What the row's ``at`` is.
     seconds : float
     sweep : SweepResult, optional

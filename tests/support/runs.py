@@ -39,6 +39,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 3, "weight_decay": 0.5},
     "mlp": {"epochs": 3, "hidden": 7, "dropout": 0.25},
     "logistic": {},
+    "knn": {},
 }
 
 
