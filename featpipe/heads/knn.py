@@ -18,7 +18,7 @@ log = logging.getLogger("featpipe")
 K_GRID = (1, 3, 5, 10, 20, 50, 100, 200)
 """Values of k that are tried if none is given; the lowest validation loss wins."""
 SMOOTHING = 0.02
-"""Votes that all classes share equally besides the neighbours' votes, of which the nearest's is 1."""
+"""Votes that all classes share equally besides those of the neighbours; the nearest one has 1."""
 _TRAIN_SCORED = 5000
 """Training rows that are scored, each among all others; their cost grows with rows squared."""
 _QUERIES = 4096
@@ -197,7 +197,7 @@ class KNNHead(KNNParams, Head):
     def _log_shares(
         self, neighbours: Neighbours, grid: Sequence[int]
     ) -> Iterator[NDArray[np.float64]]:
-        """Log-probabilities (q, classes) by the first k neighbours, for each k of an ascending grid."""
+        """Log-probabilities (q, classes) by the first k neighbours, for each k, ascending."""
         similarity, number = neighbours
         label, classes = self.labels_[number], len(self.vote_weight_)
         vote = np.exp((similarity - similarity[:, :1]) / self.vote_temperature)
