@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featpipe._version import __version__
 
 if TYPE_CHECKING:
-    from featpipe.api import evaluate, extract, predict, run_recipe, train_head
+    from featpipe.api import compare, evaluate, extract, list_runs, predict, run_recipe, train_head
     from featpipe.base.errors import FeatpipeError
     from featpipe.integrations.arrays import open_features
     from featpipe.integrations.sklearn import CachedFeatures
@@ -25,6 +25,8 @@ _HOMES = {
     "evaluate": "featpipe.api",
     "predict": "featpipe.api",
     "run_recipe": "featpipe.api",
+    "list_runs": "featpipe.api",
+    "compare": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
     "FeatpipeError": "featpipe.base.errors",
     "FeatureRows": "featpipe.store.rows",
@@ -38,8 +40,10 @@ __all__ = [
     "FeatureDataset",
     "FeatureRows",
     "__version__",
+    "compare",
     "evaluate",
     "extract",
+    "list_runs",
     "open_features",
     "predict",
     "run_recipe",

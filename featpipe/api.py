@@ -9,19 +9,24 @@ from typing import Any
 
 from featpipe.base.cache import default_cache
 from featpipe.base.progress import Progress, no_progress
+from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
+from featpipe.stages import list_runs as runs
 from featpipe.stages import predict as prediction
 from featpipe.stages import recipe as recipes
 from featpipe.stages import train as training
+from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
 from featpipe.stages.extract import ExtractResult
+from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
 from featpipe.stages.train import TrainResult
@@ -145,6 +150,44 @@ def predict(
     return list(
         prediction.predict(Path(head), several, spec, cache=_root(cache), progress=progress)
     )
+
+
+def list_runs(folder: PathLike = "runs", **options: Any) -> ListedRuns:
+    """Find every run in a folder and below it, with its options and scores.
+
+    Parameters
+    ----------
+    folder : path
+    **options
+        ``sort``; see :class:`featpipe.specs.compare.RunsSpec`.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    return runs.list_runs(Path(folder), RunsSpec.from_options(options))
+
+
+def compare(
+    heads: Sequence[PathLike], *, cache: PathLike | None = None, **options: Any
+) -> Comparison:
+    """Score heads on the very same pictures, and test each two of them.
+
+    Parameters
+    ----------
+    heads : sequence of path
+        At least two run folders.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``on``, ``split`` and ``out``; see :class:`featpipe.specs.compare.CompareSpec`.
+
+    Raises
+    ------
+    UsageError, DataError, NotFoundError, SpaceMismatchError, DamageError, StorageError
+    """
+    spec = CompareSpec.from_options(options)
+    return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
 
 
 def run_recipe(

@@ -15,6 +15,8 @@ COMMANDS = {
     "extract": "Compute features of DATA once; freeze its list as a data set.",
     "train-head": "Train a head on cached features; no picture is opened.",
     "evaluate": "Score a head; write metrics.json and report.html beside it.",
+    "runs": "List every run with its options and scores.",
+    "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
     "run": "Extract, train and evaluate as a recipe says.",
     "backbones": "List the backbones, or one backbone's taps with their shapes.",

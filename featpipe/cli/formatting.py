@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.text import escape
+from featpipe.cli.comparing import of_pairs_of_heads
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
@@ -159,6 +160,8 @@ def of_recipe(done: RecipeResult) -> str:
             f"{trained.kind:<10} {trained.val['accuracy']:>8.2%} "
             f"{scored.metrics['accuracy']:>8.2%}  {scored.report}"
         )
+    if done.comparison is not None:
+        lines += ["", *of_pairs_of_heads(done.comparison.document)]
     return "\n".join(lines)
 
 

@@ -53,3 +53,44 @@ class EvaluationDocument(Metrics):
     trained_on: int
     report: str
     seconds: float
+
+
+class ComparedHead(TypedDict):
+    """How one of several heads did; ``seconds`` of training, ``bytes`` of its files."""
+
+    head: str
+    kind: str
+    space: str
+    space_name: str
+    accuracy: float
+    accuracy_ci95: list[float]
+    log_loss: float
+    ece: float
+    seconds: float
+    bytes: int
+    trained_on: int
+
+
+class ComparedPair(TypedDict):
+    """Two heads on the same pictures; see :mod:`featpipe.reports.paired`."""
+
+    a: str
+    b: str
+    only_a_right: int
+    only_b_right: int
+    p_value: float
+    p_value_holm: float
+
+
+class ComparisonDocument(TypedDict):
+    """What ``compare`` prints, and ``comparison.json`` holds; the most accurate head first."""
+
+    dataset: str
+    split: str
+    n: int
+    baseline_accuracy: float
+    heads: list[ComparedHead]
+    pairs: list[ComparedPair]
+    notes: list[str]
+    report: str
+    seconds: float

@@ -17,7 +17,7 @@ _MANY_CLASSES = 20
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 
 
-def _figure(draw: Callable[[Any], None], *, width: float, height: float) -> str:
+def draw_svg(draw: Callable[[Any], None], *, width: float, height: float) -> str:
     """An SVG element, drawn without pyplot, which has global state and may need a display."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def curves(history: History) -> str:
             axes.grid(alpha=0.3)
             axes.legend()
 
-    return _figure(draw, width=9, height=3.2)
+    return draw_svg(draw, width=9, height=3.2)
 
 
 def confusion(matrix: list[list[int]], classes: list[str]) -> str:
@@ -77,7 +77,7 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
                 axes.text(j, i, str(n), ha="center", va="center", color=colour)
 
     side = 4.4 if len(classes) <= 4 else 5.6 if len(classes) <= _MANY_CLASSES else 8
-    return _figure(draw, width=side, height=side)
+    return draw_svg(draw, width=side, height=side)
 
 
 def reliability(bins: list[CalibrationBin], ece: float) -> str:
@@ -100,4 +100,4 @@ def reliability(bins: list[CalibrationBin], ece: float) -> str:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
 
-    return _figure(draw, width=4.4, height=4.4)
+    return draw_svg(draw, width=4.4, height=4.4)

@@ -11,10 +11,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, Stor
 from featpipe.runs.trained_head import (
     DESCRIPTION_NAME,
     TENSORS_NAME,
+    HeadDescription,
     TrainedHead,
     belong_together,
+    decode_description,
     decode_head,
     encode_head,
 )
@@ -121,6 +124,10 @@ class Run:
         """Whether the folder holds a complete head."""
         return self.head_path.exists()
 
+    def head_bytes(self) -> int:
+        """Size of the head's files."""
+        return self.head_path.stat().st_size + self.tensors_path.stat().st_size
+
     def save_head(self, trained: TrainedHead) -> None:
         """Write a head; until its last file is there, an older head answers.
 
@@ -172,8 +179,31 @@ class Run:
         if not belong_together(text, tensors) and belong_together(text, old_tensors):
             # A replacement ended between its two files: the old head still stands.
             tensors = old_tensors
-        try:
+        with self._naming_damage():
             return decode_head(text, tensors)
+
+    def load_description(self) -> HeadDescription:
+        """Read what the head's description says; its tensors are not looked at.
+
+        Raises
+        ------
+        DamageError
+            It is not whole, or has a newer format.
+        StorageError
+            It cannot be read.
+        """
+        try:
+            text = read_regular(self.head_path)
+        except OSError as error:
+            raise StorageError(f"expected to read {self.folder}, but: {error.strerror}") from error
+        with self._naming_damage():
+            return decode_description(text)
+
+    @contextlib.contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        """Say of which run folder the files inside are not those of a head."""
+        try:
+            yield
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
                 raise
@@ -198,11 +228,43 @@ class Run:
         """Delete the table of a sweep whose head was replaced."""
         remove_file(self.sweep_path)
 
-    def save_metrics(self, evaluated: str, document: Mapping[str, Any]) -> None:
-        """Write the metrics of an evaluation; see :meth:`evaluation_name`."""
-        write_atomically(
-            self.metrics_path(evaluated), _as_json({"schema": METRICS_SCHEMA, **document})
-        )
+    def save_metrics(self, evaluated: str, document: Mapping[str, Any], *, head: str) -> None:
+        """Write the metrics of an evaluation; see :meth:`evaluation_name`.
+
+        Parameters
+        ----------
+        evaluated : str
+        document : mapping
+        head : str
+            Digest of the evaluated head: a head that replaces it has not these metrics.
+        """
+        data = _as_json({"schema": METRICS_SCHEMA, "head_sha256": head, **document})
+        write_atomically(self.metrics_path(evaluated), data)
+
+    def load_metrics(self, evaluated: str = "") -> dict[str, Any] | None:
+        """Read the metrics of an evaluation; None where there are none.
+
+        Raises
+        ------
+        DamageError
+            They are not whole.
+        StorageError
+            They cannot be read.
+        """
+        path = self.metrics_path(evaluated)
+        try:
+            document = json.loads(read_regular(path))
+            if not isinstance(document, dict):
+                raise ValueError("no table")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise DamageError(
+                f"expected metrics in {path}, found: {error}; evaluate the head again"
+            ) from error
+        return document
 
 
 def _as_json(document: Mapping[str, Any]) -> bytes:

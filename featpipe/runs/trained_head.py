@@ -73,6 +73,37 @@ class TrainedHead:
     metrics: dict[str, SplitScores]
     info: dict[str, Any]
     train_ids: np.ndarray
+    digest: str = ""
+    """SHA-256 (hex) of its description; empty where it was not read from files."""
+
+
+@dataclass(frozen=True)
+class HeadDescription:
+    """What a head's description says, without its tensors.
+
+    Attributes
+    ----------
+    kind : str
+    classes : list of str
+    params : dict
+        Hyper-parameters.
+    space : FeatureSpace
+    dataset : TrainingData
+    metrics : dict of str to SplitScores
+        Of ``train`` and ``val``.
+    info : dict
+    digest : str
+        SHA-256 (hex) of the description.
+    """
+
+    kind: str
+    classes: list[str]
+    params: dict[str, Any]
+    space: FeatureSpace
+    dataset: TrainingData
+    metrics: dict[str, SplitScores]
+    info: dict[str, Any]
+    digest: str
 
 
 def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
@@ -118,6 +149,44 @@ def _document_digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
+def decode_description(text: bytes) -> HeadDescription:
+    """Read what a head's description says.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError, RecursionError
+        It does not describe a head of a format that this featpipe knows.
+    """
+    document = _checked_document(text)
+    return HeadDescription(
+        kind=document["kind"],
+        classes=document["classes"],
+        params=dict(document["params"]),
+        space=_space(document),
+        dataset=document["dataset"],
+        metrics={split: document["metrics"][split] for split in ("train", "val")},
+        info=document["info"],
+        digest=document["sha256"],
+    )
+
+
+def _checked_document(text: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(text)
+    if document["format"] != HEAD_VERSION:
+        raise ValueError(other_version("format", document["format"], HEAD_VERSION))
+    if _document_digest(document) != document["sha256"]:
+        raise ValueError("its description does not have the digest that it names")
+    _check_document(document)
+    return document
+
+
+def _space(document: dict[str, Any]) -> FeatureSpace:
+    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
+    if space.id != document["feature_space_id"]:
+        raise ValueError("its feature space does not match its id")
+    return space
+
+
 def decode_head(text: bytes, data: bytes) -> TrainedHead:
     """Read a head from its two files.
 
@@ -129,16 +198,10 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    document = json.loads(text)
-    if document["format"] != HEAD_VERSION:
-        raise ValueError(other_version("format", document["format"], HEAD_VERSION))
-    if _document_digest(document) != document["sha256"]:
-        raise ValueError("its description does not have the digest that it names")
+    document = _checked_document(text)
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
-    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
-    if space.id != document["feature_space_id"]:
-        raise ValueError("its feature space does not match its id")
+    space = _space(document)
     head = new_head(document["kind"], document["params"])
     try:
         tensors = load(data)
@@ -151,7 +214,6 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     if len(head.mean_) != int(np.prod(space.shape)):
         raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
     history = _history(document["history"])
-    _check_document(document)
     return TrainedHead(
         head=head,
         space=space,
@@ -161,6 +223,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
         metrics=document["metrics"],
         info=document["info"],
         train_ids=train_ids,
+        digest=document["sha256"],
     )
 
 

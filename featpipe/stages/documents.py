@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from featpipe.heads.sweep import CombinationDocument
-from featpipe.reports.documents import EvaluationDocument
+from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
 from featpipe.runs.trained_head import SplitScores
 
 
@@ -103,9 +103,45 @@ class HeadDocument(TypedDict):
     evaluation: EvaluationDocument
 
 
+class RunDocument(TypedDict):
+    """One run; the scores on test are null where this head has not been evaluated on it."""
+
+    run: str
+    dataset: str
+    kind: str
+    params: dict[str, Any]
+    backbone: str
+    tap: str
+    pool: str
+    size: int
+    space: str
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    test_accuracy_ci95: list[float] | None
+    test_n: int | None
+    trained: str
+
+
+class DamagedRunDocument(TypedDict):
+    """A run folder whose head cannot be read."""
+
+    run: str
+    reason: str
+
+
+class RunsDocument(TypedDict):
+    """``runs``."""
+
+    folder: str
+    runs: list[RunDocument]
+    damaged: list[DamagedRunDocument]
+
+
 class RecipeDocument(TypedDict):
     """``run``."""
 
     recipe: str
     extract: ExtractDocument
     heads: list[HeadDocument]
+    comparison: ComparisonDocument | None

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from featpipe.base.errors import DataError
-from featpipe.datasets.dataset import NO_LABEL, Dataset
-from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import require_space
 from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
 from featpipe.reports.page import write_report
-from featpipe.runs.run import Run
-from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
-from featpipe.store.feature_store import FeatureStore
+from featpipe.stages.scoring import Scored, score_head
 
 WORST_MISTAKES = 12
 
@@ -86,25 +79,16 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
         Nothing to score, or a class the head does not know.
     """
     started = time.perf_counter()
-    run = Run.at(head)
-    trained = run.load_head()
-    name = spec.on if spec.on is not None else str(trained.dataset["name"])
-    dataset = load_dataset(cache, name)
-    require_space(dataset, trained.space)
-    chosen = dataset.in_split(spec.split)
-    chosen = chosen[dataset.label[chosen] != NO_LABEL]
-    classes: list[str] = trained.head.classes_.tolist()
-    y = _labels(dataset, chosen, classes, spec.split)
-    rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
-    probabilities = trained.head.predict_proba(rows)
-    metrics = score(y, probabilities, classes)
-    seen = _trained_on(dataset, chosen, trained)
+    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+    run, trained, dataset = scored.run, scored.trained, scored.dataset
+    metrics = score(scored.y, scored.probabilities, scored.classes)
+    seen = scored.trained_on()
     own = spec.split != "test" and dataset.name == trained.dataset["name"]
-    mistakes = _worst_mistakes(dataset, chosen, y, probabilities, classes)
-    evaluated = run.evaluation_name(spec.on, name, spec.split)
+    mistakes = _worst_mistakes(scored)
+    evaluated = run.evaluation_name(spec.on, dataset.name, spec.split)
     result = Evaluation(
         head=str(run.folder),
-        dataset=name,
+        dataset=dataset.name,
         split=spec.split,
         metrics=metrics,
         duplicates=[] if own else seen,
@@ -112,44 +96,15 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
     )
-    run.save_metrics(evaluated, result.as_json())
+    run.save_metrics(evaluated, result.as_json(), head=trained.digest)
     write_report(result.report, trained, result.as_json(), mistakes)
     return result
 
 
-def _labels(
-    dataset: Dataset, chosen: NDArray[np.intp], classes: list[str], split: str
-) -> NDArray[np.int64]:
-    if not len(chosen):
-        raise DataError(
-            f"expected labelled pictures in split '{split}' of '{dataset.name}', found none"
-        )
-    number = {name: i for i, name in enumerate(classes)}
-    names = [dataset.classes[i] for i in dataset.label[chosen]]
-    unknown = sorted(set(names) - set(classes))
-    if unknown:
-        raise DataError(
-            f"expected only classes the head knows ({', '.join(map(repr, classes[:5]))}"
-            f"{', …' if len(classes) > 5 else ''}) in split '{split}' of '{dataset.name}', found "
-            f"{', '.join(map(repr, unknown[:5]))}; train on pictures of every class"
-        )
-    return np.array([number[name] for name in names], np.int64)
-
-
-def _trained_on(dataset: Dataset, chosen: NDArray[np.intp], trained: TrainedHead) -> list[str]:
-    """Paths of the chosen pictures whose very bytes the head was trained or validated on."""
-    seen = {row.tobytes() for row in trained.train_ids}
-    return [dataset.paths[i] for i in chosen if dataset.image_sha256[i].tobytes() in seen]
-
-
-def _worst_mistakes(
-    dataset: Dataset,
-    chosen: NDArray[np.intp],
-    y: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    classes: list[str],
-) -> list[Mistake]:
+def _worst_mistakes(scored: Scored) -> list[Mistake]:
     """The wrong predictions that gave the truth the least probability."""
+    dataset, y, classes = scored.dataset, scored.y, scored.classes
+    probabilities, chosen = scored.probabilities, scored.chosen
     predicted = probabilities.argmax(axis=1)
     truth = probabilities[np.arange(len(y)), y]
     wrong = np.flatnonzero(predicted != y)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.command import TINY_FLAGS, Run, files_in, json_of
+from support.heads import known
 from support.samples import class_picture
 
 EXTRACT = ["extract", "photos", "--name", "colours"]
@@ -178,8 +179,8 @@ def test_extract_refuses_a_bad_value_with_2(
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
-            "expected hyper-parameters of 'linear' (learning_rate, weight_decay, batch_size, "
-            "epochs, patience), found 'hidden'; it is for 'mlp'",
+            f"expected hyper-parameters of 'linear' ({known('linear')}), found 'hidden'; it is for "
+            "'mlp'",
         ),
         ("--epochs 0", "expected --epochs of at least 1, found 0"),
         ("--learning-rate nan", "expected --learning-rate above 0, found nan"),

@@ -16,6 +16,7 @@ from featpipe.base.errors import UsageError
 from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
+from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
 from featpipe.specs.fields import Spec, default_of, options_of
@@ -43,6 +44,8 @@ def options_on_the_command_line(command: str) -> dict[str, Any]:
         ("train-head", set(HeadSpec.option_names()) | HYPER_PARAMETERS, set()),
         ("evaluate", set(EvaluateSpec.option_names()), set()),
         ("predict", set(PredictSpec.option_names()), {"probabilities"}),
+        ("compare", set(CompareSpec.option_names()), set()),
+        ("runs", set(RunsSpec.option_names()), set()),
     ],
 )
 def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) -> None:
@@ -56,6 +59,8 @@ def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) ->
         ("train-head", HeadSpec),
         ("evaluate", EvaluateSpec),
         ("predict", PredictSpec),
+        ("compare", CompareSpec),
+        ("runs", RunsSpec),
     ],
 )
 def test_every_flag_has_the_fields_name_and_help_and_no_default_of_its_own(

@@ -22,8 +22,8 @@ from featpipe.integrations.arrays import open_features
 from featpipe.stages.evaluate import WORST_MISTAKES, Evaluation
 
 KEYS = (
-    "head dataset split n accuracy accuracy_ci95 log_loss ece roc_auc per_class confusion "
-    "calibration duplicates trained_on report seconds"
+    "head dataset split n accuracy accuracy_ci95 balanced_accuracy macro_f1 baseline_accuracy "
+    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on report seconds"
 ).split()
 
 
@@ -76,6 +76,7 @@ def test_metrics_and_report_are_written_beside_the_head(
     found = evaluate(folder, cache=cache)
     document = json.loads((folder / "metrics.json").read_text("ascii"))
     assert document.pop("schema") == 1
+    assert document.pop("head_sha256") == json.loads((folder / "head.json").read_text())["sha256"]
     assert set(document) == set(KEYS)
     assert document == found.as_json()
     assert Path(document["report"]) == found.report == folder / "report.html"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.command import Run, json_of
+from support.heads import known
 
 from featpipe.base.errors import NotFoundError, StorageError, UsageError
 from featpipe.engine.plan import plan_features
@@ -147,13 +148,13 @@ def test_relative_data_counts_from_the_folder_of_the_recipe(
         ),
         (
             changed(head=[{"kind": "mlp", "hiden": 3}]),
-            "expected hyper-parameters of 'mlp' (learning_rate, weight_decay, batch_size, epochs, "
-            "patience, hidden, dropout), found 'hiden'; did you mean 'hidden'?",
+            f"expected hyper-parameters of 'mlp' ({known('mlp')}), found 'hiden'; did you mean "
+            "'hidden'?",
         ),
         (
             # hidden is an option of another kind of head.
             changed(head=[{"kind": "logistic", "max-iter": 3}]),
-            "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'max-iter'; did "
+            f"expected hyper-parameters of 'logistic' ({known('logistic')}), found 'max-iter'; did "
             "you mean 'max_iter'?",
         ),
         (
@@ -171,7 +172,7 @@ def test_an_unknown_key_is_refused_at_every_level_and_the_nearest_named(
 def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> None:
     said = refusal(tmp_path, changed(head=[{"kind": "logistic", "hidden": 3}]))
     assert said == (
-        "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'hidden'; it is for "
+        f"expected hyper-parameters of 'logistic' ({known('logistic')}), found 'hidden'; it is for "
         "'mlp'"
     )
 
@@ -482,9 +483,12 @@ def test_a_recipe_runs_end_to_end_again_and_anew(
     assert anew.returncode == 0, anew.stderr
     lines = anew.stdout.splitlines()
     assert lines[0].startswith("colours: 40 pictures: 0 computed, 40 reused")
-    assert re.fullmatch(r"head +val +test +report", lines[-3])
-    assert re.fullmatch(r"linear +100\.00% +100\.00% +out/1-linear/report\.html", lines[-2])
-    assert re.fullmatch(r"logistic +100\.00% +100\.00% +out/2-logistic/report\.html", lines[-1])
+    table = lines.index("") + 1
+    assert re.fullmatch(r"head +val +test +report", lines[table])
+    row = r" +100\.00% +100\.00% +out/"
+    assert re.fullmatch(rf"linear{row}1-linear/report\.html", lines[table + 1])
+    assert re.fullmatch(rf"logistic{row}2-logistic/report\.html", lines[table + 2])
+    assert lines[-1] == "comparison: out/compare/comparison.html"
 
 
 def test_data_on_the_command_line_replaces_the_recipes_and_counts_from_here(
