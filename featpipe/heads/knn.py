@@ -220,4 +220,6 @@ _Queries = tuple[NDArray[np.float32], NDArray[np.int64] | None]
 def _unit(Z: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows divided by their norm; rows of zeros stay."""
     norm = np.linalg.norm(Z, axis=1, keepdims=True)
-    return Z / np.where(norm > 0, norm, 1)
+    norm[norm == 0] = 1
+    unit: NDArray[np.float32] = Z / norm
+    return unit

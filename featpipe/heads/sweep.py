@@ -215,7 +215,8 @@ def run_sweep(
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
     from featpipe.heads.training.fit import train_all
 
-    data, options = (X, y, X_val, y_val), {"seed": seed, "device": device, "only_best": True}
+    data = (X, y, X_val, y_val)
+    options: dict[str, Any] = {"seed": seed, "device": device, "only_best": True}
     outcomes = train_all(plan.heads, plan.seeds, *data, on_epoch=on_progress, **options)
     best = _ranked(plan, outcomes)[0]
     winner = min(best, key=lambda i: (outcomes[i].lowest, i))

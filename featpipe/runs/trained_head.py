@@ -19,7 +19,8 @@ from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 
-HEAD_VERSION = 1
+HEAD_VERSION = 2
+"""Format of a head with a temperature; others are written as 1, which earlier versions read."""
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
@@ -114,7 +115,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
-        "format": HEAD_VERSION,
+        "format": 1 if head.temperature_ == 1.0 else HEAD_VERSION,
         "kind": head.kind,
         "classes": head.classes_.tolist(),
         "params": head.params,
@@ -172,7 +173,7 @@ def decode_description(text: bytes) -> HeadDescription:
 
 def _checked_document(text: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text)
-    if document["format"] != HEAD_VERSION:
+    if document["format"] not in (1, HEAD_VERSION):
         raise ValueError(other_version("format", document["format"], HEAD_VERSION))
     if _document_digest(document) != document["sha256"]:
         raise ValueError("its description does not have the digest that it names")
