@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.text import escape
+from featpipe.cli import probes
 from featpipe.cli.comparing import of_pairs_of_heads
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from featpipe.stages.extract import DryRun, ExtractResult
     from featpipe.stages.predict import Prediction
     from featpipe.stages.recipe import RecipeResult
-    from featpipe.stages.train import SweepResult, TrainResult
+    from featpipe.stages.sweep_result import SweepResult
+    from featpipe.stages.train import TrainResult
 
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
@@ -82,10 +84,14 @@ def of_plan(plan: DryRun) -> str:
 def of_training(done: TrainResult) -> str:
     """What a training gave; of a sweep, the best combinations first."""
     lines = [] if done.sweep is None else [*_sweep_table(done.sweep), ""]
+    if done.n_shot is not None:
+        lines += [*probes.shot_table(done.n_shot), ""]
     lines += [
         f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
         f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
+        *probes.over_seeds(done.sweep),
+        *probes.calibrated(done.calibration),
         f"  {done.head}",
     ]
     return "\n".join(lines)
@@ -103,6 +109,8 @@ _MEASURES = {
 
 def _sweep_table(sweep: SweepResult) -> list[str]:
     """The best combinations as a table: what they differ in, their scores; then advice."""
+    if len(sweep.by_seed) > 1:
+        return [*probes.seeds_table(sweep), *_edges(sweep)]
     shown: list[dict[str, Any]] = [{**row} for row in sweep.rows[:_SHOWN_TRIALS]]
     titles = [name.replace("_", "-") for name in sweep.varied]
     columns = [name for name in _MEASURES if any(row.get(name) is not None for row in shown)]
@@ -117,6 +125,12 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
         lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    return lines + _edges(sweep)
+
+
+def _edges(sweep: SweepResult) -> list[str]:
+    """Advice on hyper-parameters whose best value is the first or the last that was tried."""
+    lines = []
     best = sweep.rows[0]["params"]
     for name, edge in sweep.at_edge.items():
         beyond = {"smallest": "smaller", "largest": "larger"}[edge]

@@ -4,6 +4,7 @@
 ``head.json``, ``head.safetensors``     the head
 ``head.safetensors.old``                the tensors of a head that is being replaced
 ``sweep.json``                          every combination of the sweep the head comes from
+``n-shot.json``                         every head of a few pictures per class it was chosen from
 ``metrics.json``, ``report.html``       the evaluation on the own test split
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
 ======================================  ================================================
@@ -37,6 +38,7 @@ DEFAULT_RUNS = Path("runs")
 """Folder in which runs are made that nobody names a folder for."""
 METRICS_SCHEMA = 1
 SWEEP_SCHEMA = 1
+N_SHOT_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class Run:
     def sweep_path(self) -> Path:
         """The table of the sweep that the head was chosen from."""
         return self.folder / "sweep.json"
+
+    @property
+    def n_shot_path(self) -> Path:
+        """The table of heads of a few pictures per class that the head was chosen from."""
+        return self.folder / "n-shot.json"
 
     def metrics_path(self, evaluated: str = "") -> Path:
         """Metrics of an evaluation; see :meth:`evaluation_name`."""
@@ -227,6 +234,16 @@ class Run:
     def remove_sweep(self) -> None:
         """Delete the table of a sweep whose head was replaced."""
         remove_file(self.sweep_path)
+
+    def save_n_shot(self, table: Mapping[str, Any]) -> str:
+        """Write the table of heads of a few pictures; returns the SHA-256 (hex) of its bytes."""
+        data = _as_json({"schema": N_SHOT_SCHEMA, **table})
+        write_atomically(self.n_shot_path, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def remove_n_shot(self) -> None:
+        """Delete the table of heads of a few pictures whose head was replaced."""
+        remove_file(self.n_shot_path)
 
     def save_metrics(self, evaluated: str, document: Mapping[str, Any], *, head: str) -> None:
         """Write the metrics of an evaluation; see :meth:`evaluation_name`.

@@ -20,7 +20,8 @@ from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.specs.heads import check_params
 
-HEAD_VERSION = 1
+HEAD_VERSION = 2
+"""Format of a head with a temperature; others are written as 1, which earlier versions read."""
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
@@ -115,7 +116,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
-        "format": HEAD_VERSION,
+        "format": 1 if head.temperature_ == 1.0 else HEAD_VERSION,
         "kind": head.kind,
         "classes": head.classes_.tolist(),
         "params": head.params,
@@ -182,7 +183,7 @@ def _scores(row: dict[str, Any]) -> SplitScores:
 
 def _checked_document(text: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text)
-    if document["format"] != HEAD_VERSION:
+    if document["format"] not in (1, HEAD_VERSION):
         raise ValueError(other_version("format", document["format"], HEAD_VERSION))
     if _document_digest(document) != document["sha256"]:
         raise ValueError("its description does not have the digest that it names")
@@ -239,8 +240,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
 
 def _history(document: dict[str, Any]) -> History:
     axis = document["axis"]
-    if axis not in ("epoch", "C"):
-        raise ValueError("its history is neither one of epochs nor one of C")
+    if axis not in ("epoch", "C", "k"):
+        raise ValueError("its history is none of epochs, C or k")
     rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
     if document["best"] not in range(len(rows)):
         raise ValueError("its history keeps no row of it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
 from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
 from featpipe.runs.trained_head import SplitScores
@@ -72,8 +73,44 @@ class SweepDocument(TypedDict):
     at_edge: dict[str, str]
 
 
+class ShotDocument(TypedDict):
+    """Heads of ``n`` pictures per class; ``tries`` are the kept rows of their histories.
+
+    ``fewer`` says of each class that has fewer than ``n`` pictures how many it has.
+    """
+
+    n: int
+    pictures: int
+    fewer: dict[str, int]
+    val_accuracy: Spread
+    val_loss: Spread
+    tries: list[dict[str, float]]
+
+
+class NShotDocument(TypedDict):
+    """What ``train-head --n-shot`` prints of it."""
+
+    table: str
+    shots: list[ShotDocument]
+
+
+class ProbabilityScores(TypedDict):
+    """How good probabilities are: mean log-loss in nats, calibration error of 0 to 1."""
+
+    log_loss: float
+    ece: float
+
+
+class CalibrationDocument(TypedDict):
+    """What ``train-head --calibrate`` prints of it: validation scores without and with it."""
+
+    temperature: float
+    before: ProbabilityScores
+    after: ProbabilityScores
+
+
 class TrainDocument(TypedDict):
-    """``train-head``; ``best`` is the kept row of the history, under ``epoch`` or ``C``."""
+    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``."""
 
     head: str
     kind: str
@@ -84,6 +121,9 @@ class TrainDocument(TypedDict):
     best: dict[str, float]
     seconds: float
     sweep: NotRequired[SweepDocument]
+    seeds: NotRequired[SeedsDocument]
+    n_shot: NotRequired[NShotDocument]
+    calibration: NotRequired[CalibrationDocument]
 
 
 class PredictionDocument(TypedDict):

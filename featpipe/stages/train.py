@@ -27,46 +27,22 @@ from featpipe.datasets.training_split import (
 )
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
-from featpipe.heads.sweep import CombinationDocument, Sweep, SweepPlan, plan_sweep, run_sweep
+from featpipe.heads.sweep import Sweep, SweepPlan, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
+from featpipe.stages.calibration import calibrate
+from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
+from featpipe.stages.sweep_result import SweepResult, sweep_result, sweep_table
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
 
 if TYPE_CHECKING:
-    from featpipe.stages.documents import SweepDocument, TrainDocument
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """The combinations a head was chosen from.
-
-    Attributes
-    ----------
-    table : Path
-        File that lists them all.
-    varied : list of str
-        Hyper-parameters they differ in; ``seed`` among them where there were several.
-    rows : list of CombinationDocument
-        Lowest validation loss (of folds: ``cv_loss``) first.
-    at_edge : dict of str to {"smallest", "largest"}
-        Hyper-parameters whose best value lies at an edge of what was tried.
-    """
-
-    table: Path
-    varied: list[str]
-    rows: list[CombinationDocument]
-    at_edge: dict[str, str]
-
-    def as_json(self) -> SweepDocument:
-        """What the command prints of it; the rest is in the table."""
-        return {
-            "trained": len(self.rows),
-            "table": str(self.table),
-            "best": self.rows[0],
-            "at_edge": self.at_edge,
-        }
+    from featpipe.stages.documents import (
+        CalibrationDocument,
+        ShotDocument,
+        TrainDocument,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,11 +61,15 @@ class TrainResult:
         Of the kept state.
     best : HistoryRow
         The kept row of the history.
-    axis : {"epoch", "C"}
+    axis : {"epoch", "C", "k"}
         What the row's ``at`` is.
     seconds : float
     sweep : SweepResult, optional
         What it was chosen from.
+    n_shot : NShotResult, optional
+        Scores of heads of a few pictures per class, of which it is one.
+    calibration : CalibrationDocument, optional
+        Its temperature, and validation scores without and with it.
     """
 
     head: Path
@@ -102,6 +82,8 @@ class TrainResult:
     axis: str
     seconds: float
     sweep: SweepResult | None = None
+    n_shot: NShotResult | None = None
+    calibration: CalibrationDocument | None = None
 
     def as_json(self) -> TrainDocument:
         """The result as the command prints it."""
@@ -117,6 +99,12 @@ class TrainResult:
         }
         if self.sweep is not None:
             document["sweep"] = self.sweep.as_json()
+            if self.sweep.by_seed:
+                document["seeds"] = self.sweep.by_seed[0]
+        if self.n_shot is not None:
+            document["n_shot"] = self.n_shot.as_json()
+        if self.calibration is not None:
+            document["calibration"] = self.calibration
         return document
 
 
@@ -150,8 +138,9 @@ class _Training:
         self.started = time.perf_counter()
         self.model = new_head(spec.head, spec.params)
         self.grid: SweepPlan | None = None
-        if spec.sweep:
-            self.grid = plan_sweep(spec.head, spec.params, seed=spec.seed, seeds=spec.seeds)
+        if spec.sweep or spec.seeds > 1:
+            fixed = spec.params if spec.sweep else self.model.params
+            self.grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
         self.run = None if spec.out is None else Run(spec.out)
         if self.run is not None and self.run.has_head and not spec.overwrite:
             raise UsageError(
@@ -174,16 +163,29 @@ class _Training:
         self.data = (X, label[train], X_val, label[val])
         self.history = History("epoch")
         self.sweep: Sweep | None = None
+        self.kept_try: Try | None = None
+        self.shots: list[ShotDocument] = []
+        self.calibration: CalibrationDocument | None = None
 
     def fit(self, progress: Progress) -> None:
-        """Train the head, or all heads of a sweep of which the best becomes the head."""
+        """Train the head, or several of which the best becomes the head; then calibrate it."""
         options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
-        if self.grid is None:
+        if self.spec.n_shot is not None:
+            self._fit_few(progress)
+        elif self.grid is None:
             self.model.classes_ = np.array(self.classes)
             self.history = _fit_one(self.model, self.data, progress, options)
         else:
             self.sweep = _fit_all(self.grid, self.data, self.classes, progress, options)
             self.model, self.history = self.grid.heads[self.sweep.winner], self.sweep.history
+        if self.spec.calibrate:
+            self.calibration = calibrate(self.model, *self.data[2:])
+
+    def _fit_few(self, progress: Progress) -> None:
+        ids = self.dataset.image_sha256[self.train]
+        kept, self.shots = train_n_shot(self.spec, self.data, ids, self.classes, progress)
+        self.kept_try, self.model, self.history = kept, kept.head, kept.history
+        self.train = self.train[kept.rows]
 
     def save(self) -> TrainResult:
         """Write the head, and the table of the sweep, into the run folder."""
@@ -201,13 +203,16 @@ class _Training:
         run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
         table = None
         if self.grid is not None and self.sweep is not None:
-            table = _sweep_result(run.sweep_path, self.sweep)
-            digest = run.save_sweep(_sweep_table(table, self.dataset.name, spec))
+            table = sweep_result(run.sweep_path, self.sweep)
+            digest = run.save_sweep(sweep_table(table, self.dataset.name, spec))
             info["sweep"] = {
                 "trained": len(table.rows),
                 "seed": self.grid.seeds[self.sweep.winner],
                 "table_sha256": digest,
             }
+        n_shot = self._save_shots(run, info)
+        if self.calibration is not None:
+            info["calibration"] = self.calibration
         used = np.concatenate([self.train, self.val])
         trained = TrainedHead(
             head=self.model,
@@ -222,6 +227,8 @@ class _Training:
         run.save_head(trained)
         if table is None:
             run.remove_sweep()
+        if n_shot is None:
+            run.remove_n_shot()
         return TrainResult(
             head=run.folder,
             kind=spec.head,
@@ -233,7 +240,18 @@ class _Training:
             axis=self.history.axis,
             seconds=seconds,
             sweep=table,
+            n_shot=n_shot,
+            calibration=self.calibration,
         )
+
+    def _save_shots(self, run: Run, info: dict[str, Any]) -> NShotResult | None:
+        if self.kept_try is None:
+            return None
+        kept = {"n": self.shots[-1]["n"], "seed": self.kept_try.seed}
+        table = {"kind": self.spec.head, "dataset": self.dataset.name, "kept": kept}
+        digest = run.save_n_shot({**table, "shots": self.shots})
+        info["n_shot"] = {**kept, "table_sha256": digest}
+        return NShotResult(run.n_shot_path, self.shots)
 
 
 _Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]
@@ -261,22 +279,6 @@ def _fit_all(
             bar.advance(steps, val_loss=f"{lowest:.4f}")
 
         return run_sweep(grid, *data, classes=classes, on_progress=on_progress, **options)
-
-
-def _sweep_result(path: Path, sweep: Sweep) -> SweepResult:
-    rows = [trial.as_json() for trial in sweep.trials]
-    return SweepResult(path, sweep.varied, rows, sweep.at_edge)
-
-
-def _sweep_table(result: SweepResult, dataset: str, spec: HeadSpec) -> dict[str, Any]:
-    """The document that lists every combination."""
-    return {
-        "kind": spec.head,
-        "dataset": dataset,
-        "seed": spec.seed,
-        "varied": result.varied,
-        "combinations": result.rows,
-    }
 
 
 def _describe(

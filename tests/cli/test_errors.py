@@ -175,7 +175,7 @@ def test_extract_refuses_a_bad_value_with_2(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--head svm", "expected --head to be one of linear, mlp, logistic, found 'svm'"),
+        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, found 'svm'"),
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
@@ -543,7 +543,7 @@ def test_a_head_of_a_newer_format_is_refused(inside: Run, own_workspace: Path) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     done = inside("predict", "run", "photos")
     assert (done.returncode, done.stdout) == (13, "")
-    assert "format 99; this featpipe reads 1" in done.stderr
+    assert "format 99; this featpipe reads 2" in done.stderr
 
 
 # Exit code 74: the system refuses.

@@ -42,6 +42,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 3, "weight_decay": 0.5},
     "mlp": {"epochs": 3, "hidden": 7, "dropout": 0.25},
     "logistic": {},
+    "knn": {},
 }
 
 
