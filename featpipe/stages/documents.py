@@ -73,7 +73,10 @@ class SweepDocument(TypedDict):
 
 
 class TrainDocument(TypedDict):
-    """``train-head``; ``best`` is the kept row of the history, under ``epoch`` or ``C``."""
+    """``train-head``; ``best`` is the kept row of the history, under ``epoch`` or ``C``.
+
+    ``warnings`` say what casts doubt on the head.
+    """
 
     head: str
     kind: str
@@ -83,6 +86,7 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    warnings: list[str]
     sweep: NotRequired[SweepDocument]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ from featpipe.store.rows import FeatureRows
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import SweepDocument, TrainDocument
+
+log = logging.getLogger("featpipe")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class TrainResult:
     seconds : float
     sweep : SweepResult, optional
         What it was chosen from.
+    warnings : list of str
+        What casts doubt on it; also logged, and kept in its run folder.
     """
 
     head: Path
@@ -102,6 +107,7 @@ class TrainResult:
     axis: str
     seconds: float
     sweep: SweepResult | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> TrainDocument:
         """The result as the command prints it."""
@@ -114,6 +120,7 @@ class TrainResult:
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
+            "warnings": self.warnings,
         }
         if self.sweep is not None:
             document["sweep"] = self.sweep.as_json()
@@ -199,6 +206,9 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 3)
         info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
         run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
+        warnings = self._warnings()
+        if warnings:
+            info["warnings"] = warnings
         table = None
         if self.grid is not None and self.sweep is not None:
             table = _sweep_result(run.sweep_path, self.sweep)
@@ -233,7 +243,38 @@ class _Training:
             axis=self.history.axis,
             seconds=seconds,
             sweep=table,
+            warnings=warnings,
         )
+
+    def _warnings(self) -> list[str]:
+        """What casts doubt on the head; logs it."""
+        found = [*self.history.warnings, *_doubts(self.model, self.history.kept, self.data[3])]
+        for text in found:
+            log.warning("'%s' head: %s", self.model.kind, text)
+        return found
+
+
+def _doubts(model: Head, best: HistoryRow, y_val: NDArray[np.int64]) -> list[str]:
+    """Whether a head does no better than an answer that is always the same."""
+    counts = np.bincount(y_val)
+    share, found = counts.max() / len(y_val), best.val_accuracy
+    advice = "try another tap or head, or more pictures of the smaller classes"
+    if model.params["class_weight"] != "none":
+        # Such a head gives up accuracy on the larger classes; its loss weighs all classes alike.
+        chance = float(np.log(len(model.classes_)))
+        if best.val_loss < chance:
+            return []
+        return [
+            f"expected a validation loss below {chance:.4f}, that of equal probabilities, found "
+            f"{best.val_loss:.4f}; {advice}"
+        ]
+    if found > share or found == 1:
+        return []
+    largest = model.classes_[counts.argmax()]
+    return [
+        f"expected a validation accuracy above {share:.2%}, that of always answering '{largest}', "
+        f"found {found:.2%}; {advice}"
+    ]
 
 
 _Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]

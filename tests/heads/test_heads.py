@@ -101,7 +101,7 @@ def test_history_has_every_row_that_was_ticked(kind: str) -> None:
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_the_state_with_the_lowest_validation_loss_is_kept(kind: str) -> None:
     # Few samples, many epochs: the validation loss falls and rises again.
-    options = {} if kind == "logistic" else {"epochs": 40, "patience": 40, "learning_rate": 0.05}
+    options = {} if kind == "logistic" else {"epochs": 40, "patience": 40, "learning_rate": 0.01}
     val = overlapping(200, 1)
     head, history = fit(kind, overlapping(24, 0), val, **options)
     losses = [row.val_loss for row in history.rows]
