@@ -28,6 +28,7 @@ from featpipe.datasets.training_split import (
 )
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.heads.doubts import baseline_doubts
 from featpipe.heads.sweep import CombinationDocument, Sweep, SweepPlan, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
@@ -248,33 +249,11 @@ class _Training:
 
     def _warnings(self) -> list[str]:
         """What casts doubt on the head; logs it."""
-        found = [*self.history.warnings, *_doubts(self.model, self.history.kept, self.data[3])]
+        y_val, best = self.data[3], self.history.kept
+        found = [*self.history.warnings, *baseline_doubts(self.model, best, y_val)]
         for text in found:
             log.warning("'%s' head: %s", self.model.kind, text)
         return found
-
-
-def _doubts(model: Head, best: HistoryRow, y_val: NDArray[np.int64]) -> list[str]:
-    """Whether a head does no better than an answer that is always the same."""
-    counts = np.bincount(y_val)
-    share, found = counts.max() / len(y_val), best.val_accuracy
-    advice = "try another tap or head, or more pictures of the smaller classes"
-    if model.params["class_weight"] != "none":
-        # Such a head gives up accuracy on the larger classes; its loss weighs all classes alike.
-        chance = float(np.log(len(model.classes_)))
-        if best.val_loss < chance:
-            return []
-        return [
-            f"expected a validation loss below {chance:.4f}, that of equal probabilities, found "
-            f"{best.val_loss:.4f}; {advice}"
-        ]
-    if found > share or found == 1:
-        return []
-    largest = model.classes_[counts.argmax()]
-    return [
-        f"expected a validation accuracy above {share:.2%}, that of always answering '{largest}', "
-        f"found {found:.2%}; {advice}"
-    ]
 
 
 _Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]

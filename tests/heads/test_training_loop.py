@@ -348,14 +348,15 @@ def test_a_decay_of_weights_leaves_the_frequencies_of_classes_alone(classes: int
 
 
 def test_a_best_epoch_at_an_end_is_a_warning() -> None:
-    train, val = toy(80), toy(40, seed=1)
+    train, val = overlapping(80, 0), overlapping(200, 1)
     (slow,) = train_all(heads_of("linear", 2, [{"epochs": 3}]), [0], train, val)
     assert slow.history.warnings == [
         "expected the validation loss to stop falling, found it lowest in the last of 3 epochs; "
         "raise --epochs"
     ]
-    swapped = val[0], 1 - val[1]
-    (fast,) = train_all(heads_of("linear", 2, [{"learning_rate": 0.1}]), [0], train, swapped)
+    train, (X_val, y_val) = toy(80), toy(40, seed=1)
+    given = {"learning_rate": 0.1}
+    (fast,) = train_all(heads_of("linear", 2, [given]), [0], train, (X_val, 1 - y_val))
     assert fast.history.warnings == [
         "expected the validation loss to fall after the first epoch, found it lowest there; "
         "lower --learning-rate"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from featpipe.heads.base import History, HistoryRow
+from featpipe.heads.doubts import epoch_doubts
 from featpipe.heads.training.feature_rows import FeatureRowSet
 from featpipe.heads.training.trainer import Trainer
 
@@ -118,7 +119,7 @@ class EpochLoop:
                 break
             self._drop_finished()
         for history in self.histories:
-            history.warnings += _doubts(history, epochs)
+            history.warnings += epoch_doubts(history, epochs)
         ends = [TrainedState(*end, {}) for end in zip(self.histories, self.diverged, strict=True)]
         everyone = range(len(ends))
         for k in (min(everyone, key=lambda k: ends[k].lowest),) if only_best else everyone:
@@ -196,18 +197,3 @@ class EpochLoop:
             kept = [place for place, k in enumerate(self.members) if k in self.running]
             self.members = [self.members[place] for place in kept]
             self.trainer.keep(kept)
-
-
-def _doubts(history: History, epochs: int) -> list[str]:
-    """Why the best epoch may not be the best that training can reach."""
-    if history.rows and history.kept.at == epochs:
-        return [
-            "expected the validation loss to stop falling, found it lowest in the last of "
-            f"{epochs} epochs; raise --epochs"
-        ]
-    if len(history.rows) > 1 and history.best == 0:
-        return [
-            "expected the validation loss to fall after the first epoch, found it lowest there; "
-            "lower --learning-rate"
-        ]
-    return []
