@@ -19,6 +19,7 @@ DEFAULT_TRIES = 10
 CLASS_WEIGHTS = ("none", "balanced")
 SEEDS = 2**32
 """Seeds are smaller than this."""
+_EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
 
 
 @dataclass
@@ -45,9 +46,11 @@ class GradientParams(HeadParams):
     """Hyper-parameters of every head that is trained by gradients."""
 
     learning_rate: float = option(Number(above=True), "Learning rate of AdamW.", default=0.0003)
-    weight_decay: float = option(Number(), "Decoupled weight decay of AdamW.", default=0.01)
+    weight_decay: float = option(
+        Number(), "Decoupled weight decay of AdamW; biases are not decayed.", default=0.01
+    )
     batch_size: int = option(Whole(), "Rows per step.", default=128)
-    epochs: int = option(Whole(), "Largest number of epochs.", default=200)
+    epochs: int = option(Whole(), _EPOCHS, default=200)
     patience: int = option(
         Whole(), "Epochs without a lower validation loss before training stops.", default=10
     )
@@ -62,7 +65,7 @@ class LinearParams(GradientParams):
 class MLPParams(GradientParams):
     """Hyper-parameters of ``mlp``: linear, ReLU, dropout, linear; by AdamW."""
 
-    epochs: int = option(Whole(), "Largest number of epochs.", default=100)
+    epochs: int = option(Whole(), _EPOCHS, default=100)
     hidden: int = option(Whole(high=MAX_HIDDEN), "Width of the hidden layer.", default=256)
     dropout: float = option(
         Number(high=1.0), "Share of hidden units that are silenced in training.", default=0.5

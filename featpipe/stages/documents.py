@@ -110,7 +110,10 @@ class CalibrationDocument(TypedDict):
 
 
 class TrainDocument(TypedDict):
-    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``."""
+    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
+
+    ``warnings`` say what casts doubt on the head.
+    """
 
     head: str
     kind: str
@@ -120,6 +123,7 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    warnings: list[str]
     sweep: NotRequired[SweepDocument]
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]

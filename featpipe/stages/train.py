@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from featpipe.datasets.training_split import (
 )
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.heads.doubts import baseline_doubts
 from featpipe.heads.sweep import Sweep, SweepPlan, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
         ShotDocument,
         TrainDocument,
     )
+
+log = logging.getLogger("featpipe")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class TrainResult:
         Scores of heads of a few pictures per class, of which it is one.
     calibration : CalibrationDocument, optional
         Its temperature, and validation scores without and with it.
+    warnings : list of str
+        What casts doubt on it; also logged, and kept in its run folder.
     """
 
     head: Path
@@ -84,6 +90,7 @@ class TrainResult:
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> TrainDocument:
         """The result as the command prints it."""
@@ -96,6 +103,7 @@ class TrainResult:
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
+            "warnings": self.warnings,
         }
         if self.sweep is not None:
             document["sweep"] = self.sweep.as_json()
@@ -201,6 +209,9 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 3)
         info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
         run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
+        warnings = self._warnings()
+        if warnings:
+            info["warnings"] = warnings
         table = None
         if self.grid is not None and self.sweep is not None:
             table = sweep_result(run.sweep_path, self.sweep)
@@ -242,6 +253,7 @@ class _Training:
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
+            warnings=warnings,
         )
 
     def _save_shots(self, run: Run, info: dict[str, Any]) -> NShotResult | None:
@@ -252,6 +264,14 @@ class _Training:
         digest = run.save_n_shot({**table, "shots": self.shots})
         info["n_shot"] = {**kept, "table_sha256": digest}
         return NShotResult(run.n_shot_path, self.shots)
+
+    def _warnings(self) -> list[str]:
+        """What casts doubt on the head; logs it."""
+        y_val, best = self.data[3], self.history.kept
+        found = [*self.history.warnings, *baseline_doubts(self.model, best, y_val)]
+        for text in found:
+            log.warning("'%s' head: %s", self.model.kind, text)
+        return found
 
 
 _Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]
