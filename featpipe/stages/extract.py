@@ -26,6 +26,7 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
+from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, Timings
@@ -195,7 +196,8 @@ class _Extraction:
                     draft.quarantine(number, outcome.reason)
                 bar.advance(bad=len(draft.reasons))
                 if outcome.reason is not None:
-                    log.debug("quarantined %r: %s", records[number].path, outcome.reason)
+                    said = f" ({outcome.detail})" if outcome.detail else ""
+                    log.debug("quarantined %r: %s%s", records[number].path, outcome.reason, said)
                     draft.check_max_bad(self.spec.max_bad)
 
             found = extractor.compute_ids(self._tasks(todo), len(todo), on_outcome)
@@ -327,7 +329,7 @@ def _split_sizes(dataset: Dataset | None) -> dict[str, int]:
 
 def _decoder(options: EngineOptions) -> str:
     """What decides whether a picture is readable; a change tries quarantined ones again."""
-    return f"pillow {PIL.__version__}, {options.max_pixels} pixels"
+    return f"edition {DECODER_EDITION}, pillow {PIL.__version__}, {options.max_pixels} pixels"
 
 
 def _load_before(cache: Path, name: str) -> Dataset | None:
