@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
+from featpipe.datasets.coverage import coverage_warnings
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset, save_dataset
@@ -229,6 +230,10 @@ class _Extraction:
         self.dataset = dataset
         if spec.shard is not None:
             self._merge(spec.shard)
+        # Of a part of the list nothing can be said.
+        whole = dataset if spec.shard is None else self.merged
+        for warning in coverage_warnings(whole) if whole is not None else []:
+            log.warning("%s", warning)
 
     def _merge(self, shard: Shard) -> None:
         self.merged = merge_shards(self.cache, self.spec.name, shard.count, self.list_digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
+from featpipe.datasets.coverage import training_warnings
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
@@ -36,6 +38,8 @@ from featpipe.store.rows import FeatureRows
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import SweepDocument, TrainDocument
+
+log = logging.getLogger("featpipe")
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,8 @@ class _Training:
         val = val[label[val] >= 0]
         if not len(val):
             raise DataError(too_few_to_validate(self.dataset))
+        for warning in training_warnings(self.dataset, train, val):
+            log.warning("%s", warning)
         self.train, self.val = train, val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = FeatureStore(cache, self.space).rows(ids)

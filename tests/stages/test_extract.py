@@ -506,7 +506,7 @@ def test_one_picture_under_two_labels_is_warned_of(
     shutil.copy(photos / "red" / "00.png", photos / "blue" / "same.png")
     with caplog.at_level(logging.WARNING, "featpipe"):
         assert counts(go(photos, cache, tiny)) == (PICTURES, 0, 1, 0)
-    assert "1 pictures appear under more than one label" in caplog.text
+    assert "1 picture appears under more than one label: 'blue/same.png' as 'blue'" in caplog.text
 
 
 def test_digits_are_pictures_too(cache: Path, tiny: dict[str, Any], work: dict[str, int]) -> None:
