@@ -28,8 +28,9 @@ def coverage_warnings(dataset: Dataset) -> list[str]:
     single = _classes_of_one_picture(dataset)
     if single:
         said.append(
-            f"there is only one picture{_each(single)} of {some_of(single)}, and it is in train: no other "
-            f"split can measure {_them(single)}; add pictures of {_them(single)}"
+            f"there is only one picture{'' if len(single) == 1 else ' each'} of {some_of(single)}, "
+            f"and it is in train: no other split can measure {_them(single)}; add pictures of "
+            f"{_them(single)}"
         )
     for split, names in without.items():
         if few := [name for name in names if name not in single]:
@@ -82,10 +83,6 @@ def some_of(names: Sequence[str]) -> str:
 
 def _them(names: Sequence[str]) -> str:
     return "it" if len(names) == 1 else "them"
-
-
-def _each(names: Sequence[str]) -> str:
-    return "" if len(names) == 1 else " each"
 
 
 def _present(dataset: Dataset) -> NDArray[np.int64]:

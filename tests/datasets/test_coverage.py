@@ -120,7 +120,7 @@ def test_training_says_what_val_and_test_cannot_measure(cache: Path) -> None:
 
 
 def test_an_old_data_set_whose_only_picture_is_in_test_tells_the_way_out(cache: Path) -> None:
-    dataset = stored_set(cache, in_splits(train=5, val=2, test=2) + [("x.png", "emu", "test")])
+    dataset = stored_set(cache, [*in_splits(train=5, val=2, test=2), ("x.png", "emu", "test")])
     dataset.info.split = [0.7, 0.15, 0.15]
     train, val = training_rows(dataset, 0.2)
     assert training_warnings(dataset, train, val) == [

@@ -125,7 +125,7 @@ def test_too_few_different_pictures_are_left_where_the_hash_puts_them() -> None:
 def test_a_class_of_few_pictures_has_one_to_train_on(n: int, fractions: tuple[float, ...]) -> None:
     moved = 0
     for prefix in range(40):
-        ids, labels = some(n, prefix=f"{prefix}-")
+        ids, _ = some(n, prefix=f"{prefix}-")
         ids = np.concatenate([ids, ids])  # equal pictures count once
         part = split_by_content(ids, np.zeros(2 * n, np.int64), fractions)
         assert 0 in part
