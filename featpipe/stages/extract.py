@@ -31,7 +31,7 @@ from featpipe.datasets.shards import list_digest, merge_shards, shard_name
 from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
-from featpipe.engine.outcome import Outcome, Timings
+from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import plan_features
 from featpipe.sources import Source, label_warnings, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
@@ -205,7 +205,7 @@ class _Extraction:
                 number = int(todo[outcome.key])
                 if outcome.reason is not None:
                     draft.quarantine(number, outcome.reason)
-                bar.advance(bad=len(draft.reasons))
+                bar.advance(is_work=outcome.kind is OutcomeKind.COMPUTED, bad=len(draft.reasons))
                 if outcome.reason is not None:
                     said = f" ({outcome.detail})" if outcome.detail else ""
                     log.debug("quarantined %r: %s%s", records[number].path, outcome.reason, said)

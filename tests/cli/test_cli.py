@@ -418,6 +418,7 @@ def test_predict_gives_a_json_line_for_every_file_also_for_unreadable_ones(
     featpipe: Run, own_workspace: Path
 ) -> None:
     (own_workspace / "broken.png").write_bytes(b"no")
+    (own_workspace / "nowhere.png").symlink_to("gone.png")
     paths = ("photos/red/01.png", "broken.png", "nowhere.png", "photos/blue")
     done = featpipe("predict", "run", *paths, "--json")
     assert done.returncode == 3
@@ -426,7 +427,9 @@ def test_predict_gives_a_json_line_for_every_file_also_for_unreadable_ones(
     assert all({"path", "label", "probability", "error"} <= set(line) for line in lines)
     assert (lines[0]["path"], lines[0]["label"], lines[0]["error"]) == (paths[0], "red", None)
     assert 0.5 < lines[0]["probability"] <= 1
-    for line, reason in zip(lines[1:3], ("open: not a ", "read: No such file"), strict=True):
+    for line, reason in zip(
+        lines[1:3], ("open: text, no picture; ", "read: No such file"), strict=True
+    ):
         assert line["label"] is line["probability"] is None
         assert line["error"].startswith(reason)
     assert {line["label"] for line in lines[3:]} == {"blue"}

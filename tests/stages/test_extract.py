@@ -537,11 +537,15 @@ def test_planning_tells_what_would_be_done_and_does_nothing(
     assert not cache.exists()
     (photos / "red" / "bad.jpg").write_bytes(b"no picture")
     settle(photos)
-    go(photos, cache, tiny)
+    splits = go(photos, cache, tiny).splits
     class_picture(0, 700).save(photos / "red" / "new.png")
     reset(work)
     plan = plan_extraction(photos, name="set", cache=cache, workers=1, **tiny)
     assert (plan.unchanged, plan.to_read, plan.quarantined) == (PICTURES, 1, 1)
+    assert (plan.classes, plan.split_by, plan.splits) == ({"blue": 20, "red": 22}, "content", {})
+    (photos / "red" / "new.png").unlink()
+    # What was read has its split.
+    assert plan_extraction(photos, name="set", cache=cache, **tiny).splits == splits
     other = {**tiny, "pool": ("avg",)}
     assert plan_extraction(photos, name="set", cache=cache, **other).to_read == PICTURES + 1
     assert work["pools"] == 0
