@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from support.command import TINY_FLAGS, Run, json_of
+from support.command import TINY_FLAGS, Run
 from support.library import predict
 from support.samples import class_picture
 
@@ -35,7 +36,7 @@ def test_too_many_pixels_are_said_with_size_and_option(inside: Run, own_workspac
     class_picture(0, 77).save(own_workspace / "big.png")
     done = inside("predict", "run", "big.png", "--json", "--max-pixels", 100)
     assert done.returncode == 3
-    assert json_of(done)["error"] == (
+    assert json.loads(done.stdout)["error"] == (
         "open: 40 x 40 is more than 100 pixels; shrink it, or allow it with --max-pixels 1600"
     )
 
