@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.ids import sortable
+from featpipe.base.text import some_of
 from featpipe.datasets.dataset import NO_LABEL, SPLIT_GIVEN, SPLITS, Dataset
-
-_SHOWN_NAMES = 5
 
 
 def coverage_warnings(dataset: Dataset) -> list[str]:
@@ -73,12 +72,6 @@ def training_warnings(
                 f"{_them(unmeasured)}"
             )
     return said
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first few names, between quotes, and how many there are where there are more."""
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(map(repr, names[:_SHOWN_NAMES])) + more
 
 
 def _them(names: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ def what_else(data: bytes) -> tuple[str, str] | None:
         for pattern, name, advice in _TEXTS:
             if re.search(pattern, head):
                 return name, advice
-        return "text, no picture", "remove it, or give it an ending such as .txt"
+        return "not a picture but text", "remove it, or give it an ending such as .txt"
     return ("a TGA picture", _CONVERT) if _is_tga(data) else None
 
 

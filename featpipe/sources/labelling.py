@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
+from featpipe.base.text import some_of
 from featpipe.sources.records import Source
-
-_SHOWN_NAMES = 5
 
 
 def label_warnings(source: Source) -> list[str]:
@@ -25,7 +24,7 @@ def _none(source: Source) -> list[str]:
     column, is_not = ("column", "is") if len(unused) == 1 else ("columns", "are")
     return [
         f"no picture of {source.spec} has a label: expected them in a column 'label', found the "
-        f"{column} {_some(unused)}, which {is_not} not used; rename the one with the classes to "
+        f"{column} {some_of(unused)}, which {is_not} not used; rename the one with the classes to "
         "'label'"
     ]
 
@@ -34,7 +33,7 @@ def _only_one(source: Source, label: str) -> str:
     said = f"all pictures of {source.spec} are of one class, {label!r}"
     if source.kind == "folder" and (below := _folders_below(source)):
         where, names = below
-        said += f", whose folder holds the folders {_some(names)}"
+        said += f", whose folder holds the folders {some_of(names)}"
         if where is not None:
             return f"{said}; if these are the classes, give {where} as DATA"
         return f"{said}; if these are the classes, move them up, directly into the split folders"
@@ -57,8 +56,3 @@ def _folders_below(source: Source) -> tuple[str | None, list[str]] | None:
             return os.path.join(source.spec, *deeper[0][:depth]), names
         depth += 1
     return None
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(map(repr, names[:_SHOWN_NAMES])) + more

@@ -137,14 +137,8 @@ def extract(
 
 
 def _open(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
-    """The source, and at once what is odd about it."""
+    """The source; what is odd about its labels is said at once."""
     source = open_source(data, root=spec.root, follow_links=spec.follow_links)
-    classes = {record.label for record in source.records} - {None}
-    labels = f"{len(classes)} classes" if len(classes) > 1 else "one class"
-    pictures = "1 picture" if len(source.records) == 1 else f"{len(source.records)} pictures"
-    log.info("%s: %s, %s", source.spec, pictures, labels if classes else "no labels")
-    if source.ignored:
-        log.info("%d files passed over: their names say they are no pictures", source.ignored)
     for warning in label_warnings(source):
         log.warning("%s", warning)
     return source
@@ -167,6 +161,12 @@ class _Extraction:
         self.plan = plan_features(spec, cache)
         self.stores = [FeatureStore(cache, space) for space in self.plan.spaces]
         self.listed_s = time.perf_counter() - self.started
+        labels = "" if any(r.label is not None for r in self.source.records) else ", no labels"
+        log.info("%s: %d pictures%s", self.source.spec, len(self.source.records), labels)
+        if self.source.ignored:
+            log.info(
+                "%d files passed over: their names say they are no pictures", self.source.ignored
+            )
         self.before = _load_before(cache, self.dataset_name)
         self._warn_of_other_source()
         self.draft = _draft(self.source, self.before, self.stores, spec)

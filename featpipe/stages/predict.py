@@ -100,11 +100,12 @@ def predict(
         An unreadable picture raises nothing, nor does one that vanishes meanwhile: its prediction
         carries the error.
     """
-    for path in map(os.fspath, paths):
+    for path in paths:
         # A link that leads nowhere is there, and its line will say so.
         if not os.path.lexists(path):
             raise NotFoundError(
-                f"expected a picture or a folder at {path}, found nothing there; check the path"
+                f"expected a picture or a folder at {os.fspath(path)}, found nothing there; check "
+                "the path"
             )
     trained = Run.at(head).load_head()
     weights = spec.weights or trained.weights_name

@@ -264,8 +264,9 @@ def test_a_dry_run_writes_nothing(inside: Run, workspace: Path, tmp_path: Path) 
     assert (done.returncode, done.stdout) == (
         0,
         "colours: 40 pictures: 0 unchanged and cached, 40 to read (what turns out to be known is "
-        "not decoded), 0 quarantined before; "
-        "nothing was done\n",
+        "not decoded), 0 quarantined before; nothing was done\n"
+        "  classes: blue 20, red 20\n"
+        "  splits: by content, so not known before the 40 pictures are read\n",
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -311,7 +312,8 @@ def test_strict_says_which_picture_and_why(inside: Run, own_workspace: Path) -> 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
         "Error: expected at most 0 % of 41 pictures to be unreadable, found 1 so far, among them "
-        "'red/bad.png' (open: not a JPEG, PNG, WEBP, BMP, GIF, TIFF or AVIF image); mend or "
+        "'red/bad.png' (open: not a picture but text; remove it, or give it an ending such "
+        "as .txt); mend or "
         "remove them, or allow more with --max-bad"
     )
     assert not (own_workspace / "cache" / "datasets" / "other.h5").exists()
@@ -427,9 +429,7 @@ def test_predict_gives_a_json_line_for_every_file_also_for_unreadable_ones(
     assert all({"path", "label", "probability", "error"} <= set(line) for line in lines)
     assert (lines[0]["path"], lines[0]["label"], lines[0]["error"]) == (paths[0], "red", None)
     assert 0.5 < lines[0]["probability"] <= 1
-    for line, reason in zip(
-        lines[1:3], ("open: text, no picture; ", "read: No such file"), strict=True
-    ):
+    for line, reason in zip(lines[1:3], ("open: not a ", "read: No such file"), strict=True):
         assert line["label"] is line["probability"] is None
         assert line["error"].startswith(reason)
     assert {line["label"] for line in lines[3:]} == {"blue"}

@@ -95,7 +95,7 @@ FILES = {
     "a Git LFS pointer; get the picture with 'git lfs pull'": [
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     ],
-    "text, no picture; remove it, or give it an ending such as .txt": [
+    "not a picture but text; remove it, or give it an ending such as .txt": [
         b"not found",
         "Größe\tBM\r\n".encode(),
         b"BM is not enough to be a bitmap",
