@@ -14,7 +14,7 @@ from support.library import extract
 from support.samples import class_picture, in_splits, stored_set
 
 from featpipe.datasets.coverage import coverage_warnings, training_warnings
-from featpipe.datasets.dataset import SPLITS, Dataset
+from featpipe.datasets.dataset import SPLITS, Dataset, Status
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.training_split import training_rows
 
@@ -136,6 +136,16 @@ def test_the_only_train_picture_of_a_class_is_not_set_aside_to_validate(cache: P
         train, val = training_rows(dataset, 0.5)
         emu = np.flatnonzero(dataset.label == dataset.classes.index("emu"))
         assert set(emu) <= set(train) and not set(emu) & set(val)
+
+
+@pytest.mark.parametrize("split", ["given", [0.7, 0.15, 0.15]])
+def test_a_data_set_without_a_readable_picture_has_nothing_to_warn_of(
+    split: Any, cache: Path
+) -> None:
+    dataset = stored_set(cache, in_splits(train=1, val=1))
+    dataset.info.split = split
+    dataset.status[:] = Status.QUARANTINED
+    assert coverage_warnings(dataset) == []
 
 
 def test_whole_splits_need_no_warning(cache: Path) -> None:
