@@ -89,9 +89,12 @@ class BadImageError(FeatpipeError, ValueError):
         ``worker``.
     reason : str
         One-line explanation for the user.
+    detail : str
+        What the decoder said itself, for who looks for a bug; may be empty.
     """
 
-    def __init__(self, stage: str, reason: str) -> None:
+    def __init__(self, stage: str, reason: str, *, detail: str = "") -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
+        self.detail = detail

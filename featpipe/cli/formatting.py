@@ -74,11 +74,31 @@ def _bad(done: ExtractResult) -> list[str]:
 
 def of_plan(plan: DryRun) -> str:
     """What an extraction would do."""
-    return (
-        f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
-        f"{plan.to_read} to read (what turns out to be known is not decoded), {plan.quarantined} "
-        "quarantined before; nothing was done"
+    splits = {
+        "given": "as DATA gives them: ",
+        "content": "by content, ",
+        "none": "none, as no picture has a label",
+    }[plan.split_by]
+    if plan.splits:
+        splits += _counted(plan.splits)
+    elif plan.split_by == "content":
+        splits += f"so not known before the {plan.to_read} pictures are read"
+    return "\n".join(
+        [
+            f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
+            f"{plan.to_read} to read (what turns out to be known is not decoded), "
+            f"{plan.quarantined} quarantined before; nothing was done",
+            f"  classes: {_counted(plan.classes) or 'none'}",
+            f"  splits: {splits}",
+        ]
     )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """``cat 20, dog 30``."""
+    shown = [f"{escape(name)} {n}" for name, n in counts.items()]
+    more = [f"… ({len(shown)} in all)"] if len(shown) > _SHOWN_CLASSES else []
+    return ", ".join(shown[:_SHOWN_CLASSES] + more)
 
 
 def of_training(done: TrainResult) -> str:

@@ -21,29 +21,24 @@ def choose_progress() -> Progress:
 def bar_progress(what: str, total: int) -> Iterator[Bar]:
     """A live bar with count, rate and time left."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Live
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[notes]}"),
     )
     with Live(*columns, console=Console(stderr=True), transient=True) as live:
-        task = live.add_task(what, total=total or None, rate="", notes="")
-        started = time.monotonic()
-        done = 0
+        task = live.add_task(what, total=total or None, pace="", notes="")
+        pace = _Pace(total)
 
         class _Live:
-            def advance(self, steps: int = 1, **notes: object) -> None:
-                nonlocal done
-                done += steps
-                rate = done / max(time.monotonic() - started, 1e-9)
-                shown = _notes(notes)
-                live.update(task, advance=steps, rate=f"{rate:.1f}/s", notes=shown)
+            def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
+                pace.add(steps, is_work=is_work)
+                live.update(task, advance=steps, pace=pace.text(), notes=_notes(notes))
 
         yield _Live()
 
@@ -54,20 +49,45 @@ def line_progress(what: str, total: int) -> Iterator[Bar]:
 
     class _Lines:
         def __init__(self) -> None:
-            self.done = 0
-            self.started = self.told = time.monotonic()
+            self.pace = _Pace(total)
+            self.told = time.monotonic()
 
-        def advance(self, steps: int = 1, **notes: object) -> None:
-            self.done += steps
+        def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
+            self.pace.add(steps, is_work=is_work)
             now = time.monotonic()
             if now - self.told >= LINE_EVERY_S:
                 self.told = now
-                rate = self.done / (now - self.started)
-                left = f", {_duration((total - self.done) / rate)} left" if total else ""
-                line = f"{what}: {self.done}/{total or '?'}, {rate:.1f}/s{left} {_notes(notes)}"
+                parts = (f"{what}: {self.pace.done}/{total or '?'}", self.pace.text())
+                line = f"{', '.join(filter(None, parts))} {_notes(notes)}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
     yield _Lines()
+
+
+class _Pace:
+    """Rate and time left, by the steps that are work; ``done`` counts the others too."""
+
+    def __init__(self, total: int) -> None:
+        self.done = 0
+        self._total = total
+        self._worked = 0
+        self._started = time.monotonic()
+
+    def add(self, steps: int, *, is_work: bool) -> None:
+        self.done += steps
+        if is_work:
+            self._worked += steps
+        elif not self._worked:
+            # What was there is passed before the work begins.
+            self._started = time.monotonic()
+
+    def text(self) -> str:
+        """``2.0/s, 4:30 left``; empty before any work is done."""
+        if not self._worked:
+            return ""
+        rate = self._worked / max(time.monotonic() - self._started, 1e-9)
+        left = f", {_duration((self._total - self.done) / rate)} left" if self._total else ""
+        return f"{rate:.1f}/s{left}"
 
 
 def _notes(notes: dict[str, object]) -> str:

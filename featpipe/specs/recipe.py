@@ -152,6 +152,8 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
     label = _label_in("[[head]]")
     if "kind" not in table:
         hyper = {name for params in HEAD_PARAMS.values() for name in params.option_names()}
+        if "head" in table:  # as the command line calls it
+            raise UsageError(f"expected {label('kind')}, found 'head'; call it 'kind'")
         _check_names("key of [[head]]", table, ("kind", *HEAD_KEYS, *hyper))
     kind = Choice(HEAD_KINDS).check(label("kind"), table.get("kind"))
     for name in ("head", *NOT_IN_RECIPES):

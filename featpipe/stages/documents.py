@@ -62,6 +62,9 @@ class DryRunDocument(TypedDict):
     unchanged: int
     to_read: int
     quarantined: int
+    classes: dict[str, int]
+    split_by: str
+    splits: dict[str, int]
 
 
 class SweepDocument(TypedDict):

@@ -17,6 +17,7 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
+from featpipe.datasets.coverage import training_warnings
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
@@ -164,6 +165,8 @@ class _Training:
         val = val[label[val] >= 0]
         if not len(val):
             raise DataError(too_few_to_validate(self.dataset))
+        for warning in training_warnings(self.dataset, train, val):
+            log.warning("%s", warning)
         self.train, self.val = train, val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = FeatureStore(cache, self.space).rows(ids)

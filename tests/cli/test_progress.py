@@ -105,6 +105,31 @@ def test_notes_follow_the_rate_and_those_of_zero_are_left_out(
     assert capsys.readouterr().err == line
 
 
+def test_what_was_there_before_counts_for_neither_rate_nor_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A resumed extraction: 400 pictures are known after 10 s, then two are computed a second.
+    with bars.line_progress("extract", 600) as bar:
+        for _ in range(40):
+            clock.now += 0.25
+            bar.advance(10, is_work=False)
+        for _ in range(50):
+            clock.now += 1
+            bar.advance(2, bad=0)
+            bar.advance(1, is_work=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "extract: 459/600, 2.0/s, 1:10 left",
+        "extract: 549/600, 2.0/s, 0:25 left",
+    ]
+
+
+def test_only_known_pictures_have_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with bars.line_progress("extract", 600) as bar:
+        clock.now += 31
+        bar.advance(is_work=False, bad=1)
+    assert capsys.readouterr().err == "extract: 1/600 bad=1\n"
+
+
 def test_without_a_terminal_lines_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert bars.choose_progress() is bars.line_progress
@@ -189,7 +214,7 @@ def test_a_terminal_shows_a_bar_that_is_gone_at_the_end() -> None:
     assert len(set(counts)) > 2, "the bar did not move"
     assert counts == sorted(counts)
     assert "extract" in err
-    assert re.search(r"\d+\.\d/s", err)
+    assert re.search(r"\d+\.\d/s, 0:0\d left", err)
     assert "bad=7" in err
     assert out == "result\n"
     assert screen_of(err) == ["after"]

@@ -254,6 +254,20 @@ def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, 
     )
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"kindd": "mlp"}, "expected a known key of [[head]], found 'kindd'; did you mean 'kind'?"),
+        ({"hidden": 3, "Kind": "mlp"}, "found 'Kind'; did you mean 'kind'?"),
+        ({"head": "mlp"}, "expected 'kind' in [[head]], found 'head'; call it 'kind'"),
+    ],
+)
+def test_a_misspelt_kind_of_head_is_named_with_the_key_that_is_meant(
+    tmp_path: Path, head: dict[str, Any], message: str
+) -> None:
+    assert refusal(tmp_path, changed(head=[head])).endswith(message)
+
+
 @pytest.mark.parametrize("head", [None, [], "linear", {"kind": "linear"}, ["linear"]])
 def test_a_recipe_without_a_list_of_heads_is_refused(tmp_path: Path, head: Any) -> None:
     assert refusal(tmp_path, changed(head=head)).startswith("expected at least one [[head]] table")
