@@ -72,7 +72,7 @@ def _body(
             f"“{_text(evaluation['split'])}”, {len(classes)} classes, features "
             f"<code>{_text(trained.space.name)}</code></p>",
             _tiles(evaluation),
-            _trained_on(evaluation["trained_on"], evaluation["duplicates"]),
+            _warnings(evaluation),
             "<h2>Training</h2>",
             figures.curves(trained.history),
             "<h2>Confusion and calibration</h2><div class='row'>",
@@ -100,6 +100,15 @@ def _tiles(evaluation: EvaluationDocument) -> str:
     ]
     inner = "".join(f'<div class="tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)
     return f'<div class="tiles">{inner}</div>'
+
+
+def _warnings(evaluation: EvaluationDocument) -> str:
+    notes = "".join(f'<p class="warn">{_text(note)}</p>' for note in evaluation.get("notes", []))
+    # A note already says what the head had to do with the pictures of its own data set.
+    said = bool(notes) and not evaluation["duplicates"]
+    return (
+        notes if said else notes + _trained_on(evaluation["trained_on"], evaluation["duplicates"])
+    )
 
 
 def _trained_on(count: int, duplicates: list[str]) -> str:

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DataError
-from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.base.errors import DataError, NotFoundError
+from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_space
 from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
+from featpipe.reports.notes import no_test_split, on_own_pictures
 from featpipe.reports.page import write_report
+from featpipe.reports.predictions import write_predictions
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader
@@ -33,6 +35,7 @@ class Evaluation:
     Attributes
     ----------
     head, dataset, split : str
+        ``split`` is the one that was evaluated, whether or not somebody asked for it.
     metrics : Metrics
         See :func:`featpipe.reports.metrics.score`.
     duplicates : list of str
@@ -40,6 +43,11 @@ class Evaluation:
         empty where the head's own train or val split is evaluated.
     trained_on : int
         How many of the evaluated pictures the head was trained or validated on.
+    notes : list of str
+        Sentences on what to keep in mind: that there was no test split, that the pictures chose
+        the epoch.
+    predictions : Path
+        CSV with path, split, truth, prediction and the probability of every class.
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
@@ -51,6 +59,8 @@ class Evaluation:
     metrics: Metrics
     duplicates: list[str]
     trained_on: int
+    notes: list[str]
+    predictions: Path
     report: Path
     seconds: float
 
@@ -62,6 +72,8 @@ class Evaluation:
             "split": self.split,
             "duplicates": self.duplicates,
             "trained_on": self.trained_on,
+            "notes": self.notes,
+            "predictions": str(self.predictions),
             "report": str(self.report),
             "seconds": self.seconds,
             **self.metrics,
@@ -69,7 +81,7 @@ class Evaluation:
 
 
 def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
-    """Score a head on a split and write metrics and a report into its run folder.
+    """Score a head on a split; write metrics, predictions and a report into its run folder.
 
     Parameters
     ----------
@@ -80,6 +92,8 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
 
     Raises
     ------
+    NotFoundError
+        No such head, data set or split; or none was asked for and there is neither test nor val.
     SpaceMismatchError
         The data set has no features of the head's space.
     DataError
@@ -91,30 +105,63 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     name = spec.on if spec.on is not None else str(trained.dataset["name"])
     dataset = load_dataset(cache, name)
     require_space(dataset, trained.space)
-    chosen = dataset.in_split(spec.split)
-    chosen = chosen[dataset.label[chosen] != NO_LABEL]
+    split = spec.split if spec.split is not None else _split_to_score(dataset)
+    is_fallback = spec.split is None and split != "test"
+    chosen = _labelled(dataset, split)
     classes: list[str] = trained.head.classes_.tolist()
-    y = _labels(dataset, chosen, classes, spec.split)
+    y = _labels(dataset, chosen, classes, split)
     rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
     probabilities = trained.head.predict_proba(rows)
     metrics = score(y, probabilities, classes)
     seen = _trained_on(dataset, chosen, trained)
-    own = spec.split != "test" and dataset.name == trained.dataset["name"]
+    own = split != "test" and dataset.name == trained.dataset["name"]
+    notes = [no_test_split(name)] if is_fallback else []
+    if own and seen:
+        notes.append(on_own_pictures(trained, split, len(chosen), len(seen)))
     mistakes = _worst_mistakes(dataset, chosen, y, probabilities, classes)
-    evaluated = run.evaluation_name(spec.on, name, spec.split)
+    evaluated = run.evaluation_name(spec.on, name, split, is_fallback=is_fallback)
+    predictions = run.predictions_path(evaluated)
+    write_predictions(predictions, _pictures(dataset, chosen), y, probabilities, classes)
     result = Evaluation(
         head=str(run.folder),
         dataset=name,
-        split=spec.split,
+        split=split,
         metrics=metrics,
         duplicates=[] if own else seen,
         trained_on=len(seen),
+        notes=notes,
+        predictions=predictions,
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
     )
     run.save_metrics(evaluated, result.as_json())
     write_report(result.report, trained, result.as_json(), mistakes)
     return result
+
+
+def _split_to_score(dataset: Dataset) -> str:
+    """Test, else val: the first of them that has labelled pictures."""
+    there = [split for split in ("test", "val") if split in dataset.split_names]
+    if not there:
+        found = ", ".join(dataset.split_names) or "none"
+        raise NotFoundError(
+            f"expected a split 'test' or 'val' in data set '{dataset.name}', found: {found}; "
+            "name one of those with --split, or 'all'"
+        )
+    return next((split for split in there if len(_labelled(dataset, split))), there[0])
+
+
+def _labelled(dataset: Dataset, split: str) -> NDArray[np.intp]:
+    """Row numbers of the usable pictures of a split that have a label."""
+    rows = dataset.in_split(split)
+    labelled: NDArray[np.intp] = rows[dataset.label[rows] != NO_LABEL]
+    return labelled
+
+
+def _pictures(dataset: Dataset, chosen: NDArray[np.intp]) -> list[tuple[str, str]]:
+    """Path and split of the chosen pictures; empty for those without a split."""
+    names = (*SPLITS, "")
+    return [(dataset.paths[i], names[dataset.split[i]]) for i in chosen]
 
 
 def _labels(
