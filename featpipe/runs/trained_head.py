@@ -15,6 +15,7 @@ import numpy as np
 
 from featpipe.base.errors import other_version
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
@@ -89,6 +90,8 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "params": head.params,
         "feature_space": json.loads(trained.space.canonical_json),
         "feature_space_id": trained.space.id,
+        # For those who repeat it without featpipe; nothing here reads it.
+        "preprocessing": describe(trained.space.preprocessing),
         "weights": trained.weights_name,
         "dataset": trained.dataset,
         "history": {
