@@ -168,7 +168,7 @@ def of_recipe(done: RecipeResult) -> str:
 
 
 def _evaluated_split(done: RecipeResult) -> str:
-    """What all heads of a recipe were evaluated on: ``val``, or of another data set ``NAME/val``."""
+    """What all heads of a recipe were evaluated on: ``val``; of another data set ``NAME/val``."""
     scored = done.heads[0][1]
     own = scored.dataset == done.extract.dataset
     return scored.split if own else escape(f"{scored.dataset}/{scored.split}")
