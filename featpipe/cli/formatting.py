@@ -148,7 +148,7 @@ def of_evaluation(done: Evaluation) -> str:
         lines.append(
             f"  warning: {done.trained_on} of them were also trained on or validated with: {shown}"
         )
-    return "\n".join([*lines, f"  report: {done.report}", f"  predictions: {done.predictions}"])
+    return "\n".join([*lines, f"  predictions: {done.predictions}", f"  report: {done.report}"])
 
 
 def of_recipe(done: RecipeResult) -> str:

@@ -242,8 +242,8 @@ def test_train_and_val_folders_go_all_the_way(
     assert text[2:] == [
         f"  {NO_TEST.replace('set', 'given')}",
         f"  {CHOSE_C}",
-        "  report: out/1-logistic/report.html",
         "  predictions: out/1-logistic/predictions.csv",
+        "  report: out/1-logistic/report.html",
     ]
     document = json_of(inside("evaluate", "out/1-logistic", "--json"))
     assert (document["split"], document["trained_on"], document["duplicates"]) == ("val", 10, [])
