@@ -61,6 +61,10 @@ class FeatureOverflowError(FeatpipeError, ArithmeticError):
     """A feature does not fit the stored dtype (infinite or not a number)."""
 
 
+class MissingPackageError(FeatpipeError, ImportError):
+    """Something was asked for that needs a package of one of the optional extras."""
+
+
 class Reason(NamedTuple):
     """Why a picture cannot be used.
 

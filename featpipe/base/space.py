@@ -35,8 +35,9 @@ class Preprocessing:
     size : int
         Side of the square given to the backbone, pixels.
     resize : {"crop", "squash"}
-        ``crop``: shorter side to ``size * 256 / 224``, then the central square (torchvision's
-        ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect ratio.
+        ``crop``: shorter side to ``size * 256 / 224``, then the central square of side ``size``
+        (torchvision's ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect
+        ratio. :mod:`featpipe.base.preprocessing` has the constants.
     mean, std : tuple of float
         Per channel, in ``channels`` order, for values scaled to 0..1.
     channels : {"rgb", "bgr"}

@@ -49,7 +49,7 @@ class Console:
         """A bar on a terminal, else a line every 30 s; nothing when quiet."""
         if self._quiet:
             return no_progress
-        from featpipe.cli.progress import choose_progress
+        from featpipe.base.progress_bars import choose_progress
 
         return choose_progress()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.text import escape
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_pairs_of_heads
@@ -179,26 +179,39 @@ def of_evaluation(done: Evaluation) -> str:
         f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
-    if done.trained_on:
+    lines += [f"  {escape(note)}" for note in done.notes]
+    if done.duplicates:
         shown = ", ".join(map(escape, done.duplicates[:3]))
         lines.append(
-            f"  warning: {done.trained_on} of them were also trained on or validated with"
-            f"{': ' if shown else ''}{shown}"
+            f"  warning: {done.trained_on} of them were also trained on or validated with: {shown}"
         )
-    return "\n".join([*lines, f"  report: {done.report}"])
+    return "\n".join([*lines, f"  predictions: {done.predictions}", f"  report: {done.report}"])
 
 
 def of_recipe(done: RecipeResult) -> str:
     """What a recipe gave, with a table of its heads."""
-    lines = [of_extraction(done.extract), "", f"{'head':<10} {'val':>8} {'test':>8}  report"]
+    evaluated = _evaluated_split(done)
+    # Where val itself was evaluated, its accuracy stands there once.
+    splits = ["val"] if evaluated == "val" else ["val", evaluated]
+    widths = [max(8, len(split)) for split in splits]
+    titles = " ".join(map(str.rjust, splits, widths))
+    lines = [of_extraction(done.extract), "", f"{'head':<10} {titles}  report"]
     for trained, scored in done.heads:
-        lines.append(
-            f"{trained.kind:<10} {trained.val['accuracy']:>8.2%} "
-            f"{scored.metrics['accuracy']:>8.2%}  {scored.report}"
-        )
+        accuracies = [trained.val["accuracy"], scored.metrics["accuracy"]][-len(splits) :]
+        shown = " ".join(f"{a:>{w}.2%}" for a, w in zip(accuracies, widths, strict=True))
+        lines.append(f"{trained.kind:<10} {shown}  {scored.report}")
+    notes = dict.fromkeys(note for _, scored in done.heads for note in scored.notes)
+    lines += [f"  {escape(note)}" for note in notes]
     if done.comparison is not None:
         lines += ["", *of_pairs_of_heads(done.comparison.document)]
     return "\n".join(lines)
+
+
+def _evaluated_split(done: RecipeResult) -> str:
+    """What all heads of a recipe were evaluated on: ``val``; of another data set ``NAME/val``."""
+    scored = done.heads[0][1]
+    own = scored.dataset == done.extract.dataset
+    return scored.split if own else escape(f"{scored.dataset}/{scored.split}")
 
 
 def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
@@ -238,9 +251,7 @@ def _plain(value: Any) -> str:
 
 def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
     """Write predictions as CSV with a header; returns how many had an error."""
-    plain = csv.writer(stream, lineterminator="\n")
-    # The csv module does not quote a lone carriage return, which readers take for a line's end.
-    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    table = CsvWriter(stream)
     errors, has_header = 0, False
     classes: list[str] = []
     header = ["path", "label", "probability", "error"]
@@ -248,16 +259,16 @@ def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes:
         if not has_header:
             has_header = True
             classes = prediction.classes if all_classes else []
-            plain.writerow([*header, *classes])
+            table.write([*header, *classes])
         every = prediction.probabilities or {}
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
         errors += prediction.error is not None
-        (quoted if "\r" in prediction.path else plain).writerow(
+        table.write(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
     if not has_header:
-        plain.writerow(header)
+        table.write(header)
     return errors
 
 

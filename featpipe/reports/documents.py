@@ -44,13 +44,19 @@ class Metrics(TypedDict):
 
 
 class EvaluationDocument(Metrics):
-    """What ``evaluate`` prints, and ``metrics.json`` holds."""
+    """What ``evaluate`` prints, and ``metrics.json`` holds.
+
+    ``notes`` are sentences on what to keep in mind when reading the scores; ``predictions`` is the
+    path of a table with the probabilities of every picture.
+    """
 
     head: str
     dataset: str
     split: str
     duplicates: list[str]
     trained_on: int
+    notes: list[str]
+    predictions: str
     report: str
     seconds: float
 

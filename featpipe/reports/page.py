@@ -65,7 +65,7 @@ def write_report(
         evaluation=evaluation,
         space=trained.space.name,
         classes=classes,
-        notes=dict(evaluation).get("notes", []),
+        notes=evaluation["notes"],
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
         hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),
         is_table=is_table,

@@ -172,7 +172,8 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
 def _evaluation(table: dict[str, Any]) -> EvaluateSpec:
     label = _label_in("[evaluate]")
     spec = EvaluateSpec.from_options(table, text=False, what="key of [evaluate]", label=label)
-    Choice(EVALUATE_SPLITS).check(label("split"), spec.split)
+    if spec.split is not None:
+        Choice(EVALUATE_SPLITS).check(label("split"), spec.split)
     return spec
 
 

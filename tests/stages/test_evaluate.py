@@ -23,7 +23,8 @@ from featpipe.stages.evaluate import Evaluation
 
 KEYS = (
     "head dataset split n accuracy accuracy_ci95 balanced_accuracy macro_f1 baseline_accuracy "
-    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on report seconds"
+    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on notes predictions "
+    "report seconds"
 ).split()
 
 
@@ -83,7 +84,7 @@ def test_metrics_and_report_are_written_beside_the_head(
     assert document["head"] == str(folder)
     page = found.report.read_text("utf-8")
     assert f"{found.metrics['accuracy']:.1%}" in page and "60 pictures" in page
-    names = ["head.json", "head.safetensors", "metrics.json", "report.html"]
+    names = "head.json head.safetensors metrics.json predictions.csv report.html".split()
     assert sorted(path.name for path in folder.iterdir()) == names
 
 
@@ -229,7 +230,7 @@ def test_a_missing_split_is_named_with_those_found(cache: Path, head: Callable[.
     stored_set(cache, in_splits(train=20, val=5))
     folder = head()
     with pytest.raises(NotFoundError, match=r"a split 'test' in data set 'set', found: train, val"):
-        evaluate(folder, cache=cache)
+        evaluate(folder, cache=cache, split="test")
     with pytest.raises(NotFoundError, match=r"a data set 'nowhere' .*, found: set"):
         evaluate(folder, cache=cache, on="nowhere")
     assert not (folder / "metrics.json").exists()

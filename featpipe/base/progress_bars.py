@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line every 30 s elsewhere; always on stderr."""
+"""Progress for people: a bar on a terminal or in a notebook, else a line every 30 s; on stderr."""
 
 from __future__ import annotations
 
@@ -7,14 +7,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from featpipe.base.progress import Bar, Progress
+from featpipe.base.progress import Bar, Progress, no_progress
 
 LINE_EVERY_S = 30.0
+REDRAW_EVERY_S = 0.2
+_BAR_WIDTH = 30
 
 
 def choose_progress() -> Progress:
     """What suits stderr."""
+    if _in_notebook():
+        return notebook_progress
     return bar_progress if sys.stderr.isatty() else line_progress
+
+
+def as_progress(wanted: Progress | bool | None) -> Progress:
+    """What a caller from Python wants: True is a bar, False and None are none."""
+    if callable(wanted):
+        return wanted
+    return choose_progress() if wanted else no_progress
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, whose notebook then shows stderr."""
+    # Not imported: where a kernel runs, IPython is.
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
 
 
 @contextmanager
@@ -62,6 +81,43 @@ def line_progress(what: str, total: int) -> Iterator[Bar]:
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
     yield _Lines()
+
+
+@contextmanager
+def notebook_progress(what: str, total: int) -> Iterator[Bar]:
+    """A bar of text that redraws itself in its line.
+
+    rich would draw through ipywidgets, which not every notebook has, and otherwise warns at every
+    step.
+    """
+
+    class _Redrawn:
+        def __init__(self) -> None:
+            self.pace, self.width, self.drawn = _Pace(total), 0, 0.0
+            self.notes: dict[str, object] = {}
+
+        def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
+            self.pace.add(steps, is_work=is_work)
+            self.notes = notes
+            if time.monotonic() - self.drawn >= REDRAW_EVERY_S:
+                self.draw()
+
+        def draw(self, end: str = "") -> None:
+            self.drawn = time.monotonic()
+            done = self.pace.done
+            filled = min(_BAR_WIDTH, _BAR_WIDTH * done // total) if total else 0
+            bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
+            parts = (f"{what} {bar} {done}/{total or '?'}", self.pace.text())
+            line = f"{', '.join(filter(None, parts))} {_notes(self.notes)}".rstrip()
+            print(f"\r{line.ljust(self.width)}", end=end, file=sys.stderr, flush=True)
+            self.width = len(line)
+
+    shown = _Redrawn()
+    shown.draw()
+    try:
+        yield shown
+    finally:
+        shown.draw(end="\n")
 
 
 class _Pace:
