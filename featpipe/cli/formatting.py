@@ -141,6 +141,8 @@ def of_evaluation(done: Evaluation) -> str:
     lines = [
         f"accuracy {m['accuracy']:.2%} (95 %: {low:.2%} to {high:.2%}) on {m['n']} pictures of "
         f"{done.dataset}/{done.split}",
+        f"  balanced accuracy {m['balanced_accuracy']:.2%}, macro F1 {m['macro_f1']:.4f}; always "
+        f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
     if done.trained_on:

@@ -12,11 +12,10 @@ from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
 from featpipe.reports.page import write_report
+from featpipe.reports.thresholds import threshold_counts
 from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scoring import Scored, score_head
-
-WORST_MISTAKES = 12
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     metrics = score(scored.y, scored.probabilities, scored.classes)
     seen = scored.trained_on()
     own = spec.split != "test" and dataset.name == trained.dataset["name"]
-    mistakes = _worst_mistakes(scored)
     evaluated = run.evaluation_name(spec.on, dataset.name, spec.split)
     result = Evaluation(
         head=str(run.folder),
@@ -97,18 +95,19 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
         seconds=round(time.perf_counter() - started, 3),
     )
     run.save_metrics(evaluated, result.as_json(), head=trained.digest)
-    write_report(result.report, trained, result.as_json(), mistakes)
+    thresholds = threshold_counts(scored.y, scored.probabilities)
+    write_report(result.report, trained, result.as_json(), _mistakes(scored), thresholds)
     return result
 
 
-def _worst_mistakes(scored: Scored) -> list[Mistake]:
-    """The wrong predictions that gave the truth the least probability."""
+def _mistakes(scored: Scored) -> list[Mistake]:
+    """All wrong predictions; those that gave the truth the least probability come first."""
     dataset, y, classes = scored.dataset, scored.y, scored.classes
     probabilities, chosen = scored.probabilities, scored.chosen
     predicted = probabilities.argmax(axis=1)
     truth = probabilities[np.arange(len(y)), y]
     wrong = np.flatnonzero(predicted != y)
-    wrong = wrong[np.argsort(truth[wrong], kind="stable")][:WORST_MISTAKES]
+    wrong = wrong[np.argsort(truth[wrong], kind="stable")]
     read = image_reader(dataset.source.kind, dataset.source.root)
     return [
         Mistake(
