@@ -7,7 +7,7 @@ from dataclasses import dataclass
 TABLE_CLASSES = 20
 """With more classes the matrix is drawn small, without numbers."""
 LISTED_PAIRS = 200
-_FAINTEST = 0.15
+_FAINTEST = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,20 @@ class Cell:
 
 def cells(matrix: list[list[int]]) -> list[list[Cell]]:
     """All cells; rows are the truth."""
-    totals = [max(sum(row), 1) for row in matrix]
-    return [
-        [Cell(i, j, count, count / totals[i]) for j, count in enumerate(row)]
-        for i, row in enumerate(matrix)
-    ]
+    return [_row(i, row) for i, row in enumerate(matrix)]
+
+
+def filled_cells(matrix: list[list[int]]) -> list[Cell]:
+    """The cells that hold pictures, row by row."""
+    return [cell for i, row in enumerate(matrix) for cell in _row(i, row, filled=True)]
 
 
 def confused_pairs(matrix: list[list[int]]) -> list[Cell]:
     """Cells beside the diagonal that hold pictures, the fullest first."""
-    wrong = [cell for row in cells(matrix) for cell in row if cell.count and not cell.is_right]
+    wrong = [cell for cell in filled_cells(matrix) if not cell.is_right]
     return sorted(wrong, key=lambda cell: (-cell.count, -cell.share))
+
+
+def _row(truth: int, row: list[int], *, filled: bool = False) -> list[Cell]:
+    total = max(sum(row), 1)
+    return [Cell(truth, j, n, n / total) for j, n in enumerate(row) if n or not filled]

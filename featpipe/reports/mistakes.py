@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
-from PIL import Image
 
 from featpipe.decoding.pixels import decode_rgb
 
@@ -129,12 +128,13 @@ def thumbnails(
 def _turns(mistakes: Sequence[Mistake]) -> list[int]:
     """The order in which mistakes get a thumbnail.
 
-    The worst come first, as the page opens with them. Then every pair of classes has its turn, so
-    that a rare confusion has pictures too.
+    The worst come first, as the page opens with them. Then pairs of classes take turns, so that a
+    rare confusion has pictures too: when all have one, a pair that is confused n times has √n.
     """
-    seen: Counter[tuple[str, str]] = Counter()
-    turn = []
-    for i, mistake in enumerate(mistakes):
-        seen[mistake.truth, mistake.predicted] += 1
-        turn.append(0 if i < FIRST_SHOWN else seen[mistake.truth, mistake.predicted])
+    pairs = [(mistake.truth, mistake.predicted) for mistake in mistakes]
+    counts, seen = Counter(pairs), Counter[tuple[str, str]]()
+    turn: list[float] = []
+    for i, pair in enumerate(pairs):
+        seen[pair] += 1
+        turn.append(0 if i < FIRST_SHOWN else seen[pair] ** 2 / counts[pair])
     return sorted(range(len(mistakes)), key=turn.__getitem__)

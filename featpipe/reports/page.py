@@ -9,7 +9,13 @@ from markupsafe import Markup
 
 from featpipe.base.disk import write_atomically
 from featpipe.reports import figures
-from featpipe.reports.confusion import LISTED_PAIRS, TABLE_CLASSES, cells, confused_pairs
+from featpipe.reports.confusion import (
+    LISTED_PAIRS,
+    TABLE_CLASSES,
+    cells,
+    confused_pairs,
+    filled_cells,
+)
 from featpipe.reports.documents import ClassScores, EvaluationDocument
 from featpipe.reports.mistakes import (
     FIRST_SHOWN,
@@ -50,6 +56,7 @@ def write_report(
     """
     classes = trained.head.classes_.tolist()
     matrix = evaluation["confusion"]
+    is_table = len(classes) <= TABLE_CLASSES
     pairs = confused_pairs(matrix)
     calibration = evaluation["calibration"]
     page = render(
@@ -61,8 +68,8 @@ def write_report(
         notes=dict(evaluation).get("notes", []),
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
         hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),
-        matrix=cells(matrix),
-        is_table=len(classes) <= TABLE_CLASSES,
+        is_table=is_table,
+        matrix=cells(matrix) if is_table else filled_cells(matrix),
         pairs=pairs[:LISTED_PAIRS],
         pair_count=len(pairs),
         class_rows=_class_rows(evaluation["per_class"], matrix),
@@ -91,21 +98,22 @@ def _class_rows(scores: list[ClassScores], matrix: list[list[int]]) -> list[dict
 
 
 def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
-    """The mistakes with their thumbnails, and what there was no room for."""
+    """The mistakes with their thumbnails; those that there was no room for come last."""
     number = {name: i for i, name in enumerate(classes)}
     listed = mistakes[:LISTED_MISTAKES]
     pictures = thumbnails(listed)
+    order = sorted(range(len(listed)), key=lambda i: i not in pictures)
     return {
         "mistakes": [
             {
-                "path": mistake.path,
-                "truth": number[mistake.truth],
-                "predicted": number[mistake.predicted],
-                "probability": mistake.probability,
+                "path": listed[i].path,
+                "truth": number[listed[i].truth],
+                "predicted": number[listed[i].predicted],
+                "probability": listed[i].probability,
                 "has_room": i in pictures,
                 "picture": pictures.get(i),
             }
-            for i, mistake in enumerate(listed)
+            for i in order
         ],
         "without_room": len(listed) - len(pictures),
         "unlisted": len(mistakes) - len(listed),

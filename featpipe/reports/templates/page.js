@@ -135,7 +135,10 @@ function makeMatrix(matrix) {
     };
     map.addEventListener("pointermove", (event) => { const place = under(event); if (place) move(place); });
     map.addEventListener("click", (event) => { const place = under(event); if (place) { move(place); pick(at); } });
-    map.addEventListener("keydown", onArrow(move));
+    map.addEventListener("keydown", onArrow((place) => {
+      move(place);
+      cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }));
     map.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pick(at); }
     });
