@@ -41,8 +41,20 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def draw_svg(draw: Callable[[Any], None], *, width: float, height: float, label: str) -> str:
-    """An SVG element, drawn without pyplot, which has global state and may need a display."""
+def draw_svg(
+    draw: Callable[[Any], None], *, width: float, height: float, label: str = "figure"
+) -> str:
+    """An SVG element, drawn without pyplot, which has global state and may need a display.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws into an empty figure.
+    width, height : float
+        Inches.
+    label : str
+        What a screen reader says.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

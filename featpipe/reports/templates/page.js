@@ -11,7 +11,7 @@ document.documentElement.classList.add("js");
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const percent = (share) => (100 * share).toFixed(1) + "%";
 
-// A cell's data-value counts where it has one, else its text; cells without either come last.
+// A cell's data-value counts where it has one, else its text; empty cells and dashes come last.
 function makeSortable(table) {
   const headers = [...table.tHead.rows[0].cells];
   const words = new Intl.Collator("en", { numeric: true });
@@ -26,7 +26,7 @@ function makeSortable(table) {
       header.setAttribute("aria-sort", up ? "ascending" : "descending");
       const rows = [...table.tBodies[0].rows].map((row) => {
         const cell = row.cells[column];
-        return [cell.dataset.value ?? cell.textContent.trim(), row];
+        return [cell.dataset.value ?? cell.textContent.trim().replace(/^–$/, ""), row];
       });
       const given = rows.filter(([value]) => value !== "");
       const areNumbers = given.every(([value]) => Number.isFinite(Number(value)));
