@@ -109,3 +109,33 @@ class RecipeDocument(TypedDict):
     recipe: str
     extract: ExtractDocument
     heads: list[HeadDocument]
+
+
+class RemovalDocument(TypedDict):
+    """``cache remove``."""
+
+    kind: str
+    name: str
+    paths: list[str]
+    bytes: int
+    datasets: list[str]
+
+
+class StoreGarbageDocument(TypedDict):
+    """Garbage of one feature store."""
+
+    name: str
+    rows: int
+    kept: int
+    deleted: int
+    replaced: int
+    bytes: int
+
+
+class GarbageDocument(TypedDict):
+    """``cache gc``."""
+
+    dry_run: bool
+    rows: int
+    bytes: int
+    stores: list[StoreGarbageDocument]
