@@ -130,9 +130,7 @@ def reporting_errors(console: Console) -> Iterator[None]:
         _fail(console, "expected enough memory, found too little; see the limits in the docs", 1)
 
 
-def _fail(
-    console: Console, message: str, code: int, notes: Sequence[str] = ()
-) -> NoReturn:
+def _fail(console: Console, message: str, code: int, notes: Sequence[str] = ()) -> NoReturn:
     if console.verbose:
         import traceback
 

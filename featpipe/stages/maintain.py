@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featpipe.base.disk import names_in, remove_remains, sync_folder
 from featpipe.base.errors import DamageError
@@ -19,6 +20,9 @@ from featpipe.store.lease import sole_lease
 from featpipe.store.repair import ASIDE, Repair, repair_file
 from featpipe.store.verification import Damage, require_cache
 from featpipe.weights.resolve import check_kept_weights
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import GarbageDocument, StoreGarbageDocument
 
 
 def verify(
@@ -106,6 +110,23 @@ def collect_garbage(
         # Otherwise a power loss could bring back a list whose rows go now.
         sync_folder(cache / "datasets")
         return _collect(cache, spec, progress)
+
+
+def garbage_document(found: list[StoreGarbage], *, dry_run: bool) -> GarbageDocument:
+    """What ``cache gc`` prints."""
+    stores: list[StoreGarbageDocument] = [
+        {
+            "name": store.name,
+            "rows": store.rows,
+            "kept": store.kept,
+            "deleted": store.deleted,
+            "replaced": store.replaced,
+            "bytes": store.bytes,
+        }
+        for store in found
+    ]
+    rows, size = sum(store.rows for store in found), sum(store.bytes for store in found)
+    return {"dry_run": dry_run, "rows": rows, "bytes": size, "stores": stores}
 
 
 def _collect(cache: Path, spec: GarbageSpec, progress: Progress) -> list[StoreGarbage]:

@@ -126,19 +126,25 @@ def _of_dataset(cache: Path, dataset: Dataset, files: list[str]) -> DatasetSumma
         quarantined=len(dataset) - int(dataset.usable.sum()),
         classes=len(dataset.classes),
         spaces=list(spaces),
-        **_size(cache, dataset.name, files),
+        shards=len(_own(dataset.name, files)) - 1,
+        bytes=_size(cache, dataset.name, files),
     )
 
 
 def _of_damaged(cache: Path, name: str, files: list[str], problem: str) -> DatasetSummary:
-    return DatasetSummary(name, None, None, None, [], **_size(cache, name, files), problem=problem)
+    shards = len(_own(name, files)) - 1
+    return DatasetSummary(
+        name, None, None, None, [], shards, _size(cache, name, files), problem=problem
+    )
 
 
-def _size(cache: Path, name: str, files: list[str]) -> dict[str, int]:
-    """How many parts lie beside a data set, and the bytes of all its files."""
-    own = [file for file in files if file == name or file.startswith(name + SHARD_MARK)]
-    folder = cache / "datasets"
-    return {"shards": len(own) - 1, "bytes": sum(size_of(folder / f"{file}.h5") for file in own)}
+def _own(name: str, files: list[str]) -> list[str]:
+    """Which of the data set files are a data set's own and its parts'."""
+    return [file for file in files if file == name or file.startswith(name + SHARD_MARK)]
+
+
+def _size(cache: Path, name: str, files: list[str]) -> int:
+    return sum(size_of(cache / "datasets" / f"{file}.h5") for file in _own(name, files))
 
 
 def size_of(path: Path) -> int:
