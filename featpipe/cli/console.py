@@ -58,22 +58,20 @@ class Console:
         print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
 
     @staticmethod
-    def confirm(question: str) -> None:
+    def confirm(question: str) -> bool:
         """Ask on the terminal whether to go on.
 
         Raises
         ------
         UsageError
-            There is no terminal to ask on, or the answer is not yes.
+            There is no terminal to ask on.
         """
         if sys.stdin is None or not sys.stdin.isatty():
             raise UsageError(
-                f"expected --yes where nobody can be asked, found no terminal; add --yes to "
-                f"{question}"
+                f"expected --yes where nobody can be asked, found no terminal; add it to {question}"
             )
         print(f"{escape(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UsageError(f"expected 'y' to {question}, found another answer; nothing was done")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @staticmethod
     def warn(text: str) -> None:

@@ -43,9 +43,9 @@ def _dataset(found: DatasetSummary) -> str:
     if found.problem is not None:
         return f"{name}: damaged, see 'featpipe cache verify'; {size_text(found.bytes)}"
     parts = [
-        f"{found.pictures} pictures",
+        counted(found.pictures or 0, "picture"),
         *([f"{found.quarantined} quarantined"] if found.quarantined else []),
-        f"{found.classes} classes",
+        f"{found.classes} class{'' if found.classes == 1 else 'es'}",
         counted(len(found.spaces), "feature space"),
         *([counted(found.shards, "part")] if found.shards else []),
         size_text(found.bytes),
@@ -124,4 +124,7 @@ def of_garbage(found: GarbageDocument) -> str:
     ]
     would = "would go; nothing was done" if found["dry_run"] else "deleted"
     lines.append(f"{counted(found['rows'], 'row')}, {size_text(found['bytes'])} {would}")
+    young = sum(store["young"] for store in found["stores"])
+    if young:
+        lines.append(f"{counted(young, 'row')} of no data set are young and stay; see --grace")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Iterable
 from typing import TypeVar
@@ -151,15 +152,20 @@ def _options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
 
 
 def _choosing(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
-    """Of each of several spaces the options that choose it among them, to be copied."""
+    """Of each of several spaces the fewest options that choose it among them, to be copied."""
+    tables = [_options(dataset, space) for space in spaces]
     differing = _differing(dataset, spaces)
-    table = [{name: _options(dataset, space)[name] for name in differing} for space in spaces]
-    if any(table.count(row) > 1 for row in table):
-        return [f"{flag('space')} {_short_id(space, spaces)}" for space in spaces]
-    return [
-        " ".join(f"{flag(name)} {shlex.quote(str(value))}" for name, value in row.items())
-        for row in table
-    ]
+    for count in range(1, len(differing) + 1):
+        for names in itertools.combinations(differing, count):
+            rows = [tuple(table[name] for name in names) for table in tables]
+            if len(set(rows)) == len(rows):
+                return [_as_flags(names, row) for row in rows]
+    return [f"{flag('space')} {_short_id(space, spaces)}" for space in spaces]
+
+
+def _as_flags(names: Iterable[str], values: Iterable[object]) -> str:
+    pairs = zip(names, values, strict=True)
+    return " ".join(f"{flag(name)} {shlex.quote(str(value))}" for name, value in pairs)
 
 
 def _short_id(space: FeatureSpace, spaces: list[FeatureSpace]) -> str:

@@ -127,6 +127,7 @@ class StoreGarbageDocument(TypedDict):
     name: str
     rows: int
     kept: int
+    young: int
     deleted: int
     replaced: int
     bytes: int

@@ -119,6 +119,7 @@ def garbage_document(found: list[StoreGarbage], *, dry_run: bool) -> GarbageDocu
             "name": store.name,
             "rows": store.rows,
             "kept": store.kept,
+            "young": store.young,
             "deleted": store.deleted,
             "replaced": store.replaced,
             "bytes": store.bytes,

@@ -40,7 +40,9 @@ class StoreGarbage:
     name : str
         Of the store's folder.
     rows, kept : int
-        Rows that no data set names; rows that stay, also because they are young.
+        Rows that go; rows that stay.
+    young : int
+        Rows that no data set names either, but that stay because they are young.
     deleted, replaced : int
         Segments without, and with, a row that stays.
     bytes : int
@@ -50,6 +52,7 @@ class StoreGarbage:
     name: str
     rows: int
     kept: int
+    young: int
     deleted: int
     replaced: int
     bytes: int
@@ -79,20 +82,23 @@ def collect_store(
     StorageError
     """
     doomed: list[tuple[Segment, NDArray[np.bool_]]] = []
-    kept = 0
+    kept = young = 0
     for name in segment_names(store.folder):
         segment = read_segment(store.segments_folder / f"{name}.h5", store.space)
         stays = np.isin(sortable(segment.ids), sortable(named))
-        if stays.all() or segment.path.stat().st_mtime > before:
-            kept += len(stays)
-        else:
-            kept += int(stays.sum())
+        unnamed = int((~stays).sum())
+        if segment.path.stat().st_mtime > before:
+            young += unnamed
+        elif unnamed:
             doomed.append((segment, stays))
+        kept += len(stays)
+    rows = sum(int((~stays).sum()) for _, stays in doomed)
     replaced = sum(bool(stays.any()) for _, stays in doomed)
     found = StoreGarbage(
         name=store.folder.name,
-        rows=sum(int((~stays).sum()) for _, stays in doomed),
-        kept=kept,
+        rows=rows,
+        kept=kept - rows,
+        young=young,
         deleted=len(doomed) - replaced,
         replaced=replaced,
         bytes=sum(_bytes(store, segment, stays) for segment, stays in doomed),

@@ -67,11 +67,11 @@ def test_features_are_mapped_and_cannot_be_written(cache: Path) -> None:
 
 def test_a_choice_among_several_spaces_must_be_made(cache: Path) -> None:
     stored_set(cache, in_splits(train=3), spaces=SEVERAL)
-    with pytest.raises(UsageError, match=r"found 3 .* --tap .*, --pool .*: block1_pool/avg.*none"):
+    with pytest.raises(UsageError, match=r"found 3 .* --tap .*, --pool .*add --tap block1"):
         open_features("set", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2 .*: block2_pool/none .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .* --pool .*; .* add --pool none"):
         open_features("set", tap="block2_pool", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2 .*: block1_pool/avg .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .* --tap .*; .* --tap block1_pool"):
         open_features("set", pool="avg", cache=cache)
     # Half a choice is enough where it leaves one.
     assert open_features("set", tap="block1_pool", cache=cache)[0].shape == (6, 4)
@@ -113,10 +113,19 @@ def test_spaces_that_differ_in_any_field_are_not_guessed_between(cache: Path) ->
         choose_space(dataset, SpaceQuery())
     assert str(caught.value) == (
         "expected options that choose one of the feature spaces of 'set', found 3 spaces that "
-        "differ in --backbone (vgg19, vgg16), --size (224, 180): block1_pool/avg (vgg19 224px "
-        "crop fp32), block1_pool/avg (vgg16 224px crop fp32), block1_pool/avg (vgg16 180px crop "
-        "fp32); for the first add --backbone vgg19 --size 224"
+        "differ in --backbone (vgg19, vgg16), --size (224, 180); for the first add "
+        "--backbone vgg19 --size 224"
     )
+    ids = [space.id[:8] for space in differing()]
+    assert caught.value.__notes__ == [
+        "options that choose it       or                features",
+        f"--backbone vgg19 --size 224  --space {ids[0]}  block1_pool/avg (vgg19 224px crop fp32), "
+        "4 float16",
+        f"--backbone vgg16 --size 224  --space {ids[1]}  block1_pool/avg (vgg16 224px crop fp32), "
+        "4 float16",
+        f"--backbone vgg16 --size 180  --space {ids[2]}  block1_pool/avg (vgg16 180px crop fp32), "
+        "4 float16",
+    ]
     with pytest.raises(UsageError, match=r"found 2 spaces that differ in --size \(224, 180\)"):
         choose_space(dataset, SpaceQuery(backbone="vgg16"))
 

@@ -153,8 +153,9 @@ def remove(
         root = cache_root(cache)
         found = find_removal(root, name)
         what = formatting_cache.of_removal(found)
-        if not yes:
-            console.confirm(f"remove {what}")
+        if not yes and not console.confirm(f"remove {what}"):
+            console.warn("nothing was removed")
+            raise typer.Exit(1)
         remove_found(root, found)
         console.result(found.as_json(), f"removed {what}")
 
