@@ -117,11 +117,10 @@ def _collect(store: FeatureStore, doomed: list[tuple[Segment, NDArray[np.bool_]]
         if stays.any():
             _write_again(store, segment, stays)
         remove_file(segment.path)
-    if doomed:
-        sync_folder(store.segments_folder)
-        # An index that lists a deleted segment is made anew, which the next command need not do.
-        store.refresh()
-        _ = store.index
+    sync_folder(store.segments_folder)
+    # An index that lists a deleted segment is made anew, which the next command need not do.
+    store.refresh()
+    _ = store.index
 
 
 def _write_again(store: FeatureStore, segment: Segment, stays: NDArray[np.bool_]) -> None:

@@ -166,6 +166,10 @@ class JournalDisk(FaultyDisk):
         """The process that was cut is started again; what it did so far stays in the journal."""
         self._dead, self._lose_power_after = False, -1
 
+    def forget_nothing(self) -> None:
+        """From now on the journal knows of every operation."""
+        self._forgets = ()
+
     def _step(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         def noted(*arguments: Any) -> Any:
             is_new = name != "mkdir" or not arguments[0].exists()
