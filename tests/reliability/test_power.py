@@ -404,6 +404,29 @@ def test_a_collection_of_garbage_survives_a_power_loss_at_any_instant(
         shutil.rmtree(tmp_path / "state")
 
 
+def test_a_collection_is_killed_and_the_next_one_meets_a_power_loss(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    # What the dead process has not made durable, the next one relies on.
+    cache_with_garbage(tmp_path / "whole" / "cache")
+    calls = recorded(tmp_path / "whole", lambda: collect(tmp_path / "whole" / "cache")).calls
+    t = tally(PROMISE, "states after a kill, collecting on, and a power loss")
+    for number in range(len(calls) // 4, len(calls), scale(len(calls) // 2, 1)):
+        root = tmp_path / f"killed{number}"
+        cache_with_garbage(root / "cache")
+        disk = JournalDisk(root, bytes_a_write=PIECES, lose_power_after=number)
+        with use_disk(disk):
+            with pytest.raises(PowerLoss):
+                collect(root / "cache")
+            disk.come_back()
+            collect(root / "cache")
+        for label, _, tree in states(disk, scale(3, 12), number):
+            with t.case(f"kill {number}, {label}"):
+                build_tree(tmp_path / "state", tree)
+                assert_nothing_named_is_lost(tmp_path / "state" / "cache")
+            shutil.rmtree(tmp_path / "state")
+
+
 def test_a_list_that_a_power_loss_may_bring_back_keeps_its_rows(tmp_path: Path) -> None:
     # An extraction is killed before its new list is durable; then garbage is collected.
     root = tmp_path / "recorded"
