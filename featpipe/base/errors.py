@@ -31,6 +31,10 @@ class NotFoundError(FeatpipeError, LookupError):
     exit_code = 10
 
 
+class InUseError(FeatpipeError):
+    """Something may not be taken away, because another process is using it."""
+
+
 class SpaceMismatchError(FeatpipeError, ValueError):
     """A head was given features of a feature space other than its own."""
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "backbones": "List the backbones, or one backbone's taps with their shapes.",
     "doctor": "Say what this machine offers and what is ready.",
     "bench": "Measure featpipe beside other tools, on this machine.",
-    "cache": "List, describe, verify and repair what is kept.",
+    "cache": "List, describe, verify, repair and remove what is kept.",
     "weights": "List and fetch the backbones' weights.",
 }
 """What ``featpipe --help`` says of each command."""

@@ -21,6 +21,7 @@ from featpipe.engine.plan import plan_features
 from featpipe.integrations.tables import feature_names
 from featpipe.specs.extract import FeatureOptions
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 
 class CachedFeatures(TransformerMixin, BaseEstimator):
@@ -109,9 +110,10 @@ workers, max_pixels
                 )
 
         tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
-        with Extractor(plan, [store], spec) as extractor:
-            ids = extractor.compute_ids(tasks, len(paths), refuse_bad).ids
-        return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
+        with shared_lease(root):
+            with Extractor(plan, [store], spec) as extractor:
+                ids = extractor.compute_ids(tasks, len(paths), refuse_bad).ids
+            return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the columns: ``vgg16-block5_pool_0``, …; needs neither pictures nor weights.

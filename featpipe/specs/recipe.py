@@ -160,7 +160,7 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
         if name in table:
             raise UsageError(unknown_name("key of [[head]]", name, ("kind", *HEAD_KEYS)))
     for name in ("tap", "pool"):
-        if len(getattr(extract, name)) > 1 and name not in table:
+        if len(getattr(extract, name)) > 1 and not {name, "space"} & set(table):
             raise UsageError(
                 f"expected '{name}' in every [[head]], as [extract] has several, found none in "
                 f"that of kind {kind!r}"

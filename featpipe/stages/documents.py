@@ -192,3 +192,34 @@ class RecipeDocument(TypedDict):
     extract: ExtractDocument
     heads: list[HeadDocument]
     comparison: ComparisonDocument | None
+
+
+class RemovalDocument(TypedDict):
+    """``cache remove``."""
+
+    kind: str
+    name: str
+    paths: list[str]
+    bytes: int
+    datasets: list[str]
+
+
+class StoreGarbageDocument(TypedDict):
+    """Garbage of one feature store."""
+
+    name: str
+    rows: int
+    kept: int
+    young: int
+    deleted: int
+    replaced: int
+    bytes: int
+
+
+class GarbageDocument(TypedDict):
+    """``cache gc``."""
+
+    dry_run: bool
+    rows: int
+    bytes: int
+    stores: list[StoreGarbageDocument]

@@ -6,6 +6,7 @@ of the files. Only what is to do is read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -37,6 +38,7 @@ from featpipe.sources import Source, label_warnings, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
 from featpipe.specs.shards import Shard
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import DryRunDocument, ExtractDocument
@@ -130,10 +132,11 @@ def extract(
     FeatpipeError
         See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
-    extraction = _Extraction(data, spec, cache)
-    extraction.compute(progress)
-    extraction.save()
-    return extraction.result()
+    with contextlib.ExitStack() as held:
+        extraction = _Extraction(data, spec, cache, held)
+        extraction.compute(progress)
+        extraction.save()
+        return extraction.result()
 
 
 def _open(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
@@ -145,9 +148,18 @@ def _open(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
 
 
 class _Extraction:
-    """One extraction; making it lists the source and looks up what is already known."""
+    """One extraction; making it lists the source and looks up what is already known.
 
-    def __init__(self, data: str | os.PathLike[str], spec: ExtractSpec, cache: Path) -> None:
+    What it holds until its data set is saved goes into ``held``: the lease of the rows it found.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str],
+        spec: ExtractSpec,
+        cache: Path,
+        held: contextlib.ExitStack,
+    ) -> None:
         self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
         self.source = _open(data, spec)
@@ -167,6 +179,7 @@ class _Extraction:
             log.info(
                 "%d files passed over: their names say they are no pictures", self.source.ignored
             )
+        held.enter_context(shared_lease(cache))
         self.before = _load_before(cache, self.dataset_name)
         self._warn_of_other_source()
         self.draft = _draft(self.source, self.before, self.stores, spec)

@@ -21,6 +21,7 @@ from featpipe.sources import list_pictures
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import PredictionDocument
@@ -132,6 +133,7 @@ def _predictions(
         return
     store = FeatureStore(cache, trained.space)
     with (
+        shared_lease(cache),
         progress("predict", len(files)) as bar,
         Extractor(plan, [store], options) as extractor,
     ):

@@ -124,7 +124,9 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     fitting = [
         space
         for space in extracted
-        if head.tap in (None, space.tap) and head.pool in (None, space.pooling)
+        if head.tap in (None, space.tap)
+        and head.pool in (None, space.pooling)
+        and (head.space is None or space.is_called(head.space))
     ]
     if len(fitting) != 1:
         return head

@@ -612,11 +612,17 @@ def test_the_flag_goes_before_the_environment_before_the_default(
 
 def test_cache_list_sums_up_what_is_there(inside: Run, workspace: Path) -> None:
     done = inside("cache", "list", cwd=workspace)
-    first, second = done.stdout.splitlines()
-    assert first == "data set  colours"
+    first, second, third = done.stdout.splitlines()
+    size = r"[0-9.]+ KiB"
     assert re.fullmatch(
-        r"store     vgg16-block1_pool-[0-9a-f]{12}: 40 rows, 1 segment, 0\.3 MiB", second
+        rf"data set  colours: 40 pictures, 2 classes, 1 feature space, {size}", first
     )
+    assert re.fullmatch(
+        rf"store     vgg16-block1_pool-[0-9a-f]{{12}}: 40 rows, 1 segment, {size}, 16 px, "
+        r"pooling none, 64 x 8 x 8 float16, of colours",
+        second,
+    )
+    assert re.fullmatch(rf"in all    {size}", third)
     found = json_of(inside("cache", "list", "--json", cwd=workspace))
     assert found["datasets"] == ["colours"]
     (store,) = found["stores"]

@@ -691,6 +691,7 @@ COMMANDS = {
     "predict": ["predict", "run", "photos/red/00.png", "--device", "cpu", "--workers", "1"],
     "extract": ["extract", "photos", "--name", "colours", "--workers", "1", *TINY_FLAGS],
     "info": ["cache", "info", "colours"],
+    "gc": ["cache", "gc", "--grace", "0"],
 }
 NEEDS_NO_DATASET = ("predict",)
 NEEDS_NO_SEGMENT = ("info",)
