@@ -47,7 +47,7 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
         text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
-    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else _csv_rows(text, shown)
+    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else csv_rows(text, shown)
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
     for place, row in rows:
@@ -63,7 +63,8 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     return Source("list", str(path), Path(roots[0]), list(records.values()))
 
 
-def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a CSV or TSV text with a column 'path', each with its place for messages."""
     delimiter = "\t" if shown.lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

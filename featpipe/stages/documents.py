@@ -109,3 +109,19 @@ class RecipeDocument(TypedDict):
     recipe: str
     extract: ExtractDocument
     heads: list[HeadDocument]
+
+
+class RelabelDocument(TypedDict):
+    """``relabel``."""
+
+    dataset: str
+    made_from: str
+    pictures: int
+    relabelled: int
+    removed: int
+    new_classes: list[str]
+    lost_classes: list[str]
+    conflicting: int
+    data: str | None
+    root: str
+    seconds: float
