@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featpipe._version import __version__
 
 if TYPE_CHECKING:
-    from featpipe.api import evaluate, extract, predict, run_recipe, train_head
+    from featpipe.api import audit, evaluate, extract, predict, relabel, run_recipe, train_head
     from featpipe.base.errors import FeatpipeError
     from featpipe.integrations.arrays import open_features
     from featpipe.integrations.sklearn import CachedFeatures
@@ -25,6 +25,8 @@ _HOMES = {
     "evaluate": "featpipe.api",
     "predict": "featpipe.api",
     "run_recipe": "featpipe.api",
+    "audit": "featpipe.api",
+    "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
     "FeatpipeError": "featpipe.base.errors",
     "FeatureRows": "featpipe.store.rows",
@@ -38,10 +40,12 @@ __all__ = [
     "FeatureDataset",
     "FeatureRows",
     "__version__",
+    "audit",
     "evaluate",
     "extract",
     "open_features",
     "predict",
+    "relabel",
     "run_recipe",
     "train_head",
 ]

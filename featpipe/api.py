@@ -9,21 +9,26 @@ from typing import Any
 
 from featpipe.base.cache import default_cache
 from featpipe.base.progress import Progress, no_progress
+from featpipe.reports.documents import AuditDocument
+from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import audit as auditing
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
 from featpipe.stages import predict as prediction
 from featpipe.stages import recipe as recipes
+from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.evaluate import Evaluation
 from featpipe.stages.extract import ExtractResult
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
+from featpipe.stages.relabel import RelabelResult
 from featpipe.stages.train import TrainResult
 
 PathLike = str | os.PathLike[str]
@@ -145,6 +150,64 @@ def predict(
     return list(
         prediction.predict(Path(head), several, spec, cache=_root(cache), progress=progress)
     )
+
+
+def audit(
+    name: str,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> AuditDocument:
+    """Search a data set for duplicates, probable label errors, outliers and tiny classes.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : Progress
+        Opens a progress bar; default: none.
+    **options
+        As in ``featpipe audit``; see :class:`featpipe.specs.audit.AuditSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe audit --json`` prints. The page, the CSV and this document lie in the
+        folder ``out``.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = AuditSpec.from_options(options)
+    return auditing.audit(name, spec, cache=_root(cache), progress=progress)
+
+
+def relabel(
+    data_set: str, fixes: PathLike, *, cache: PathLike | None = None, **options: Any
+) -> RelabelResult:
+    """Give a data set other labels under another name; nothing is computed.
+
+    Parameters
+    ----------
+    data_set : str
+        Name of the data set; it stays as it is.
+    fixes : path
+        CSV of ``path,label``; see :func:`featpipe.datasets.fixes.read_fixes`.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``name``, ``out`` and ``overwrite``; see :class:`featpipe.specs.audit.RelabelSpec`.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = RelabelSpec.from_options(options)
+    return relabelling.relabel(data_set, Path(fixes), spec, cache=_root(cache))
 
 
 def run_recipe(

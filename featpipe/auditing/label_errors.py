@@ -11,12 +11,12 @@ margin between the two probabilities: "prune by noise rate".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import UsageError
 from featpipe.heads.base import HistoryRow
 from featpipe.heads.logistic import LogisticHead, stratified_folds
 
@@ -43,6 +43,7 @@ def out_of_fold(
     *,
     folds: int,
     seed: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """Class probabilities of each row, by logistic regression on the folds that lack it.
 
@@ -57,32 +58,44 @@ def out_of_fold(
     group : ndarray of int64, shape (n,)
     folds : int
     seed : int
+    tick : callable
+        Called after each fold.
 
     Returns
     -------
     ndarray of float64, shape (n, k)
         NaN where the other folds have no row of the row's class.
-
-    Raises
-    ------
-    UsageError
-        There are more folds than rows to hold out.
     """
-    k = int(y.max()) + 1
     fold = _grouped_folds(y, group, folds, seed)
-    probabilities = np.full((len(y), k), np.nan)
+    probabilities = np.full((len(y), int(y.max()) + 1), np.nan)
     chosen: float | None = None
     for number in range(folds):
-        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        head = LogisticHead(C=chosen)
-        head.classes_ = np.arange(k).astype(str)
-        history = head.fit(
-            X[rest], y[rest], X[held], y[held], seed=seed, device="cpu", tick=_ignore
-        )
-        chosen = history.kept.at
-        known = held[np.isin(y[held], y[rest])]
-        probabilities[known] = head.predict_proba(X[known])
+        rest = np.flatnonzero(fold != number)
+        classes, labels = np.unique(y[rest], return_inverse=True)
+        held = np.flatnonzero((fold == number) & np.isin(y, classes))
+        if len(held) and len(classes) > 1:
+            head = LogisticHead(C=chosen)
+            head.classes_ = classes.astype(str)
+            truth = np.searchsorted(classes, y[held])
+            history = head.fit(
+                *(X[rest], labels, X[held], truth), seed=seed, device="cpu", tick=_ignore
+            )
+            chosen = history.kept.at
+            probabilities[held] = 0
+            probabilities[np.ix_(held, classes)] = head.predict_proba(X[held])
+        tick()
     return probabilities
+
+
+def why_not(y: NDArray[np.int64], group: NDArray[np.int64], folds: int) -> str:
+    """Why labels cannot be judged by :func:`out_of_fold`; empty where they can."""
+    if len(np.unique(y)) < 2:
+        return "that takes labelled pictures of two classes"
+    sizes = np.bincount(y[np.unique(group, return_index=True)[1]])
+    enough = int(sizes[sizes > 1].sum())
+    if enough < folds:
+        return f"{folds} folds take as many different pictures in classes of several, not {enough}"
+    return ""
 
 
 def _ignore(row: HistoryRow) -> None:
@@ -94,15 +107,10 @@ def _grouped_folds(
 ) -> NDArray[np.int64]:
     """:func:`stratified_folds` of the first row of each group, for all rows of it."""
     _, first, number = np.unique(group, return_index=True, return_inverse=True)
-    fold: NDArray[np.int64] = stratified_folds(y[first], folds, seed)[number]
-    if len(np.unique(fold[fold >= 0])) < folds:
-        raise UsageError(f"expected --folds of at most the number of pictures, found {folds}")
-    return fold
+    return stratified_folds(y[first], folds, seed)[number]
 
 
-def find_label_errors(
-    probabilities: NDArray[np.float64], y: NDArray[np.int64]
-) -> LabelErrors:
+def find_label_errors(probabilities: NDArray[np.float64], y: NDArray[np.int64]) -> LabelErrors:
     """Prune by noise rate.
 
     Parameters
@@ -132,9 +140,7 @@ def find_label_errors(
     return LabelErrors(judged[found], suggested[found])
 
 
-def confident_joint(
-    probabilities: NDArray[np.float64], y: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def confident_joint(probabilities: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.int64]:
     """Estimated number of pictures labelled i (row) that are of class j (column), (k, k)."""
     n, k = probabilities.shape
     own = probabilities[np.arange(n), y]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ _ROWS, _COLUMNS = 1024, 8192
 
 
 def nearest(
-    directions: NDArray[np.float32], k: int
+    directions: NDArray[np.float32], k: int, *, tick: Callable[[int], None] = lambda rows: None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k most similar other rows of each row, the most similar first.
 
@@ -21,6 +23,8 @@ def nearest(
     directions : ndarray of float32, shape (n, d)
         Rows of length 1.
     k : int
+    tick : callable
+        Called with the number of rows that are done since.
 
     Returns
     -------
@@ -35,6 +39,7 @@ def nearest(
     for start in range(0, n if k else 0, _ROWS):
         stop = min(start + _ROWS, n)
         similarity[start:stop], index[start:stop] = _nearest_of(directions, start, stop, k)
+        tick(stop - start)
     return similarity, index
 
 
@@ -57,9 +62,7 @@ def _nearest_of(
             columns = np.argpartition(found, -k, axis=1)[:, -k:]
         else:
             columns = np.broadcast_to(np.arange(found.shape[1]), found.shape)
-        values = np.concatenate(
-            [best[gains], np.take_along_axis(found, columns, axis=1)], axis=1
-        )
+        values = np.concatenate([best[gains], np.take_along_axis(found, columns, axis=1)], axis=1)
         places = np.concatenate([where[gains], columns + left], axis=1)
         order = np.argsort(-values, axis=1, kind="stable")[:, :k]
         best[gains] = np.take_along_axis(values, order, axis=1)

@@ -16,6 +16,8 @@ COMMANDS = {
     "train-head": "Train a head on cached features; no picture is opened.",
     "evaluate": "Score a head; write metrics.json and report.html beside it.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
+    "audit": "Find duplicates, probable label errors and outliers of a data set.",
+    "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",
     "backbones": "List the backbones, or one backbone's taps with their shapes.",
     "doctor": "Say what this machine offers and what is ready.",

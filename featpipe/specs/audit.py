@@ -23,9 +23,9 @@ class AuditSpec(SpaceQuery):
     )
     distance: float = option(
         Number(above=True),
-        "Pictures are near duplicates if their distance is below this share of the usual distance "
-        "of neighbours.",
-        default=0.3,
+        "Pictures are near duplicates if their distance is below this share of the median "
+        "distance to the tenth neighbour.",
+        default=0.2,
     )
     folds: int = option(
         Whole(low=2),
@@ -51,6 +51,4 @@ class RelabelSpec(Spec):
         default_text="that of FIXES",
         default=None,
     )
-    overwrite: bool = option(
-        Flag(), "Replace a data set and a list of that name.", default=False
-    )
+    overwrite: bool = option(Flag(), "Replace a data set and a list of that name.", default=False)

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from featpipe.base.dataset_names import check_dataset_name
 from featpipe.base.disk import write_atomically
 from featpipe.base.errors import UsageError
-from featpipe.base.ids import sortable
-from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.contents import conflicting_contents
 from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
 from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
 from featpipe.specs.audit import RelabelSpec
@@ -116,7 +113,7 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
         removed=sum(fix.remove for fix in found.values()),
         new_classes=sorted(set(new.classes) - set(dataset.classes)),
         lost_classes=sorted(set(dataset.classes) - set(new.classes)),
-        conflicting=_conflicting(new),
+        conflicting=conflicting_contents(new),
         data=target,
         root=dataset.source.root,
         seconds=round(time.perf_counter() - started, 3),
@@ -134,12 +131,3 @@ def _check_may_replace(path: Path, fixes: Path, *, overwrite: bool) -> None:
             f"expected a new name, found {path}; name another one with --name, or replace it "
             "with --overwrite"
         )
-
-
-def _conflicting(dataset: Dataset) -> int:
-    """Number of contents that pictures of different labels have."""
-    labelled = dataset.usable & (dataset.label != NO_LABEL)
-    ids = sortable(dataset.image_sha256[labelled])
-    _, content = np.unique(ids, return_inverse=True)
-    pairs = np.unique(np.stack([content, dataset.label[labelled]]), axis=1)[0]
-    return int((np.bincount(pairs) > 1).sum()) if len(pairs) else 0
