@@ -107,12 +107,14 @@ class LabelCheckDocument(TypedDict):
     """How labels were checked.
 
     ``checked`` pictures were classified by heads that had not seen them, ``accuracy`` of them as
-    labelled; ``skipped`` says why none were.
+    labelled; confident learning estimates ``estimated_errors`` wrong labels; ``skipped`` says why
+    none were checked.
     """
 
     checked: int
     folds: int
     accuracy: float | None
+    estimated_errors: int | None
     skipped: str | None
 
 

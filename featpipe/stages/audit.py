@@ -126,7 +126,13 @@ def _judge_labels(
     present, y = np.unique(dataset.label[labelled], return_inverse=True)
     reason = why_not(y, group, spec.folds)
     if reason:
-        return [], {"checked": 0, "folds": 0, "accuracy": None, "skipped": reason}
+        return [], {
+            "checked": 0,
+            "folds": 0,
+            "accuracy": None,
+            "estimated_errors": None,
+            "skipped": reason,
+        }
     with progress("label errors", spec.folds) as bar:
         p = out_of_fold(rows, y, group, folds=spec.folds, seed=spec.seed, tick=bar.advance)
     judged = ~np.isnan(p[:, 0])
@@ -140,6 +146,7 @@ def _judge_labels(
         "checked": int(judged.sum()),
         "folds": spec.folds,
         "accuracy": accuracy,
+        "estimated_errors": found.estimate,
         "skipped": None,
     }
     return wrong, check
