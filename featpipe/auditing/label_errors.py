@@ -159,7 +159,7 @@ def confident_joint(
     probabilities: NDArray[np.float64], y: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Estimated number of pictures labelled i (row) that are of class j (column), (k, k)."""
-    n, k = probabilities.shape
+    k = probabilities.shape[1]
     reached = probabilities >= class_thresholds(probabilities, y)
     likeliest = np.where(reached, probabilities, -1.0).argmax(axis=1)
     confident = reached.any(axis=1)

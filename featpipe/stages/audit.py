@@ -124,19 +124,18 @@ def _judge_labels(
 ) -> tuple[list[WrongLabel], LabelCheckDocument]:
     """Probable label errors among the labelled pictures, of which these are the rows."""
     present, y = np.unique(dataset.label[labelled], return_inverse=True)
-    reason = why_not(y, group, spec.folds)
-    if reason:
+    skipped = why_not(y, group, spec.folds)
+    if skipped:
         return [], {
             "checked": 0,
             "folds": 0,
             "accuracy": None,
             "estimated_errors": None,
-            "skipped": reason,
+            "skipped": skipped,
         }
     with progress("label errors", spec.folds) as bar:
         p = out_of_fold(rows, y, group, folds=spec.folds, seed=spec.seed, tick=bar.advance)
     judged = ~np.isnan(p[:, 0])
-    accuracy = float((p[judged].argmax(axis=1) == y[judged]).mean()) if judged.any() else None
     found = find_label_errors(p, y)
     wrong = [
         WrongLabel(int(labelled[i]), int(present[j]), float(p[i, j]), float(p[i, y[i]]))
@@ -145,7 +144,7 @@ def _judge_labels(
     check: LabelCheckDocument = {
         "checked": int(judged.sum()),
         "folds": spec.folds,
-        "accuracy": accuracy,
+        "accuracy": float((p[judged].argmax(axis=1) == y[judged]).mean()),
         "estimated_errors": found.estimate,
         "skipped": None,
     }
