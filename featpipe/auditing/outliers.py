@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_FENCE = 3.0
-"""Quartile distances above the upper quartile from which Tukey calls a value far out."""
+_FENCE = 1.5
+"""Interquartile ranges above the upper quartile beyond which Tukey calls a value outside."""
 
 
 def outlier_scores(similarity: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -29,13 +29,13 @@ def outlier_scores(similarity: NDArray[np.float32]) -> NDArray[np.float64]:
     return (1 - similarity.mean(axis=1, dtype=np.float64)) / 2
 
 
-def far_out(scores: NDArray[np.float64], fence: float = _FENCE) -> NDArray[np.intp]:
+def outside(scores: NDArray[np.float64]) -> NDArray[np.intp]:
     """Rows whose score lies far above the others', the highest first.
 
-    J. W. Tukey: Exploratory Data Analysis, 1977: beyond the outer fence.
+    Beyond the inner fence of J. W. Tukey: Exploratory Data Analysis, 1977.
     """
     if not len(scores):
         return np.empty(0, np.intp)
     low, high = np.quantile(scores, [0.25, 0.75])
-    rows = np.flatnonzero(scores > high + fence * (high - low))
+    rows = np.flatnonzero(scores > high + _FENCE * (high - low))
     return rows[np.argsort(-scores[rows], kind="stable")]

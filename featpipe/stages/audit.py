@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featpipe.auditing.label_errors import find_label_errors, out_of_fold, why_not
 from featpipe.auditing.near_duplicates import groups_of, largest_distance, near_pairs
 from featpipe.auditing.neighbours import nearest
-from featpipe.auditing.outliers import far_out, outlier_scores
+from featpipe.auditing.outliers import outlier_scores, outside
 from featpipe.auditing.rows import directions, pooled
 from featpipe.base.disk import write_atomically
 from featpipe.base.errors import DataError, StorageError, UsageError
@@ -94,7 +94,7 @@ def _search(dataset: Dataset, store: FeatureStore, spec: AuditSpec, progress: Pr
         similarity, index = nearest(directions(rows), _NEIGHBOURS, tick=bar.advance)
     pairs, similarities = near_pairs(similarity, index, largest_distance(similarity, spec.distance))
     scores = outlier_scores(similarity)
-    outliers = far_out(scores)[: spec.max_outliers]
+    outliers = outside(scores)[: spec.max_outliers]
     labelled = dataset.label[usable] != NO_LABEL
     wrong, check = _judge_labels(
         dataset,
