@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from featpipe import api
 from featpipe.base.errors import DataError, NotFoundError, Reason, UsageError
 from featpipe.datasets.dataset import NO_LABEL, NO_SPLIT, SPLITS, Dataset, SourceInfo, Status
 from featpipe.datasets.files import load_dataset, save_dataset
-from featpipe.datasets.fixes import Fix, apply_fixes, as_list
+from featpipe.datasets.fixes import Fix, apply_fixes, as_list, read_fixes
 from featpipe.sources.listing import open_list
 
 
@@ -258,3 +259,38 @@ def test_a_list_of_any_names_comes_back(
     assert [r.path for r in records] == dataset.paths
     assert [r.label for r in records] == ["new", *labels[1:n]]
     assert {r.split for r in records} == {SPLITS[1] if split else None}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.one_of(
+        st.binary(max_size=80),
+        st.lists(
+            st.lists(
+                st.sampled_from(
+                    ["a.png", "b.png", "cat", "dog", "", "remove", "relabel", '"', "é"]
+                ),
+                max_size=5,
+            ).map(",".join),
+            max_size=4,
+        ).map(lambda rows: "\n".join(["path,label,suggested,action", *rows]).encode()),
+    )
+)
+def test_any_file_is_read_or_refused_by_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("fixes") / "fixes.csv"
+    path.write_bytes(text)
+    dataset = Dataset(
+        name="set",
+        source=SourceInfo("folder", "x", "x"),
+        classes=["cat", "dog"],
+        paths=["a.png", "b.png"],
+        label=np.array([0, NO_LABEL]),
+        split=np.zeros(2, np.int8),
+        image_sha256=np.zeros((2, 32), np.uint8),
+        status=np.zeros(2, np.int8),
+        stat=np.full((2, 3), -1),
+    )
+    with contextlib.suppress(DataError):
+        apply_fixes(dataset, read_fixes(path, dataset), "new")
