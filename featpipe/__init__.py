@@ -13,12 +13,14 @@ from featpipe._version import __version__
 
 if TYPE_CHECKING:
     from featpipe.api import (
+        audit,
         compare,
         evaluate,
         extract,
         list_runs,
         load_head,
         predict,
+        relabel,
         run_recipe,
         train_head,
     )
@@ -38,6 +40,8 @@ _HOMES = {
     "run_recipe": "featpipe.api",
     "list_runs": "featpipe.api",
     "compare": "featpipe.api",
+    "audit": "featpipe.api",
+    "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
     "FeatureTable": "featpipe.integrations.tables",
     "FeatpipeError": "featpipe.base.errors",
@@ -53,6 +57,7 @@ __all__ = [
     "FeatureRows",
     "FeatureTable",
     "__version__",
+    "audit",
     "compare",
     "evaluate",
     "extract",
@@ -60,6 +65,7 @@ __all__ = [
     "load_head",
     "open_features",
     "predict",
+    "relabel",
     "run_recipe",
     "train_head",
 ]

@@ -10,8 +10,10 @@ from typing import Any
 from featpipe.base.cache import default_cache
 from featpipe.base.progress import Progress
 from featpipe.base.progress_bars import as_progress
+from featpipe.reports.documents import AuditDocument
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
@@ -19,12 +21,14 @@ from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import audit as auditing
 from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
 from featpipe.stages import list_runs as runs
 from featpipe.stages import predict as prediction
 from featpipe.stages import recipe as recipes
+from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
@@ -32,6 +36,7 @@ from featpipe.stages.extract import ExtractResult
 from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
+from featpipe.stages.relabel import RelabelResult
 from featpipe.stages.train import TrainResult
 
 PathLike = str | os.PathLike[str]
@@ -217,6 +222,64 @@ def compare(
     """
     spec = CompareSpec.from_options(options)
     return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
+
+
+def audit(
+    name: str,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress | bool = False,
+    **options: Any,
+) -> AuditDocument:
+    """Search a data set for duplicates, probable label errors, outliers and tiny classes.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : Progress
+        Opens a progress bar; default: none.
+    **options
+        As in ``featpipe audit``; see :class:`featpipe.specs.audit.AuditSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe audit --json`` prints. The page, the CSV and this document lie in the
+        folder ``out``.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = AuditSpec.from_options(options)
+    return auditing.audit(name, spec, cache=_root(cache), progress=as_progress(progress))
+
+
+def relabel(
+    data_set: str, fixes: PathLike, *, cache: PathLike | None = None, **options: Any
+) -> RelabelResult:
+    """Give a data set other labels under another name; nothing is computed.
+
+    Parameters
+    ----------
+    data_set : str
+        Name of the data set; it stays as it is.
+    fixes : path
+        CSV of ``path,label``; see :func:`featpipe.datasets.fixes.read_fixes`.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``name``, ``out`` and ``overwrite``; see :class:`featpipe.specs.audit.RelabelSpec`.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = RelabelSpec.from_options(options)
+    return relabelling.relabel(data_set, Path(fixes), spec, cache=_root(cache))
 
 
 def run_recipe(

@@ -18,6 +18,8 @@ COMMANDS = {
     "runs": "List every run with its options and scores.",
     "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
+    "audit": "Find duplicates, probable label errors and outliers of a data set.",
+    "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",
     "backbones": "List the backbones, or one backbone's taps with their shapes.",
     "doctor": "Say what this machine offers and what is ready.",

@@ -53,7 +53,7 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     except OSError as error:
         raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
     text = _decoded(data, shown)
-    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else _csv_rows(text, shown)
+    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else csv_rows(text, shown)
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
     columns: dict[str, None] = {}
@@ -106,7 +106,8 @@ def _check_encoding(row: dict[Any, Any], place: str, file: str = "") -> None:
             )
 
 
-def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a CSV or TSV text with a column 'path', each with its place for messages."""
     delimiter = "\t" if shown.lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -223,3 +223,19 @@ class GarbageDocument(TypedDict):
     rows: int
     bytes: int
     stores: list[StoreGarbageDocument]
+
+
+class RelabelDocument(TypedDict):
+    """``relabel``."""
+
+    dataset: str
+    made_from: str
+    pictures: int
+    relabelled: int
+    removed: int
+    new_classes: list[str]
+    lost_classes: list[str]
+    conflicting: int
+    data: str | None
+    root: str
+    seconds: float
