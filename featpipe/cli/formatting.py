@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featpipe.stages.recipe import RecipeResult
     from featpipe.stages.relabel import RelabelResult
     from featpipe.stages.sweep_result import SweepResult
-    from featpipe.stages.train import TrainResult
+    from featpipe.stages.train_result import TrainResult
 
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
@@ -143,7 +143,7 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
         scores = ["diverged"]
         if not row["diverged"]:
             scores = [_score(name, row[name]) for name in columns]
-        table.append([*(f"{values[name]:g}" for name in sweep.varied), *scores])
+        table.append([*(probes.value_text(values[name]) for name in sweep.varied), *scores])
     widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
