@@ -86,10 +86,10 @@ def too_many_pixels(data: bytes, max_pixels: int, said: str = "") -> BadImageErr
     width, height = _declared_size(data, max_pixels) or (0, 0)
     count, size = width * height, f"{width} x {height}"
     if count <= max_pixels:
-        # A frame or a tile may be larger than the picture it is a part of; only Pillow knows.
+        # A frame may be larger than its animation, and a damaged header may open only once.
         counted = re.search(r"\((\d+) pixels\)", said)
         count = int(counted[1]) if counted else max_pixels + 1
-        size = f"a part of {count if counted else 'its'} pixels"
+        size = f"a picture or frame of {count} pixels"
     reason = f"{size} is more than {max_pixels} pixels; "
     if count > _MAX_DECLARED:
         return BadImageError("open", reason + "the file is damaged, or the picture too large")
