@@ -15,12 +15,16 @@ COMMANDS = {
     "extract": "Compute features of DATA once; freeze its list as a data set.",
     "train-head": "Train a head on cached features; no picture is opened.",
     "evaluate": "Score a head; write metrics.json and report.html beside it.",
+    "runs": "List every run with its options and scores.",
+    "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
+    "audit": "Find duplicates, probable label errors and outliers of a data set.",
+    "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",
     "backbones": "List the backbones, or one backbone's taps with their shapes.",
     "doctor": "Say what this machine offers and what is ready.",
     "bench": "Measure featpipe beside other tools, on this machine.",
-    "cache": "List, describe, verify and repair what is kept.",
+    "cache": "List, describe, verify, repair and remove what is kept.",
     "weights": "List and fetch the backbones' weights.",
 }
 """What ``featpipe --help`` says of each command."""

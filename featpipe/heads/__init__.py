@@ -14,6 +14,7 @@ _CLASSES = {
     "linear": ("featpipe.heads.linear", "LinearHead"),
     "mlp": ("featpipe.heads.mlp", "MLPHead"),
     "logistic": ("featpipe.heads.logistic", "LogisticHead"),
+    "knn": ("featpipe.heads.knn", "KNNHead"),
 }
 
 

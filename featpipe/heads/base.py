@@ -17,12 +17,12 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """Losses and accuracies after one epoch, or of the fit with one C.
+    """Losses and accuracies after one epoch, or of the fit with one C or k.
 
     Attributes
     ----------
     at : float
-        Number of the epoch, or value of C.
+        Number of the epoch, or value of C or k.
     train_loss, val_loss : float
         Mean cross-entropy, nats; weighted by class where the head has class weights.
     train_accuracy, val_accuracy : float
@@ -70,8 +70,8 @@ class History:
 
     Attributes
     ----------
-    axis : {"epoch", "C"}
-        Whether each row is an epoch or a value of C.
+    axis : {"epoch", "C", "k"}
+        Whether each row is an epoch or a value of C or k.
     rows : list of HistoryRow
         In the order of training.
     best : int
@@ -95,7 +95,8 @@ class Head(ABC):
     """A classifier on feature rows of any shape.
 
     Fitted state ends in an underscore. ``mean_`` (d,) and ``scale_`` (1,) are statistics of the
-    training features; the head standardises its input with them.
+    training features; the head standardises its input with them. ``temperature_`` is 1 unless the
+    head was calibrated.
     """
 
     kind: ClassVar[str]
@@ -106,6 +107,8 @@ class Head(ABC):
     classes_: NDArray[np.str_]
     mean_: NDArray[np.float32]
     scale_: NDArray[np.float32]
+    temperature_ = 1.0
+    """What the logits are divided by."""
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:
@@ -164,7 +167,10 @@ class Head(ABC):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1."""
-        blocks = [softmax(self.logits(self.standardise(block))) for block in blocks_of(X)]
+        blocks = [
+            softmax(self.logits(self.standardise(block)) / self.temperature_)
+            for block in blocks_of(X)
+        ]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
 
     def predict(self, X: Any) -> NDArray[np.str_]:
@@ -180,7 +186,10 @@ class Head(ABC):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All learned tensors by name, as the head file stores them."""
-        return {"mean": self.mean_, "scale": self.scale_, **self.layers()}
+        tensors = {"mean": self.mean_, "scale": self.scale_, **self.layers()}
+        if self.temperature_ != 1.0:
+            tensors["temperature"] = np.array([self.temperature_])
+        return tensors
 
     def set_tensors(self, tensors: dict[str, np.ndarray], classes: Sequence[str]) -> None:
         """Set all learned tensors and the class names, as read from a head file.
@@ -193,11 +202,14 @@ class Head(ABC):
         rest = dict(tensors)
         try:
             self.mean_, self.scale_ = rest.pop("mean"), rest.pop("scale")
+            (self.temperature_,) = rest.pop("temperature", np.ones(1)).tolist()
             self.set_layers(rest)
             self.classes_ = np.array(list(classes), dtype=str)
             shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
+        if not 0 < self.temperature_ < np.inf:
+            raise DamageError(f"expected a temperature above 0, found {self.temperature_}")
         if shape != (1, len(self.classes_)) or self.scale_.shape != (1,):
             raise DamageError(
                 f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"

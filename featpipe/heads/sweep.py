@@ -1,11 +1,14 @@
-"""Sweeps: all combinations of a grid are trained together; the lowest validation loss wins."""
+"""Sweeps: all combinations of a grid are trained together; the lowest validation loss wins.
+
+With several seeds, the combination of the lowest mean loss wins, and of it the best seed is kept.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,10 @@ from numpy.typing import NDArray
 from featpipe.base.errors import DataError
 from featpipe.heads import head_class, new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.heads.spread import SeedsDocument, over_seeds
+
+if TYPE_CHECKING:
+    from featpipe.heads.training.loop import TrainedState
 
 OnProgress = Callable[[int, HistoryRow], None]
 """Callback that receives the number of newly finished steps and the best row among them."""
@@ -21,7 +28,7 @@ OnProgress = Callable[[int, HistoryRow], None]
 class CombinationDocument(TypedDict):
     """One combination of a sweep; losses and accuracies are null where training diverged."""
 
-    params: dict[str, float | int | None]
+    params: dict[str, float | int | str | None]
     seed: int
     best_epoch: int | None
     train_loss: float | None
@@ -45,13 +52,19 @@ class SweepPlan:
     heads : list of Head
         Untrained, in the grid's order.
     seeds : list of int
-        Seed of each head.
+        Seed of each head; those of one combination follow each other.
     """
 
     kind: str
     grid: dict[str, list[Any]]
     heads: list[Head]
     seeds: list[int]
+
+    @property
+    def combinations(self) -> list[list[int]]:
+        """Indices of the heads of each combination, one for each seed."""
+        each = len(set(self.seeds))
+        return [list(range(i, i + each)) for i in range(0, len(self.heads), each)]
 
     @property
     def steps(self) -> int:
@@ -66,33 +79,46 @@ class Sweep:
     Attributes
     ----------
     winner : int
-        Index of the head with the lowest loss; of equals, the first.
+        Index of the best head of the best combination; of equals, the first.
     history : History
         History of the winner.
     trials : list of Trial
-        Lowest :attr:`Trial.loss` first, diverged ones last.
+        Combination by combination, that of the lowest mean :attr:`Trial.loss` first and those
+        with diverged seeds last; in a combination, the lowest loss first.
     varied : list of str
         Hyper-parameters in which trials differ, and ``seed`` if there were several seeds.
+    by_seed : list of SeedsDocument
+        The combinations in the same order; empty with one seed.
     """
 
     winner: int
     history: History
     trials: list[Trial]
     varied: list[str]
+    by_seed: list[SeedsDocument] = field(default_factory=list)
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """What its best combination is compared by with that of another sweep: lower is better."""
+        if self.by_seed:
+            return _seeds_rank(self.by_seed[0])
+        return (int(self.trials[0].row is None), self.trials[0].loss)
 
     @property
     def at_edge(self) -> dict[str, str]:
         """Hyper-parameters whose best value is the ``smallest`` or the ``largest`` tried.
 
-        A better value may lie outside the grid. A best value of 0 has none below it.
+        A better value may lie outside the grid. A best value of 0, and a k of 1, has none below it.
         """
         edges: dict[str, str] = {}
         for name in (name for name in self.varied if name != "seed"):
             best = self.trials[0].params[name]
+            if isinstance(best, str):
+                continue
             tried = [trial.params[name] for trial in self.trials]
             if best == max(tried):
                 edges[name] = "largest"
-            elif best == min(tried) and best > 0:
+            elif best == min(tried) and best > (1 if name == "k" else 0):
                 edges[name] = "smallest"
         return edges
 
@@ -109,7 +135,7 @@ class Trial:
         Seed of this head.
     row : HistoryRow or None
         The kept row of its history; None if training diverged.
-    axis : {"epoch", "C"}
+    axis : {"epoch", "C", "k"}
         Meaning of the row's ``at``.
     """
 
@@ -198,29 +224,84 @@ def run_sweep(
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
     from featpipe.heads.training.fit import train_all
 
-    outcomes = train_all(
-        plan.heads,
-        plan.seeds,
-        X,
-        y,
-        X_val,
-        y_val,
-        seed=seed,
-        device=device,
-        on_epoch=on_progress,
-        only_best=True,
+    data = (X, y, X_val, y_val)
+    options: dict[str, Any] = {"seed": seed, "device": device, "only_best": True}
+    outcomes = train_all(plan.heads, plan.seeds, *data, on_epoch=on_progress, **options)
+    best = _ranked(plan, outcomes)[0]
+    winner = min(best, key=lambda i: (outcomes[i].lowest, i))
+    if outcomes[winner].diverged:
+        raise DataError(outcomes[winner].diverged)
+    if not outcomes[winner].layers:
+        # The layers that were kept are those of a lucky seed of a combination that is worse on
+        # average. Keeping every head's layers could fill the memory, so these are trained again.
+        heads, seeds = [plan.heads[i] for i in best], [plan.seeds[i] for i in best]
+        again = train_all(heads, seeds, *data, on_epoch=lambda *_: None, **options)
+        for i, outcome in zip(best, again, strict=True):
+            outcomes[i] = outcome
+        winner = min(best, key=lambda i: (outcomes[i].lowest, i))
+    plan.heads[winner].set_layers(outcomes[winner].layers)
+    return _summary(plan, outcomes, winner)
+
+
+def merged_sweeps(sweeps: Sequence[tuple[dict[str, str], Sweep]]) -> Sweep:
+    """One table of several sweeps of one grid, each on other features.
+
+    Parameters
+    ----------
+    sweeps : sequence of (dict, Sweep)
+        What tells the features apart, added to the hyper-parameters of each trial; the sweep.
+    """
+    trials: list[list[Trial]] = []
+    by_seed: list[SeedsDocument] = []
+    for fields, sweep in sweeps:
+        each = len({trial.seed for trial in sweep.trials}) if sweep.by_seed else 1
+        named = [replace(trial, params={**fields, **trial.params}) for trial in sweep.trials]
+        trials += [named[i : i + each] for i in range(0, len(named), each)]
+        by_seed += [{**row, "params": {**fields, **row["params"]}} for row in sweep.by_seed]
+    ranks = [_seeds_rank(row) for row in by_seed] or [
+        (int(one[0].row is None), one[0].loss) for one in trials
+    ]
+    order = sorted(range(len(trials)), key=ranks.__getitem__)
+    _, best = min(sweeps, key=lambda part: part[1].rank)
+    return Sweep(
+        best.winner,
+        best.history,
+        [trial for i in order for trial in trials[i]],
+        [*sweeps[0][0], *dict.fromkeys(name for _, sweep in sweeps for name in sweep.varied)],
+        [by_seed[i] for i in order] if by_seed else [],
     )
+
+
+def _seeds_rank(row: SeedsDocument) -> tuple[int, float]:
+    return row["diverged"], np.inf if row["val_loss"] is None else row["val_loss"]["mean"]
+
+
+def _ranked(plan: SweepPlan, outcomes: Sequence[TrainedState]) -> list[list[int]]:
+    """Combinations by how many of their seeds diverged, then by the mean loss of the others."""
+
+    def rank(combination: list[int]) -> tuple[int, float]:
+        losses = [outcomes[i].lowest for i in combination if not outcomes[i].diverged]
+        return len(combination) - len(losses), float(np.mean(losses)) if losses else np.inf
+
+    return sorted(plan.combinations, key=rank)
+
+
+def _summary(plan: SweepPlan, outcomes: Sequence[TrainedState], winner: int) -> Sweep:
     trials = [
         Trial(head.params, head_seed, None if outcome.diverged else outcome.history.kept)
         for head, head_seed, outcome in zip(plan.heads, plan.seeds, outcomes, strict=True)
     ]
-    ranks = _ranked(trials)
-    winner = ranks[0]
-    if outcomes[winner].diverged:
-        raise DataError(outcomes[winner].diverged)
-    plan.heads[winner].set_layers(outcomes[winner].layers)
-    varied = [*plan.grid, *(["seed"] if len(set(plan.seeds)) > 1 else [])]
-    return Sweep(winner, outcomes[winner].history, [trials[i] for i in ranks], varied)
+    ranked = [sorted(one, key=lambda i: trials[i].loss) for one in _ranked(plan, outcomes)]
+    has_seeds = len(set(plan.seeds)) > 1
+    return Sweep(
+        winner,
+        outcomes[winner].history,
+        [trials[i] for i in itertools.chain(*ranked)],
+        [*plan.grid, *(["seed"] if has_seeds else [])],
+        [over_seeds(trials[one[0]].params, [trials[i].row for i in one]) for one in ranked]
+        if has_seeds
+        else [],
+    )
 
 
 def _path(
@@ -233,7 +314,7 @@ def _path(
     on_progress: OnProgress,
     **options: Any,
 ) -> Sweep:
-    """The sweep of a head whose single fit tries all values of C."""
+    """The sweep of a head whose single fit tries all values of C or k."""
     (head,) = plan.heads
     history = head.fit(X, y, X_val, y_val, tick=lambda row: on_progress(1, row), **options)
     trials = [
@@ -241,8 +322,4 @@ def _path(
         for row in history.rows
     ]
     varied = [history.axis] if len(trials) > 1 else []
-    return Sweep(0, history, [trials[i] for i in _ranked(trials)], varied)
-
-
-def _ranked(trials: list[Trial]) -> list[int]:
-    return sorted(range(len(trials)), key=lambda i: trials[i].loss)
+    return Sweep(0, history, sorted(trials, key=lambda trial: trial.loss), varied)

@@ -4,17 +4,20 @@
 ``head.json``, ``head.safetensors``     the head
 ``head.safetensors.old``                the tensors of a head that is being replaced
 ``sweep.json``                          every combination of the sweep the head comes from
-``metrics.json``, ``report.html``       the evaluation on the own test split
+``n-shot.json``                         every head of a few pictures per class it was chosen from
+``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
+``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
 ======================================  ================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,10 @@ from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, Stor
 from featpipe.runs.trained_head import (
     DESCRIPTION_NAME,
     TENSORS_NAME,
+    HeadDescription,
     TrainedHead,
     belong_together,
+    decode_description,
     decode_head,
     encode_head,
 )
@@ -34,6 +39,7 @@ DEFAULT_RUNS = Path("runs")
 """Folder in which runs are made that nobody names a folder for."""
 METRICS_SCHEMA = 1
 SWEEP_SCHEMA = 1
+N_SHOT_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,11 @@ class Run:
         """The table of the sweep that the head was chosen from."""
         return self.folder / "sweep.json"
 
+    @property
+    def n_shot_path(self) -> Path:
+        """The table of heads of a few pictures per class that the head was chosen from."""
+        return self.folder / "n-shot.json"
+
     def metrics_path(self, evaluated: str = "") -> Path:
         """Metrics of an evaluation; see :meth:`evaluation_name`."""
         return self.folder / f"metrics{evaluated}.json"
@@ -103,9 +114,18 @@ class Run:
         """Page of an evaluation; see :meth:`evaluation_name`."""
         return self.folder / f"report{evaluated}.html"
 
+    def predictions_path(self, evaluated: str = "") -> Path:
+        """Every prediction of an evaluation; see :meth:`evaluation_name`."""
+        return self.folder / f"predictions{evaluated}.csv"
+
     @staticmethod
-    def evaluation_name(on: str | None, dataset: str, split: str) -> str:
-        """What the files of an evaluation are told apart by; empty for the own test split.
+    def evaluation_name(
+        on: str | None, dataset: str, split: str, *, is_fallback: bool = False
+    ) -> str:
+        """What the files of an evaluation are told apart by.
+
+        Empty for the own test split, and for what is evaluated in its place where nobody asked
+        for a split and there is no test.
 
         Parameters
         ----------
@@ -113,13 +133,20 @@ class Run:
             The data set that was asked for; None where nobody asked for one.
         dataset, split : str
             What is evaluated.
+        is_fallback : bool
+            Whether the split is evaluated because there is no test split.
         """
-        return "" if on is None and split == "test" else f"-{dataset}-{split}"
+        is_own = on is None and (split == "test" or is_fallback)
+        return "" if is_own else f"-{dataset}-{split}"
 
     @property
     def has_head(self) -> bool:
         """Whether the folder holds a complete head."""
         return self.head_path.exists()
+
+    def head_bytes(self) -> int:
+        """Size of the head's files."""
+        return self.head_path.stat().st_size + self.tensors_path.stat().st_size
 
     def save_head(self, trained: TrainedHead) -> None:
         """Write a head; until its last file is there, an older head answers.
@@ -172,8 +199,31 @@ class Run:
         if not belong_together(text, tensors) and belong_together(text, old_tensors):
             # A replacement ended between its two files: the old head still stands.
             tensors = old_tensors
-        try:
+        with self._naming_damage():
             return decode_head(text, tensors)
+
+    def load_description(self) -> HeadDescription:
+        """Read what the head's description says; its tensors are not looked at.
+
+        Raises
+        ------
+        DamageError
+            It is not whole, or has a newer format.
+        StorageError
+            It cannot be read.
+        """
+        try:
+            text = read_regular(self.head_path)
+        except OSError as error:
+            raise StorageError(f"expected to read {self.folder}, but: {error.strerror}") from error
+        with self._naming_damage():
+            return decode_description(text)
+
+    @contextlib.contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        """Say of which run folder the files inside are not those of a head."""
+        try:
+            yield
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
                 raise
@@ -198,11 +248,53 @@ class Run:
         """Delete the table of a sweep whose head was replaced."""
         remove_file(self.sweep_path)
 
-    def save_metrics(self, evaluated: str, document: Mapping[str, Any]) -> None:
-        """Write the metrics of an evaluation; see :meth:`evaluation_name`."""
-        write_atomically(
-            self.metrics_path(evaluated), _as_json({"schema": METRICS_SCHEMA, **document})
-        )
+    def save_n_shot(self, table: Mapping[str, Any]) -> str:
+        """Write the table of heads of a few pictures; returns the SHA-256 (hex) of its bytes."""
+        data = _as_json({"schema": N_SHOT_SCHEMA, **table})
+        write_atomically(self.n_shot_path, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def remove_n_shot(self) -> None:
+        """Delete the table of heads of a few pictures whose head was replaced."""
+        remove_file(self.n_shot_path)
+
+    def save_metrics(self, evaluated: str, document: Mapping[str, Any], *, head: str) -> None:
+        """Write the metrics of an evaluation; see :meth:`evaluation_name`.
+
+        Parameters
+        ----------
+        evaluated : str
+        document : mapping
+        head : str
+            Digest of the evaluated head: a head that replaces it has not these metrics.
+        """
+        data = _as_json({"schema": METRICS_SCHEMA, "head_sha256": head, **document})
+        write_atomically(self.metrics_path(evaluated), data)
+
+    def load_metrics(self, evaluated: str = "") -> dict[str, Any] | None:
+        """Read the metrics of an evaluation; None where there are none.
+
+        Raises
+        ------
+        DamageError
+            They are not whole.
+        StorageError
+            They cannot be read.
+        """
+        path = self.metrics_path(evaluated)
+        try:
+            document = json.loads(read_regular(path))
+            if not isinstance(document, dict):
+                raise ValueError("no table")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"expected to read {path}, but: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise DamageError(
+                f"expected metrics in {path}, found: {error}; evaluate the head again"
+            ) from error
+        return document
 
 
 def _as_json(document: Mapping[str, Any]) -> bytes:

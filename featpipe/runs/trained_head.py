@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featpipe.base.errors import other_version
+from featpipe.base.errors import UsageError, other_version
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.specs.heads import check_params
 
-HEAD_VERSION = 1
+HEAD_VERSION = 2
+"""Format of a head with a temperature; others are written as 1, which earlier versions read."""
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
@@ -46,7 +50,7 @@ class TrainingData(TypedDict):
 
 @dataclass
 class TrainedHead:
-    """A head and what it must be fed.
+    """A head and what it must be fed; it answers like a scikit-learn classifier.
 
     Attributes
     ----------
@@ -73,6 +77,76 @@ class TrainedHead:
     metrics: dict[str, SplitScores]
     info: dict[str, Any]
     train_ids: np.ndarray
+    digest: str = ""
+    """SHA-256 (hex) of its description; empty where it was not read from files."""
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """Class names, (classes,): the columns of :meth:`predict_proba`."""
+        return self.head.classes_
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities of feature rows.
+
+        Parameters
+        ----------
+        X : array-like, shape (n, *space.shape) or (n, features)
+            Rows of the head's feature space, not standardised; the latter flattened in the order
+            C, H, W. Memory-mapped ones are read in blocks.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        UsageError
+            The rows have another shape. Rows of another feature space with the same shape cannot
+            be told from the right ones.
+        """
+        rows = X if hasattr(X, "shape") else np.asarray(X)
+        shape = self.space.shape
+        if tuple(rows.shape[1:]) not in (shape, (int(np.prod(shape)),)) or not rows.shape:
+            raise UsageError(
+                f"expected rows of shape (n, {', '.join(map(str, shape))}), of {self.space.tap} "
+                f"with pooling {self.space.pooling}, found {tuple(rows.shape)}; open the features "
+                "that the head was trained on"
+            )
+        return self.head.predict_proba(rows)
+
+    def predict(self, X: Any) -> NDArray[np.str_]:
+        """Most probable class name of each row, (n,); see :meth:`predict_proba`."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+@dataclass(frozen=True)
+class HeadDescription:
+    """What a head's description says, without its tensors.
+
+    Attributes
+    ----------
+    kind : str
+    classes : list of str
+    params : dict
+        Hyper-parameters.
+    space : FeatureSpace
+    dataset : TrainingData
+    metrics : dict of str to SplitScores
+        Of ``train`` and ``val``.
+    info : dict
+    digest : str
+        SHA-256 (hex) of the description.
+    """
+
+    kind: str
+    classes: list[str]
+    params: dict[str, Any]
+    space: FeatureSpace
+    dataset: TrainingData
+    metrics: dict[str, SplitScores]
+    info: dict[str, Any]
+    digest: str
 
 
 def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
@@ -83,12 +157,14 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
-        "format": HEAD_VERSION,
+        "format": 1 if head.temperature_ == 1.0 else HEAD_VERSION,
         "kind": head.kind,
         "classes": head.classes_.tolist(),
         "params": head.params,
         "feature_space": json.loads(trained.space.canonical_json),
         "feature_space_id": trained.space.id,
+        # For those who repeat it without featpipe; nothing here reads it.
+        "preprocessing": describe(trained.space.preprocessing),
         "weights": trained.weights_name,
         "dataset": trained.dataset,
         "history": {
@@ -118,6 +194,53 @@ def _document_digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
+def decode_description(text: bytes) -> HeadDescription:
+    """Read what a head's description says.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError
+        It does not describe a head of a kind and format that this featpipe knows.
+    """
+    document = _checked_document(text)
+    kind, params = document["kind"], dict(document["params"])
+    check_params(kind, params)
+    return HeadDescription(
+        kind=kind,
+        classes=document["classes"],
+        params=params,
+        space=_space(document),
+        dataset=document["dataset"],
+        metrics={split: _scores(document["metrics"][split]) for split in ("train", "val")},
+        info=document["info"],
+        digest=document["sha256"],
+    )
+
+
+def _scores(row: dict[str, Any]) -> SplitScores:
+    scores: SplitScores = {"n": row["n"], "loss": row["loss"], "accuracy": row["accuracy"]}
+    if not all(isinstance(value, int | float) for value in scores.values()):
+        raise ValueError("its scores are not numbers")
+    return scores
+
+
+def _checked_document(text: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(text)
+    if document["format"] not in (1, HEAD_VERSION):
+        raise ValueError(other_version("format", document["format"], HEAD_VERSION))
+    if _document_digest(document) != document["sha256"]:
+        raise ValueError("its description does not have the digest that it names")
+    _check_document(document)
+    return document
+
+
+def _space(document: dict[str, Any]) -> FeatureSpace:
+    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
+    if space.id != document["feature_space_id"]:
+        raise ValueError("its feature space does not match its id")
+    return space
+
+
 def decode_head(text: bytes, data: bytes) -> TrainedHead:
     """Read a head from its two files.
 
@@ -129,16 +252,10 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    document = json.loads(text)
-    if document["format"] != HEAD_VERSION:
-        raise ValueError(other_version("format", document["format"], HEAD_VERSION))
-    if _document_digest(document) != document["sha256"]:
-        raise ValueError("its description does not have the digest that it names")
+    document = _checked_document(text)
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
-    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
-    if space.id != document["feature_space_id"]:
-        raise ValueError("its feature space does not match its id")
+    space = _space(document)
     head = new_head(document["kind"], document["params"])
     try:
         tensors = load(data)
@@ -151,7 +268,6 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     if len(head.mean_) != int(np.prod(space.shape)):
         raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
     history = _history(document["history"])
-    _check_document(document)
     return TrainedHead(
         head=head,
         space=space,
@@ -161,13 +277,14 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
         metrics=document["metrics"],
         info=document["info"],
         train_ids=train_ids,
+        digest=document["sha256"],
     )
 
 
 def _history(document: dict[str, Any]) -> History:
     axis = document["axis"]
-    if axis not in ("epoch", "C"):
-        raise ValueError("its history is neither one of epochs nor one of C")
+    if axis not in ("epoch", "C", "k"):
+        raise ValueError("its history is none of epochs, C or k")
     rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
     if document["best"] not in range(len(rows)):
         raise ValueError("its history keeps no row of it")

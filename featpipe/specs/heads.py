@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from featpipe.base.choices import POOLINGS
 from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
-from featpipe.specs.spaces import SpaceQuery
-from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole
+from featpipe.specs.spaces import ALL, SpaceQuery
+from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole, Wholes
 
 MAX_HIDDEN = 65_536
 MAX_SEEDS = 1000
+DEFAULT_TRIES = 10
 CLASS_WEIGHTS = ("none", "balanced")
 SEEDS = 2**32
 """Seeds are smaller than this."""
@@ -99,10 +101,27 @@ class LogisticParams(HeadParams):
             )
 
 
+@dataclass
+class KNNParams(HeadParams):
+    """Hyper-parameters of ``knn``: weighted k nearest neighbours by cosine similarity."""
+
+    draws_numbers = False
+
+    k: int | None = option(
+        Whole(), "Neighbours that vote.", default_text="the best of 8 from 1 to 200", default=None
+    )
+    vote_temperature: float = option(
+        Number(above=True),
+        "A neighbour of cosine similarity s has exp(s / temperature) votes.",
+        default=0.07,
+    )
+
+
 HEAD_PARAMS: dict[str, type[HeadParams]] = {
     "linear": LinearParams,
     "mlp": MLPParams,
     "logistic": LogisticParams,
+    "knn": KNNParams,
 }
 """Hyper-parameters of every kind of head."""
 HEAD_KINDS = tuple(HEAD_PARAMS)
@@ -151,18 +170,46 @@ def _check_names(kind: str, given: Iterable[str]) -> None:
 class HeadSpec(SpaceQuery):
     """Everything that the training of a head can be told, besides the data set and the cache."""
 
-    head: str = option(Choice(HEAD_KINDS), "linear, mlp or logistic.", default="linear")
+    head: str = option(Choice(HEAD_KINDS), "linear, mlp, logistic or knn.", default="linear")
     sweep: bool = option(
         Flag(),
         "Train a whole grid at once and keep the best by validation loss; hyper-parameters that "
         "are given are not varied. linear, mlp: learning rate, weight decay, and mlp's dropout "
-        "and width; logistic: its path over C, as without.",
+        "and width; logistic, knn: their path over C or k, as without.",
         default=False,
+    )
+    tap: str | None = option(
+        Text(),
+        "Which tap, where there are several; all with --sweep: each that is cached.",
+        default=None,
+    )
+    pool: str | None = option(
+        Choice((*POOLINGS, ALL)),
+        "Which pooling, where there are several; all with --sweep: each that is cached.",
+        default=None,
     )
     seeds: int = option(
         Whole(high=MAX_SEEDS),
-        "With a sweep: seeds per combination, counted from the seed.",
+        "Heads that differ in their seed alone, counted from --seed; with a sweep, of each "
+        "combination. Their mean and standard deviation are told, and the best one is kept.",
         default=1,
+    )
+    n_shot: tuple[int, ...] | None = option(
+        Wholes(),
+        "Train on so many pictures per class, as 1,5,10, several times each, and tell mean and "
+        "standard deviation; the best head of the largest number is kept.",
+        default=None,
+    )
+    tries: int | None = option(
+        Whole(high=MAX_SEEDS),
+        "With --n-shot: how often pictures are chosen, each time by another seed from --seed on.",
+        default_text=str(DEFAULT_TRIES),
+        default=None,
+    )
+    calibrate: bool = option(
+        Flag(),
+        "Divide the logits by the temperature of the lowest validation loss.",
+        default=False,
     )
     seed: int = option(Whole(low=0, high=SEEDS - 1), "Makes a CPU run repeat exactly.", default=0)
     val: float = option(
@@ -201,17 +248,38 @@ class HeadSpec(SpaceQuery):
 
     def _check_together(self) -> None:
         check_params(self.head, self.params)
-        if self.seeds > 1 and not self.sweep:
-            raise UsageError(
-                f"expected --seeds only with --sweep, found --seeds {self.seeds} without it"
-            )
         if self.seeds > 1 and not params_of(self.head).draws_numbers:
             raise UsageError(
                 f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
                 "which comes out the same with every seed"
             )
-        if self.seed + self.seeds > SEEDS:
+        for name in ("tap", "pool"):
+            if getattr(self, name) == ALL and not self.sweep:
+                raise UsageError(
+                    f"expected --{name} all only with --sweep, found it without; add --sweep or "
+                    f"name one {name}"
+                )
+        self._check_shots()
+        number, name = (self.seeds, "seeds") if self.n_shot is None else (self.all_tries, "tries")
+        if self.seed + number > SEEDS:
             raise UsageError(
-                f"expected the last of --seeds to be at most {SEEDS - 1}, found "
-                f"{self.seed + self.seeds - 1} ({self.seeds} from --seed {self.seed} on)"
+                f"expected the last of --{name} to be at most {SEEDS - 1}, found "
+                f"{self.seed + number - 1} ({number} from --seed {self.seed} on)"
             )
+
+    def _check_shots(self) -> None:
+        if self.n_shot is None and self.tries is not None:
+            raise UsageError(
+                f"expected --tries only with --n-shot, found --tries {self.tries} without it"
+            )
+        if self.n_shot is not None and (self.sweep or self.seeds > 1):
+            other = "--sweep" if self.sweep else f"--seeds {self.seeds}"
+            raise UsageError(
+                f"expected --n-shot alone, found it with {other}; its --tries differ by seed, and "
+                "hyper-parameters are given"
+            )
+
+    @property
+    def all_tries(self) -> int:
+        """How often pictures are chosen for each number of them."""
+        return DEFAULT_TRIES if self.tries is None else self.tries

@@ -289,6 +289,33 @@ class Several:
         return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
 
 
+class Wholes:
+    """One whole number or several, each once; kept as a tuple, the smallest first."""
+
+    def __init__(self, low: int = 1, high: int = MAX_WHOLE) -> None:
+        self.kind = Whole(low, high)
+
+    type_text = "int, or a list of them"
+
+    def check(self, label: str, value: Any) -> tuple[int, ...]:
+        """See :class:`Kind`."""
+        several = value if isinstance(value, list | tuple) else [value]
+        if not several:
+            raise UsageError(f"expected at least one whole number for {label}, found none")
+        return tuple(
+            sorted({number for item in several if (number := self.kind.check(label, item))})
+        )
+
+    def read(self, label: str, text: str) -> tuple[int, ...]:
+        """See :class:`Kind`; numbers are divided by commas."""
+        return self.check(label, [self.kind.read(label, part) for part in text.split(",")])
+
+    def schema(self) -> dict[str, Any]:
+        """See :class:`Kind`."""
+        one = self.kind.schema()
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
 class Folder:
     """A path."""
 

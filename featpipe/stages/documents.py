@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
-from featpipe.reports.documents import EvaluationDocument
+from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
 from featpipe.runs.trained_head import SplitScores
 
 
@@ -61,6 +62,9 @@ class DryRunDocument(TypedDict):
     unchanged: int
     to_read: int
     quarantined: int
+    classes: dict[str, int]
+    split_by: str
+    splits: dict[str, int]
 
 
 class SweepDocument(TypedDict):
@@ -72,8 +76,44 @@ class SweepDocument(TypedDict):
     at_edge: dict[str, str]
 
 
+class ShotDocument(TypedDict):
+    """Heads of ``n`` pictures per class; ``tries`` are the kept rows of their histories.
+
+    ``fewer`` says of each class that has fewer than ``n`` pictures how many it has.
+    """
+
+    n: int
+    pictures: int
+    fewer: dict[str, int]
+    val_accuracy: Spread
+    val_loss: Spread
+    tries: list[dict[str, float]]
+
+
+class NShotDocument(TypedDict):
+    """What ``train-head --n-shot`` prints of it."""
+
+    table: str
+    shots: list[ShotDocument]
+
+
+class ProbabilityScores(TypedDict):
+    """How good probabilities are: mean log-loss in nats, calibration error of 0 to 1."""
+
+    log_loss: float
+    ece: float
+
+
+class CalibrationDocument(TypedDict):
+    """What ``train-head --calibrate`` prints of it: validation scores without and with it."""
+
+    temperature: float
+    before: ProbabilityScores
+    after: ProbabilityScores
+
+
 class TrainDocument(TypedDict):
-    """``train-head``; ``best`` is the kept row of the history, under ``epoch`` or ``C``.
+    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
 
     ``warnings`` say what casts doubt on the head.
     """
@@ -88,6 +128,9 @@ class TrainDocument(TypedDict):
     seconds: float
     warnings: list[str]
     sweep: NotRequired[SweepDocument]
+    seeds: NotRequired[SeedsDocument]
+    n_shot: NotRequired[NShotDocument]
+    calibration: NotRequired[CalibrationDocument]
 
 
 class PredictionDocument(TypedDict):
@@ -107,9 +150,92 @@ class HeadDocument(TypedDict):
     evaluation: EvaluationDocument
 
 
+class RunDocument(TypedDict):
+    """One run; the scores on test are null where this head has not been evaluated on it."""
+
+    run: str
+    dataset: str
+    kind: str
+    params: dict[str, Any]
+    backbone: str
+    tap: str
+    pool: str
+    size: int
+    space: str
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    test_accuracy_ci95: list[float] | None
+    test_n: int | None
+    trained: str
+
+
+class DamagedRunDocument(TypedDict):
+    """A run folder whose head cannot be read."""
+
+    run: str
+    reason: str
+
+
+class RunsDocument(TypedDict):
+    """``runs``."""
+
+    folder: str
+    runs: list[RunDocument]
+    damaged: list[DamagedRunDocument]
+
+
 class RecipeDocument(TypedDict):
     """``run``."""
 
     recipe: str
     extract: ExtractDocument
     heads: list[HeadDocument]
+    comparison: ComparisonDocument | None
+
+
+class RemovalDocument(TypedDict):
+    """``cache remove``."""
+
+    kind: str
+    name: str
+    paths: list[str]
+    bytes: int
+    datasets: list[str]
+
+
+class StoreGarbageDocument(TypedDict):
+    """Garbage of one feature store."""
+
+    name: str
+    rows: int
+    kept: int
+    young: int
+    deleted: int
+    replaced: int
+    bytes: int
+
+
+class GarbageDocument(TypedDict):
+    """``cache gc``."""
+
+    dry_run: bool
+    rows: int
+    bytes: int
+    stores: list[StoreGarbageDocument]
+
+
+class RelabelDocument(TypedDict):
+    """``relabel``."""
+
+    dataset: str
+    made_from: str
+    pictures: int
+    relabelled: int
+    removed: int
+    new_classes: list[str]
+    lost_classes: list[str]
+    conflicting: int
+    data: str | None
+    root: str
+    seconds: float

@@ -1,4 +1,4 @@
-"""A recipe carried out: extract, then train and evaluate every head."""
+"""A recipe carried out: extract, train and evaluate every head, compare them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.base.text import escape
+from featpipe.specs.compare import CompareSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import Recipe
+from featpipe.specs.spaces import ALL
+from featpipe.stages.compare import Comparison, compare
 from featpipe.stages.evaluate import Evaluation, evaluate
 from featpipe.stages.extract import ExtractResult, extract
-from featpipe.stages.train import TrainResult, train_head
+from featpipe.stages.train import train_head
+from featpipe.stages.train_result import TrainResult
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import HeadDocument, RecipeDocument
@@ -24,18 +28,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe gave: one extraction, and a head with its evaluation for each ``[[head]]``."""
+    """What a recipe gave: one extraction, and a head with its evaluation for each ``[[head]]``.
+
+    ``comparison`` compares the heads; None where there is only one.
+    """
 
     recipe: str
     extract: ExtractResult
     heads: list[tuple[TrainResult, Evaluation]]
+    comparison: Comparison | None
 
     def as_json(self) -> RecipeDocument:
         """The result as the command prints it."""
         heads: list[HeadDocument] = [
             {"train": train.as_json(), "evaluation": done.as_json()} for train, done in self.heads
         ]
-        return {"recipe": self.recipe, "extract": self.extract.as_json(), "heads": heads}
+        return {
+            "recipe": self.recipe,
+            "extract": self.extract.as_json(),
+            "heads": heads,
+            "comparison": None if self.comparison is None else self.comparison.as_json(),
+        }
 
 
 def check_data(recipe: Recipe) -> None:
@@ -62,7 +75,7 @@ def run_recipe(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> RecipeResult:
-    """Extract, then train and evaluate every head.
+    """Extract, then train and evaluate every head, then compare them.
 
     Parameters
     ----------
@@ -71,7 +84,7 @@ def run_recipe(
     data : str, optional
         Instead of the recipe's DATA; a relative path counts from the current folder.
     out : Path, optional
-        Run folders are made in it, one per head, named by number and kind.
+        Run folders are made in it, one per head, named by number and kind, and ``compare``.
     device : str, optional
         Instead of the recipe's.
     overwrite : bool
@@ -94,7 +107,15 @@ def run_recipe(
         spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
         trained = train_head(extraction.name, spec, cache=cache, progress=progress)
         done.append((trained, evaluate(trained.head, recipe.evaluate, cache=cache)))
-    return RecipeResult(str(recipe.path), extracted, done)
+    comparison = None
+    if len(done) > 1:
+        asked = CompareSpec(
+            on=recipe.evaluate.on,
+            split=done[0][1].split,
+            out=None if out is None else out / "compare",
+        )
+        comparison = compare([trained.head for trained, _ in done], asked, cache=cache)
+    return RecipeResult(str(recipe.path), extracted, done, comparison)
 
 
 def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
@@ -105,11 +126,15 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     fitting = [
         space
         for space in extracted
-        if head.tap in (None, space.tap) and head.pool in (None, space.pooling)
+        if head.tap in (None, ALL, space.tap)
+        and head.pool in (None, ALL, space.pooling)
+        and (head.space is None or space.is_called(head.space))
     ]
-    if len(fitting) != 1:
+    ranging = [name for name in ("tap", "pool") if getattr(head, name) == ALL]
+    if not fitting or (len(fitting) > 1 and not ranging):
         return head
-    (space,) = fitting
+    # Spaces of one extraction differ in tap and pooling alone.
+    space = fitting[0]
     own: dict[str, Any] = {
         "backbone": space.backbone,
         "weights": space.weights,
@@ -125,4 +150,4 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     if any(getattr(head, name) not in (None, own[name]) for name in others):
         # It asks for other features than this recipe's.
         return head
-    return dataclasses.replace(head, **own)
+    return dataclasses.replace(head, **{**own, **dict.fromkeys(ranging, ALL)})

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.command import TINY_FLAGS, Run, files_in, json_of
+from support.heads import known
 from support.samples import class_picture
 
 EXTRACT = ["extract", "photos", "--name", "colours"]
@@ -174,12 +175,12 @@ def test_extract_refuses_a_bad_value_with_2(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--head svm", "expected --head to be one of linear, mlp, logistic, found 'svm'"),
+        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, found 'svm'"),
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
-            "expected hyper-parameters of 'linear' (learning_rate, weight_decay, batch_size, "
-            "epochs, patience), found 'hidden'; it is for 'mlp'",
+            f"expected hyper-parameters of 'linear' ({known('linear')}), found 'hidden'; it is for "
+            "'mlp'",
         ),
         ("--epochs 0", "expected --epochs of at least 1, found 0"),
         ("--learning-rate nan", "expected --learning-rate above 0, found nan"),
@@ -542,7 +543,7 @@ def test_a_head_of_a_newer_format_is_refused(inside: Run, own_workspace: Path) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     done = inside("predict", "run", "photos")
     assert (done.returncode, done.stdout) == (13, "")
-    assert "format 99; this featpipe reads 1" in done.stderr
+    assert "format 99; this featpipe reads 2" in done.stderr
 
 
 # Exit code 74: the system refuses.

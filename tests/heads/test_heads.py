@@ -21,10 +21,13 @@ from featpipe.heads.logistic import C_GRID
 from featpipe.specs.heads import HEAD_KINDS
 
 GRADIENT_KINDS = ("linear", "mlp")
+AXES = {"logistic": "C", "knn": "k"}
+"""What the rows of a history are, where they are no epochs."""
 FAST: dict[str, dict[str, Any]] = {
     "linear": {"learning_rate": 0.01, "batch_size": 16, "epochs": 30},
     "mlp": {"hidden": 16, "learning_rate": 0.01, "batch_size": 16, "epochs": 30},
     "logistic": {},
+    "knn": {},
 }
 """Hyper-parameters that learn a toy problem in well under a second."""
 
@@ -80,16 +83,16 @@ def test_labels_that_mean_nothing_are_not_learned(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_history_has_every_row_that_was_ticked(kind: str) -> None:
-    head = new_head(kind, {**FAST[kind], **({} if kind == "logistic" else {"epochs": 4})})
+    head = new_head(kind, {**FAST[kind], **({} if kind in AXES else {"epochs": 4})})
     head.classes_ = np.array(["a", "b"])
     seen: list[HistoryRow] = []
     history = head.fit(
         *overlapping(60, 0), *overlapping(40, 1), seed=0, device="cpu", tick=seen.append
     )
     assert seen == history.rows
-    axis = "C" if kind == "logistic" else "epoch"
+    axis = AXES.get(kind, "epoch")
     assert history.axis == axis
-    wanted = list(C_GRID) if kind == "logistic" else [1, 2, 3, 4]
+    wanted = {"C": list(C_GRID), "k": [1, 3, 5, 10, 20, 50], "epoch": [1, 2, 3, 4]}[axis]
     assert [row.at for row in history.rows] == wanted
     for row in history.rows:
         numbers = row.as_json(axis)
@@ -101,9 +104,11 @@ def test_history_has_every_row_that_was_ticked(kind: str) -> None:
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_the_state_with_the_lowest_validation_loss_is_kept(kind: str) -> None:
     # Few samples, many epochs: the validation loss falls and rises again.
-    options = {} if kind == "logistic" else {"epochs": 40, "patience": 40, "learning_rate": 0.01}
+    options = {"epochs": 40, "patience": 40, "learning_rate": 0.01}
+    if kind in AXES:
+        options = {"vote_temperature": 10.0} if kind == "knn" else {}
     val = overlapping(200, 1)
-    head, history = fit(kind, overlapping(24, 0), val, **options)
+    head, history = fit(kind, overlapping(60 if kind == "knn" else 24, 0), val, **options)
     losses = [row.val_loss for row in history.rows]
     assert history.best == int(np.argmin(losses))
     assert 0 < history.best < len(losses) - 1, "the best is at an end: nothing was tested"
@@ -161,7 +166,7 @@ def test_training_leaves_the_random_state_of_others_alone(kind: str) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in HEAD_KINDS if kind != "knn"])
 def test_standardisation_is_learned_from_train_alone(kind: str) -> None:
     train = overlapping(60, 0)
     X_val, y_val = overlapping(40, 1)
@@ -251,7 +256,9 @@ def test_softmax_leaves_its_argument_alone() -> None:
 
 
 def test_a_head_of_no_known_kind_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"expected a head of linear, mlp, logistic, found 'svm'"):
+    with pytest.raises(
+        UsageError, match=r"expected a head of linear, mlp, logistic, knn, found 'svm'"
+    ):
         head_class("svm")
 
 
@@ -269,7 +276,7 @@ def test_a_hyper_parameter_of_another_head_is_refused(kind: str) -> None:
         (kind, field.name)
         for kind in HEAD_KINDS
         for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
-        if field.name in ("learning_rate", "C")
+        if field.name in ("learning_rate", "C", "vote_temperature")
     ],
 )
 def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float) -> None:
@@ -285,7 +292,8 @@ def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float)
         (kind, field.name)
         for kind in HEAD_KINDS
         for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
-        if field.name not in ("dropout", "weight_decay", "learning_rate", "C", "class_weight")
+        if field.name
+        not in ("dropout", "weight_decay", "learning_rate", "C", "class_weight", "vote_temperature")
     ],
 )
 def test_counts_must_be_at_least_one(kind: str, name: str, value: float) -> None:
@@ -320,6 +328,8 @@ def test_weight_decay_is_not_negative(kind: str, value: float) -> None:
         ("mlp", "dropout", "half"),
         ("logistic", "C", "large"),
         ("logistic", "max_iter", 1.5),
+        ("knn", "k", 1.5),
+        ("knn", "vote_temperature", "warm"),
     ],
 )
 def test_hyper_parameters_of_the_wrong_type_are_refused(kind: str, name: str, value: Any) -> None:

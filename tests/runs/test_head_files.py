@@ -174,8 +174,8 @@ def test_files_of_two_heads_are_damage(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(saved: Path) -> None:
-    rewrite(saved, lambda d: d.update(format=2))
-    with pytest.raises(DamageError, match="format 2; this featpipe reads 1"):
+    rewrite(saved, lambda d: d.update(format=3))
+    with pytest.raises(DamageError, match="format 3; this featpipe reads 2"):
         load_head(saved)
 
 

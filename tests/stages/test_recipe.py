@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.command import Run, json_of
+from support.heads import known
 
 from featpipe.base.errors import NotFoundError, StorageError, UsageError
 from featpipe.engine.plan import plan_features
@@ -19,6 +20,7 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import Recipe, load_recipe
+from featpipe.stages.recipe import run_recipe
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
@@ -147,13 +149,13 @@ def test_relative_data_counts_from_the_folder_of_the_recipe(
         ),
         (
             changed(head=[{"kind": "mlp", "hiden": 3}]),
-            "expected hyper-parameters of 'mlp' (learning_rate, weight_decay, batch_size, epochs, "
-            "patience, hidden, dropout), found 'hiden'; did you mean 'hidden'?",
+            f"expected hyper-parameters of 'mlp' ({known('mlp')}), found 'hiden'; did you mean "
+            "'hidden'?",
         ),
         (
             # hidden is an option of another kind of head.
             changed(head=[{"kind": "logistic", "max-iter": 3}]),
-            "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'max-iter'; did "
+            f"expected hyper-parameters of 'logistic' ({known('logistic')}), found 'max-iter'; did "
             "you mean 'max_iter'?",
         ),
         (
@@ -171,7 +173,7 @@ def test_an_unknown_key_is_refused_at_every_level_and_the_nearest_named(
 def test_the_parameter_of_another_kind_of_head_is_refused(tmp_path: Path) -> None:
     said = refusal(tmp_path, changed(head=[{"kind": "logistic", "hidden": 3}]))
     assert said == (
-        "expected hyper-parameters of 'logistic' (C, max_iter, folds), found 'hidden'; it is for "
+        f"expected hyper-parameters of 'logistic' ({known('logistic')}), found 'hidden'; it is for "
         "'mlp'"
     )
 
@@ -249,8 +251,22 @@ def test_a_value_of_the_wrong_kind_is_refused(
 def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, kind: Any) -> None:
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
-        f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, found {kind!r}"
+        f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, found {kind!r}"
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"kindd": "mlp"}, "expected a known key of [[head]], found 'kindd'; did you mean 'kind'?"),
+        ({"hidden": 3, "Kind": "mlp"}, "found 'Kind'; did you mean 'kind'?"),
+        ({"head": "mlp"}, "expected 'kind' in [[head]], found 'head'; call it 'kind'"),
+    ],
+)
+def test_a_misspelt_kind_of_head_is_named_with_the_key_that_is_meant(
+    tmp_path: Path, head: dict[str, Any], message: str
+) -> None:
+    assert refusal(tmp_path, changed(head=[head])).endswith(message)
 
 
 @pytest.mark.parametrize("head", [None, [], "linear", {"kind": "linear"}, ["linear"]])
@@ -482,9 +498,12 @@ def test_a_recipe_runs_end_to_end_again_and_anew(
     assert anew.returncode == 0, anew.stderr
     lines = anew.stdout.splitlines()
     assert lines[0].startswith("colours: 40 pictures: 0 computed, 40 reused")
-    assert re.fullmatch(r"head +val +test +report", lines[-3])
-    assert re.fullmatch(r"linear +100\.00% +100\.00% +out/1-linear/report\.html", lines[-2])
-    assert re.fullmatch(r"logistic +100\.00% +100\.00% +out/2-logistic/report\.html", lines[-1])
+    table = lines.index("") + 1
+    assert re.fullmatch(r"head +val +test +report", lines[table])
+    row = r" +100\.00% +100\.00% +out/"
+    assert re.fullmatch(rf"linear{row}1-linear/report\.html", lines[table + 1])
+    assert re.fullmatch(rf"logistic{row}2-logistic/report\.html", lines[table + 2])
+    assert lines[-1] == "comparison: out/compare/comparison.html"
 
 
 def test_data_on_the_command_line_replaces_the_recipes_and_counts_from_here(
@@ -541,3 +560,24 @@ def test_heads_train_on_the_recipes_own_features_whatever_else_there_is(
     document = json_of(done)
     (space,) = document["extract"]["spaces"]
     assert {head["train"]["space"] for head in document["heads"]} == {space["id"]}
+
+
+def test_a_head_may_name_its_space_by_the_beginning_of_the_id(own_workspace: Path) -> None:
+    cache = own_workspace / "cache"
+    extract = {**GOOD["extract"], "pool": ["avg", "max"]}
+    spaces = plan_features(ExtractSpec(name="x", **{**extract, "tap": ("block1_pool",)}), cache)
+    avg = next(space for space in spaces.spaces if space.pooling == "avg")
+    # Another extraction's features of the same pictures, not the recipe's.
+    (other,) = (path.name[-12:] for path in (cache / "spaces").iterdir())
+    heads = [{**GOOD["head"][0], "space": name} for name in (avg.id[:6], avg.name, other)]
+    path = write(own_workspace, changed(extract=extract, head=heads))
+    done = run_recipe(load_recipe(path), cache=cache, out=own_workspace / "runs")
+    assert [train.space[:12] for train, _ in done.heads] == [avg.id[:12], avg.id[:12], other]
+
+
+def test_a_space_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    head = [{**GOOD["head"][0], "space": "12"}]
+    assert refusal(tmp_path, changed(head=head)).startswith(
+        "expected the beginning of a feature space's id (at least 4 of its hexadecimal digits) or "
+        "the name of its folder for 'space' in [[head]], found '12'"
+    )

@@ -33,6 +33,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "linear": {"learning_rate": 0.02, "epochs": 15, "batch_size": 16},
     "mlp": {"learning_rate": 0.02, "epochs": 15, "batch_size": 16, "hidden": 16},
     "logistic": {},
+    "knn": {},
 }
 
 _opened: list[str] | None = None
@@ -138,8 +139,8 @@ def test_one_seed_gives_the_same_files(
     }
     same = runs["a"].read_bytes()
     assert runs["b"].read_bytes() == same
-    # scikit-learn's Newton method draws no numbers.
-    assert (runs["c"].read_bytes() == same) == (kind == "logistic")
+    # Neither Newton's method nor a vote of neighbours draws numbers.
+    assert (runs["c"].read_bytes() == same) == (kind in ("logistic", "knn"))
 
 
 def test_test_rows_are_never_read(
@@ -378,7 +379,9 @@ def test_bad_options_are_refused_before_anything_is_read(
     cache: Path, train: Callable[..., TrainResult]
 ) -> None:
     # There is not even a data set: the options are looked at first.
-    with pytest.raises(UsageError, match="--head to be one of linear, mlp, logistic, found 'svm'"):
+    with pytest.raises(
+        UsageError, match="--head to be one of linear, mlp, logistic, knn, found 'svm'"
+    ):
         train_head("set", cache=cache, head="svm")
     with pytest.raises(UsageError, match="expected --epochs of at least 1"):
         train(head="linear", params={"epochs": 0})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from featpipe.specs.heads import params_of
+
 
 def toy(
     n: int, classes: int = 2, shape: tuple[int, ...] = (8,), *, seed: int = 0, dtype: str = "f4"
@@ -21,3 +23,8 @@ def overlapping(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
     return (rng.normal(size=(n, 8)) + 0.4 * y[:, None]).astype(np.float32), y
+
+
+def known(kind: str) -> str:
+    """The hyper-parameters of a kind of head, as messages list them."""
+    return ", ".join(params_of(kind).option_names())

@@ -39,9 +39,14 @@ def train_head(
     C: Annotated[float | None, hyper_parameter("C")] = None,
     folds: Annotated[int | None, hyper_parameter("folds")] = None,
     max_iter: Annotated[int | None, hyper_parameter("max_iter")] = None,
+    k: Annotated[int | None, hyper_parameter("k")] = None,
+    vote_temperature: Annotated[float | None, hyper_parameter("vote_temperature")] = None,
     class_weight: Annotated[str | None, hyper_parameter("class_weight")] = None,
     sweep: Annotated[bool, flag_of(HeadSpec, "sweep")] = False,
     seeds: Annotated[int | None, flag_of(HeadSpec, "seeds")] = None,
+    n_shot: Annotated[str | None, flag_of(HeadSpec, "n_shot")] = None,
+    tries: Annotated[int | None, flag_of(HeadSpec, "tries")] = None,
+    calibrate: Annotated[bool, flag_of(HeadSpec, "calibrate")] = False,
     seed: Annotated[int | None, flag_of(HeadSpec, "seed")] = None,
     val: Annotated[float | None, flag_of(HeadSpec, "val")] = None,
     out: Annotated[Path | None, flag_of(HeadSpec, "out")] = None,
@@ -57,6 +62,7 @@ def train_head(
     precision: Annotated[str | None, flag_of(HeadSpec, "precision")] = None,
     dtype: Annotated[str | None, flag_of(HeadSpec, "dtype")] = None,
     view: Annotated[int | None, flag_of(HeadSpec, "view")] = None,
+    space: Annotated[str | None, flag_of(HeadSpec, "space")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -64,7 +70,7 @@ def train_head(
 ) -> None:
     """Train a head on cached features; no picture is opened.
 
-    The best epoch (or C) by validation loss is kept. The test split is not looked at.
+    The best epoch (or C, or k) by validation loss is kept. The test split is not looked at.
 
     Example: featpipe train-head pets --head mlp --hidden 512 --dropout 0.3
     """

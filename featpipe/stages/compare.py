@@ -1,0 +1,196 @@
+"""Compare heads on the very same pictures: scores, paired tests, a page."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.errors import DataError, UsageError
+from featpipe.base.text import escape
+from featpipe.reports.comparison import Curves, write_comparison
+from featpipe.reports.documents import ComparedHead, ComparedPair, ComparisonDocument, Metrics
+from featpipe.reports.metrics import score
+from featpipe.reports.paired import holm, mcnemar
+from featpipe.runs.comparison_folder import ComparisonFolder
+from featpipe.specs.compare import CompareSpec
+from featpipe.stages.scoring import Scored, score_head
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How heads did on the same pictures.
+
+    Attributes
+    ----------
+    document : ComparisonDocument
+        Scores of each head, the most accurate first, and the paired test of each two.
+    report : Path
+        The HTML page; ``comparison.json`` lies beside it.
+    """
+
+    document: ComparisonDocument
+    report: Path
+
+    def as_json(self) -> ComparisonDocument:
+        """The result as the command prints it."""
+        return self.document
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """One head with its answers, pictures in the order of their ids."""
+
+    name: str
+    scored: Scored
+    metrics: Metrics
+    pictures: list[tuple[bytes, str]]
+    """Image id and true class of each picture."""
+    correct: NDArray[np.bool_]
+
+
+def compare(heads: Sequence[Path], spec: CompareSpec, *, cache: Path) -> Comparison:
+    """Score heads on one split and test each two of them on the very same pictures.
+
+    Parameters
+    ----------
+    heads : sequence of Path
+        At least two run folders.
+    spec : CompareSpec
+    cache : Path
+
+    Raises
+    ------
+    UsageError
+        Fewer than two heads, or one twice.
+    DataError
+        The heads' data sets have different pictures in the split, and ``on`` names none.
+    NotFoundError, SpaceMismatchError, DamageError, StorageError
+    """
+    started = time.perf_counter()
+    _check_heads(heads)
+    found = [_contestant(head, spec, cache) for head in heads]
+    _check_same_pictures(found)
+    found.sort(key=lambda c: (-c.metrics["accuracy"], c.metrics["log_loss"]))
+    first = found[0].scored
+    folder = ComparisonFolder.make(spec.out, first.dataset.name)
+    document: ComparisonDocument = {
+        "dataset": first.dataset.name,
+        "split": first.split,
+        "n": len(first.y),
+        "baseline_accuracy": found[0].metrics["baseline_accuracy"],
+        "heads": [_row(contestant) for contestant in found],
+        "pairs": _pairs(found),
+        "notes": _notes(found),
+        "report": str(folder.report_path),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    write_comparison(folder.report_path, document, [_curves(c) for c in found])
+    folder.save(document)
+    return Comparison(document, folder.report_path)
+
+
+def _check_heads(heads: Sequence[Path]) -> None:
+    if len(heads) < 2:
+        raise UsageError(f"expected at least two heads to compare, found {len(heads)}")
+    seen: set[Path] = set()
+    for head in heads:
+        if head.resolve() in seen:
+            raise UsageError(f"expected different heads to compare, found {head} twice")
+        seen.add(head.resolve())
+
+
+def _contestant(head: Path, spec: CompareSpec, cache: Path) -> _Contestant:
+    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+    names = scored.classes
+    ids = [row.tobytes() for row in scored.ids]
+    pictures = [(ids[i], names[scored.y[i]]) for i in range(len(ids))]
+    order = sorted(range(len(ids)), key=pictures.__getitem__)
+    correct = scored.probabilities.argmax(axis=1) == scored.y
+    return _Contestant(
+        name=str(scored.run.folder),
+        scored=scored,
+        metrics=score(scored.y, scored.probabilities, names),
+        pictures=[pictures[i] for i in order],
+        correct=correct[order],
+    )
+
+
+def _check_same_pictures(found: Sequence[_Contestant]) -> None:
+    first = found[0]
+    for other in found[1:]:
+        if other.pictures != first.pictures:
+            raise DataError(
+                f"expected heads with the same pictures and labels in split "
+                f"'{first.scored.split}', found {_words(first)} and {_words(other)}; name one "
+                "data set for all of them with --on"
+            )
+
+
+def _words(contestant: _Contestant) -> str:
+    scored = contestant.scored
+    return f"{len(scored.y)} of '{scored.dataset.name}' ({escape(contestant.name)})"
+
+
+def _row(contestant: _Contestant) -> ComparedHead:
+    trained, metrics = contestant.scored.trained, contestant.metrics
+    seconds = trained.info.get("seconds")
+    return {
+        "head": contestant.name,
+        "kind": trained.head.kind,
+        "space": trained.space.id,
+        "space_name": trained.space.name,
+        "accuracy": metrics["accuracy"],
+        "accuracy_ci95": metrics["accuracy_ci95"],
+        "log_loss": metrics["log_loss"],
+        "ece": metrics["ece"],
+        "seconds": seconds if isinstance(seconds, int | float) else None,
+        "bytes": contestant.scored.run.head_bytes(),
+        "trained_on": len(contestant.scored.trained_on()),
+    }
+
+
+def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:
+    rows: list[ComparedPair] = []
+    for a, b in itertools.combinations(found, 2):
+        only_a, only_b = int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())
+        rows.append(
+            {
+                "a": a.name,
+                "b": b.name,
+                "only_a_right": only_a,
+                "only_b_right": only_b,
+                "p_value": mcnemar(only_a, only_b),
+                "p_value_holm": 1.0,
+            }
+        )
+    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_value_holm"] = corrected
+    return rows
+
+
+def _notes(found: Sequence[_Contestant]) -> list[str]:
+    """What makes scores too high: pictures a head has seen."""
+    n = len(found[0].correct)
+    return [
+        f"{seen} of the {n} pictures were trained on or validated with by {escape(c.name)}: its "
+        "scores are too high, and comparing it with others favours it"
+        for c in found
+        if (seen := len(c.scored.trained_on()))
+    ]
+
+
+def _curves(contestant: _Contestant) -> Curves:
+    probabilities = contestant.scored.probabilities
+    return Curves(
+        name=contestant.name,
+        history=contestant.scored.trained.history,
+        bins=contestant.metrics["calibration"]["bins"],
+        confidence=probabilities.max(axis=1),
+        correct=probabilities.argmax(axis=1) == contestant.scored.y,
+    )

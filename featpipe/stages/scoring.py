@@ -1,0 +1,149 @@
+"""A head's probabilities for the labelled pictures of a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.errors import DataError, NotFoundError
+from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
+from featpipe.datasets.files import load_dataset
+from featpipe.datasets.spaces import require_space
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
+from featpipe.store.feature_store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A head, and what it says of the labelled pictures of a split.
+
+    Attributes
+    ----------
+    run : Run
+    trained : TrainedHead
+    dataset : Dataset
+    split : str
+        The one that was scored, whether or not somebody asked for it.
+    is_fallback : bool
+        Whether it is not test although nobody asked for another one.
+    chosen : ndarray of intp, shape (n,)
+        Numbers of the pictures in the data set.
+    y : ndarray of int64, shape (n,)
+        True classes, as indices into the head's classes.
+    probabilities : ndarray of float64, shape (n, classes)
+        Rows sum to 1.
+    """
+
+    run: Run
+    trained: TrainedHead
+    dataset: Dataset
+    split: str
+    is_fallback: bool
+    chosen: NDArray[np.intp]
+    y: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that the head knows."""
+        return self.trained.head.classes_.tolist()
+
+    @property
+    def ids(self) -> NDArray[np.uint8]:
+        """Image ids of the pictures, (n, 32)."""
+        return self.dataset.image_sha256[self.chosen]
+
+    def pictures(self) -> list[tuple[str, str]]:
+        """Path and split of each picture; an empty text for one without a split."""
+        names = (*SPLITS, "")
+        dataset = self.dataset
+        return [(dataset.paths[i], names[dataset.split[i]]) for i in self.chosen]
+
+    def trained_on(self) -> list[str]:
+        """Paths of the pictures whose very bytes the head was trained or validated on."""
+        seen = {row.tobytes() for row in self.trained.train_ids}
+        pairs = zip(self.chosen, self.ids, strict=True)
+        return [self.dataset.paths[i] for i, image_id in pairs if image_id.tobytes() in seen]
+
+
+def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) -> Scored:
+    """Compute a head's probabilities for the labelled pictures of a split, from cached features.
+
+    Parameters
+    ----------
+    head : Path
+        Run folder.
+    on : str or None
+        Data set; None for the head's own.
+    split : str or None
+        None for test where it has labelled pictures, else val.
+    cache : Path
+
+    Raises
+    ------
+    NotFoundError
+        No such head, data set or split; or none was asked for and there is neither test nor val.
+    SpaceMismatchError
+        The data set has no features of the head's space.
+    DataError
+        Nothing to score, or a class the head does not know.
+    """
+    run = Run.at(head)
+    trained = run.load_head()
+    dataset = load_dataset(cache, on if on is not None else str(trained.dataset["name"]))
+    require_space(dataset, trained.space)
+    scored = split if split is not None else _split_to_score(dataset)
+    chosen = _labelled(dataset, scored)
+    rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
+    return Scored(
+        run=run,
+        trained=trained,
+        dataset=dataset,
+        split=scored,
+        is_fallback=split is None and scored != "test",
+        chosen=chosen,
+        y=_labels(dataset, chosen, trained.head.classes_.tolist(), scored),
+        probabilities=trained.head.predict_proba(rows),
+    )
+
+
+def _split_to_score(dataset: Dataset) -> str:
+    """Test, else val: the first of them that has labelled pictures."""
+    there = [split for split in ("test", "val") if split in dataset.split_names]
+    if not there:
+        found = ", ".join(dataset.split_names) or "none"
+        raise NotFoundError(
+            f"expected a split 'test' or 'val' in data set '{dataset.name}', found: {found}; "
+            "name one of those with --split, or 'all'"
+        )
+    return next((split for split in there if len(_labelled(dataset, split))), there[0])
+
+
+def _labelled(dataset: Dataset, split: str) -> NDArray[np.intp]:
+    """Row numbers of the usable pictures of a split that have a label."""
+    rows = dataset.in_split(split)
+    labelled: NDArray[np.intp] = rows[dataset.label[rows] != NO_LABEL]
+    return labelled
+
+
+def _labels(
+    dataset: Dataset, chosen: NDArray[np.intp], classes: list[str], split: str
+) -> NDArray[np.int64]:
+    if not len(chosen):
+        raise DataError(
+            f"expected labelled pictures in split '{split}' of '{dataset.name}', found none"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    names = [dataset.classes[i] for i in dataset.label[chosen]]
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise DataError(
+            f"expected only classes the head knows ({', '.join(map(repr, classes[:5]))}"
+            f"{', …' if len(classes) > 5 else ''}) in split '{split}' of '{dataset.name}', found "
+            f"{', '.join(map(repr, unknown[:5]))}; train on pictures of every class"
+        )
+    return np.array([number[name] for name in names], np.int64)
