@@ -12,10 +12,22 @@ from typing import TYPE_CHECKING, Any
 from featpipe._version import __version__
 
 if TYPE_CHECKING:
-    from featpipe.api import compare, evaluate, extract, list_runs, predict, run_recipe, train_head
+    from featpipe.api import (
+        audit,
+        compare,
+        evaluate,
+        extract,
+        list_runs,
+        load_head,
+        predict,
+        relabel,
+        run_recipe,
+        train_head,
+    )
     from featpipe.base.errors import FeatpipeError
     from featpipe.integrations.arrays import open_features
     from featpipe.integrations.sklearn import CachedFeatures
+    from featpipe.integrations.tables import FeatureTable
     from featpipe.integrations.torch import FeatureDataset
     from featpipe.store.rows import FeatureRows
 
@@ -24,10 +36,14 @@ _HOMES = {
     "train_head": "featpipe.api",
     "evaluate": "featpipe.api",
     "predict": "featpipe.api",
+    "load_head": "featpipe.api",
     "run_recipe": "featpipe.api",
     "list_runs": "featpipe.api",
     "compare": "featpipe.api",
+    "audit": "featpipe.api",
+    "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
+    "FeatureTable": "featpipe.integrations.tables",
     "FeatpipeError": "featpipe.base.errors",
     "FeatureRows": "featpipe.store.rows",
     "FeatureDataset": "featpipe.integrations.torch",
@@ -39,13 +55,17 @@ __all__ = [
     "FeatpipeError",
     "FeatureDataset",
     "FeatureRows",
+    "FeatureTable",
     "__version__",
+    "audit",
     "compare",
     "evaluate",
     "extract",
     "list_runs",
+    "load_head",
     "open_features",
     "predict",
+    "relabel",
     "run_recipe",
     "train_head",
 ]

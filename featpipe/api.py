@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.cache import default_cache
-from featpipe.base.progress import Progress, no_progress
+from featpipe.base.progress import Progress
+from featpipe.base.progress_bars import as_progress
+from featpipe.reports.documents import AuditDocument
+from featpipe.runs.run import Run
+from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
@@ -16,12 +21,14 @@ from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import audit as auditing
 from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
 from featpipe.stages import extract as extraction
 from featpipe.stages import list_runs as runs
 from featpipe.stages import predict as prediction
 from featpipe.stages import recipe as recipes
+from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
@@ -29,7 +36,8 @@ from featpipe.stages.extract import ExtractResult
 from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
-from featpipe.stages.train import TrainResult
+from featpipe.stages.relabel import RelabelResult
+from featpipe.stages.train_result import TrainResult
 
 PathLike = str | os.PathLike[str]
 
@@ -39,7 +47,7 @@ def extract(
     *,
     name: str,
     cache: PathLike | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | bool = False,
     **options: Any,
 ) -> ExtractResult:
     """Compute what is missing of the features of DATA and freeze its list as a data set.
@@ -52,8 +60,9 @@ def extract(
         Name of the data set.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    progress : Progress
-        Opens a progress bar; default: none.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
     **options
         As in ``featpipe extract``; see :class:`featpipe.specs.extract.ExtractSpec`.
 
@@ -63,14 +72,14 @@ def extract(
         See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
     spec = ExtractSpec.from_options({"name": name, **options})
-    return extraction.extract(data, spec, cache=_root(cache), progress=progress)
+    return extraction.extract(data, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def train_head(
     name: str,
     *,
     cache: PathLike | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | bool = False,
     **options: Any,
 ) -> TrainResult:
     """Train a head on a data set's cached features.
@@ -81,8 +90,9 @@ def train_head(
         Data set.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    progress : Progress
-        Opens a progress bar; default: none.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
     **options
         As in ``featpipe train-head``: ``head``, its hyper-parameters such as ``hidden=512`` for
         ``mlp`` or ``C=0.01`` for ``logistic``, which feature space (``tap``, ``size``, …), and the
@@ -94,11 +104,11 @@ def train_head(
     NotFoundError, UsageError, DataError, DamageError, StorageError
     """
     spec = HeadSpec.from_options(options)
-    return training.train_head(name, spec, cache=_root(cache), progress=progress)
+    return training.train_head(name, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -> Evaluation:
-    """Score a head on a split and write metrics and a report into its run folder.
+    """Score a head on a split; write metrics, predictions and a report into its run folder.
 
     Parameters
     ----------
@@ -117,12 +127,33 @@ def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -
     return evaluation.evaluate(Path(head), spec, cache=_root(cache))
 
 
+def load_head(head: PathLike) -> TrainedHead:
+    """Read a trained head, to use it on features that are there.
+
+    Parameters
+    ----------
+    head : path
+        Run folder.
+
+    Returns
+    -------
+    TrainedHead
+        ``predict_proba(X)`` and ``predict(X)`` take rows of its feature space ``space``, such as
+        those of :func:`featpipe.open_features`; ``classes_`` names the columns.
+
+    Raises
+    ------
+    NotFoundError, DamageError, StorageError
+    """
+    return Run.at(Path(head)).load_head()
+
+
 def predict(
     head: PathLike,
     paths: Sequence[PathLike] | PathLike,
     *,
     cache: PathLike | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | bool = False,
     **options: Any,
 ) -> list[Prediction]:
     """Classify files, and all pictures below folders, in the order given.
@@ -134,8 +165,9 @@ def predict(
     paths : path or sequence of path
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    progress : Progress
-        Opens a progress bar; default: none.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
     **options
         ``weights``, ``device``, ``batch_size``, ``workers`` and ``max_pixels``; see
         :class:`featpipe.specs.predict.PredictSpec`.
@@ -148,7 +180,9 @@ def predict(
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     spec = PredictSpec.from_options(options)
     return list(
-        prediction.predict(Path(head), several, spec, cache=_root(cache), progress=progress)
+        prediction.predict(
+            Path(head), several, spec, cache=_root(cache), progress=as_progress(progress)
+        )
     )
 
 
@@ -190,6 +224,64 @@ def compare(
     return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
 
 
+def audit(
+    name: str,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress | bool = False,
+    **options: Any,
+) -> AuditDocument:
+    """Search a data set for duplicates, probable label errors, outliers and tiny classes.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : Progress
+        Opens a progress bar; default: none.
+    **options
+        As in ``featpipe audit``; see :class:`featpipe.specs.audit.AuditSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe audit --json`` prints. The page, the CSV and this document lie in the
+        folder ``out``.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = AuditSpec.from_options(options)
+    return auditing.audit(name, spec, cache=_root(cache), progress=as_progress(progress))
+
+
+def relabel(
+    data_set: str, fixes: PathLike, *, cache: PathLike | None = None, **options: Any
+) -> RelabelResult:
+    """Give a data set other labels under another name; nothing is computed.
+
+    Parameters
+    ----------
+    data_set : str
+        Name of the data set; it stays as it is.
+    fixes : path
+        CSV of ``path,label``; see :func:`featpipe.datasets.fixes.read_fixes`.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``name``, ``out`` and ``overwrite``; see :class:`featpipe.specs.audit.RelabelSpec`.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = RelabelSpec.from_options(options)
+    return relabelling.relabel(data_set, Path(fixes), spec, cache=_root(cache))
+
+
 def run_recipe(
     recipe: PathLike,
     *,
@@ -198,7 +290,7 @@ def run_recipe(
     out: PathLike | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | bool = False,
 ) -> RecipeResult:
     """Extract, train and evaluate as a recipe says.
 
@@ -216,8 +308,9 @@ def run_recipe(
         Instead of the recipe's.
     overwrite : bool
         Replace heads that ``out`` already holds.
-    progress : Progress
-        Opens a progress bar; default: none.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
 
     Raises
     ------
@@ -231,7 +324,7 @@ def run_recipe(
         out=None if out is None else Path(out),
         device=device,
         overwrite=overwrite,
-        progress=progress,
+        progress=as_progress(progress),
     )
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["backbones"],
     ["specs"],
     ["sources", "decoding", "heads"],
-    ["weights", "datasets", "runs"],
+    ["weights", "datasets", "runs", "auditing"],
     ["store", "reports"],
     ["engine"],
     ["stages", "integrations"],
@@ -38,6 +38,7 @@ STRANGERS = {
     "datasets": {"torch", "torchvision"},
     "reports": {"torch", "torchvision"},
     "heads": {"h5py"},
+    "auditing": {"torch", "torchvision", "h5py"},
 }
 """Libraries a room does without, so that it can be used and tested without them."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from featpipe.backbones import winograd
 from featpipe.backbones.catalog import Backbone
 from featpipe.base.errors import FeatureOverflowError
+from featpipe.base.preprocessing import WHITE
 from featpipe.base.space import FeatureSpace, Preprocessing
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -196,7 +197,7 @@ class _Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        image = pixels.permute(0, 3, 1, 2).float() / 255.0  # N H W C → N C H W
+        image = pixels.permute(0, 3, 1, 2).float() / WHITE  # N H W C → N C H W
         if self._reverse_channels:
             image = image.flip(1)
         return (image - self.mean) / self.std

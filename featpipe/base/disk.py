@@ -18,12 +18,15 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featpipe.base.errors import StorageError
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
+_REMOVED = ".removed-"
+"""How the name of a folder begins that is being deleted."""
+_NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 _STALE_AFTER_S = 24 * 3600.0
 """Age after which another host's unlocked temporary file counts as abandoned."""
 
@@ -36,6 +39,9 @@ class Disk:
 
     def lock(self, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def share_lock(self, fd: int, *, wait: bool) -> None:
+        fcntl.flock(fd, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
 
     def write(self, fd: int, data: memoryview) -> int:
         return os.write(fd, data)
@@ -57,6 +63,9 @@ class Disk:
 
     def mkdir(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
+
+    def rmdir(self, folder: Path) -> None:
+        folder.rmdir()
 
     def fsync_folder(self, folder: Path) -> None:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -161,7 +170,7 @@ def _storage_error(error: OSError, target: Path, size: int) -> StorageError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = f"make room for at least {need} and run the same command again; nothing is lost"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    elif error.errno in _NO_PERMISSION:
         advice = "make the folder writable, or name another one with --cache or --out"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         advice = "a file lies where a folder is needed; name another folder"
@@ -266,6 +275,162 @@ def remove_file(path: Path) -> None:
         raise StorageError(
             f"expected to delete {path}, but: {error.strerror}; make its folder writable"
         ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what changed in a folder durable; nothing is done if the folder does not exist.
+
+    Raises
+    ------
+    StorageError
+    """
+    try:
+        _disk.fsync_folder(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StorageError(
+            f"expected to make {folder} durable, but: {error.strerror}; check the disk and run "
+            "the same command again"
+        ) from error
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder with all that is in it; links in it are deleted, not followed.
+
+    It is renamed first: other processes find all of it or nothing. If the process dies in
+    between, :func:`remove_remains` deletes the rest.
+
+    Raises
+    ------
+    StorageError
+        The file system refused a step.
+    """
+    doomed = folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
+    try:
+        _disk.rename(folder, doomed)
+        _disk.fsync_folder(folder.parent)
+        _delete(doomed)
+    except OSError as error:
+        raise _not_deleted(error, folder) from error
+
+
+def remove_remains(parent: Path) -> None:
+    """Delete what an interrupted :func:`remove_tree` left in a folder; raises as it does."""
+    for name in names_in(parent):
+        if name.startswith(_REMOVED):
+            try:
+                _delete(parent / name)
+            except OSError as error:
+                raise _not_deleted(error, parent / name) from error
+
+
+def _delete(folder: Path) -> None:
+    for name in names_in(folder):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            _delete(path)
+        else:
+            _disk.unlink(path)
+    _disk.rmdir(folder)
+
+
+def _not_deleted(error: OSError, folder: Path) -> StorageError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StorageError(
+        f"expected to delete {folder}, but: {reason}; make it and its parent folder writable, "
+        "and run 'featpipe cache gc'"
+    )
+
+
+@contextlib.contextmanager
+def shared_lock(path: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that others may share, but that excludes :func:`exclusive_lock`.
+
+    Where the lock file may not be created, or the file system has no locks, nothing is held.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file; made if it is missing.
+    on_wait : callable
+        Called before waiting for a process that holds the lock exclusively.
+
+    Raises
+    ------
+    StorageError
+        The lock file cannot be made for another reason than a missing permission.
+    """
+    try:
+        fd = _open_lock(path)
+    except OSError as error:
+        if error.errno not in _NO_PERMISSION:
+            raise _storage_error(error, path, 0) from error
+        fd = -1
+    try:
+        if fd >= 0:
+            _share(fd, on_wait)
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _share(fd: int, on_wait: Callable[[], None]) -> None:
+    try:
+        _disk.share_lock(fd, wait=False)
+    except BlockingIOError:
+        on_wait()
+        with contextlib.suppress(OSError):
+            _disk.share_lock(fd, wait=True)
+    except OSError:
+        pass  # A file system without locks; there, nobody gets the exclusive lock either.
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold a lock alone.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it, or this process does elsewhere.
+    StorageError
+        The lock file cannot be made, or the file system has no locks.
+    """
+    try:
+        fd = _open_lock(path)
+    except OSError as error:
+        raise _storage_error(error, path, 0) from error
+    try:
+        try:
+            _disk.lock(fd)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"expected a file system with locks below {path.parent}, but: {error.strerror}; "
+                "without them nobody can tell whether the cache is in use"
+            ) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, for writing where that is allowed: network file systems ask for it."""
+    flags = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            return os.open(path, flags | os.O_RDWR)
+        except FileNotFoundError:
+            _make_folder(path.parent)
+            with contextlib.suppress(FileExistsError):
+                _disk.close(_disk.open(path, 0o666))
+        except OSError as error:
+            if error.errno not in _NO_PERMISSION:
+                raise
+            return os.open(path, flags | os.O_RDONLY)
 
 
 def move_aside(source: Path, target: Path) -> Path | None:

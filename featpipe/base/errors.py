@@ -31,6 +31,10 @@ class NotFoundError(FeatpipeError, LookupError):
     exit_code = 10
 
 
+class InUseError(FeatpipeError):
+    """Something may not be taken away, because another process is using it."""
+
+
 class SpaceMismatchError(FeatpipeError, ValueError):
     """A head was given features of a feature space other than its own."""
 
@@ -61,6 +65,10 @@ class FeatureOverflowError(FeatpipeError, ArithmeticError):
     """A feature does not fit the stored dtype (infinite or not a number)."""
 
 
+class MissingPackageError(FeatpipeError, ImportError):
+    """Something was asked for that needs a package of one of the optional extras."""
+
+
 class Reason(NamedTuple):
     """Why a picture cannot be used.
 
@@ -89,9 +97,12 @@ class BadImageError(FeatpipeError, ValueError):
         ``worker``.
     reason : str
         One-line explanation for the user.
+    detail : str
+        What the decoder said itself, for who looks for a bug; may be empty.
     """
 
-    def __init__(self, stage: str, reason: str) -> None:
+    def __init__(self, stage: str, reason: str, *, detail: str = "") -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
+        self.detail = detail

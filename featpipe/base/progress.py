@@ -10,8 +10,17 @@ from typing import Protocol
 class Bar(Protocol):
     """Progress of one piece of work."""
 
-    def advance(self, steps: int = 1, **notes: object) -> None:
-        """Add finished steps; ``notes`` are named values to show beside the bar."""
+    def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
+        """Add finished steps.
+
+        Parameters
+        ----------
+        steps : int
+        is_work : bool
+            False for steps that were done before: they do not count for rate and time left.
+        **notes : object
+            Named values to show beside the bar.
+        """
 
 
 class Progress(Protocol):
@@ -21,7 +30,7 @@ class Progress(Protocol):
 
 
 class _SilentBar:
-    def advance(self, steps: int = 1, **notes: object) -> None:
+    def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
         pass
 
 

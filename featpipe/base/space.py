@@ -24,6 +24,21 @@ FORMAT_VERSION = 1
 _NOT_IN_SLUGS = re.compile(r"[^A-Za-z0-9_]+")
 _MAX_SLUG = 64
 _MAX_SIDE = 2**31
+SHORT_ID = 12
+"""Digits of the id in the name of a store's folder."""
+MIN_ID_BEGINNING = 4
+_ID_BEGINNING = re.compile(rf"[0-9a-f]{{{MIN_ID_BEGINNING},64}}")
+_FOLDER_NAME = re.compile(rf"[A-Za-z0-9_]+-[A-Za-z0-9_]+-[0-9a-f]{{{SHORT_ID}}}")
+
+
+def is_id_beginning(text: str) -> bool:
+    """Whether a text is long enough a beginning of a feature space's id, in lower case."""
+    return _ID_BEGINNING.fullmatch(text) is not None
+
+
+def may_call_a_space(text: str) -> bool:
+    """Whether :meth:`FeatureSpace.is_called` can be true of a text."""
+    return is_id_beginning(text) or _FOLDER_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +50,9 @@ class Preprocessing:
     size : int
         Side of the square given to the backbone, pixels.
     resize : {"crop", "squash"}
-        ``crop``: shorter side to ``size * 256 / 224``, then the central square (torchvision's
-        ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect ratio.
+        ``crop``: shorter side to ``size * 256 / 224``, then the central square of side ``size``
+        (torchvision's ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect
+        ratio. :mod:`featpipe.base.preprocessing` has the constants.
     mean, std : tuple of float
         Per channel, in ``channels`` order, for values scaled to 0..1.
     channels : {"rgb", "bgr"}
@@ -132,11 +148,15 @@ class FeatureSpace:
         elif self.dtype not in DTYPES:
             problem = f"dtype {self.dtype!r}"
         else:
-            return f"{names[0]}-{names[1]}-{self.id[:12]}"
+            return f"{names[0]}-{names[1]}-{self.id[:SHORT_ID]}"
         raise DamageError(
             f"expected a feature space with a backbone, a tap and one of {', '.join(DTYPES)}, "
             f"found {problem}; remove the file it came from and make it anew"
         )
+
+    def is_called(self, text: str) -> bool:
+        """Whether a text is the name of this space's folder, or the beginning of its id."""
+        return text == self.name or (is_id_beginning(text) and self.id.startswith(text))
 
     @classmethod
     def from_json(cls, text: str) -> FeatureSpace:

@@ -1,4 +1,14 @@
-"""Makes text from outside, such as file and class names, safe to print."""
+"""Makes text from outside, such as file and class names, fit to print."""
+
+from collections.abc import Sequence
+
+_SHOWN_NAMES = 5
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names, between quotes, and how many there are where there are more."""
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(map(repr, names[:_SHOWN_NAMES])) + more
 
 
 def escape(text: str) -> str:

@@ -18,11 +18,13 @@ COMMANDS = {
     "runs": "List every run with its options and scores.",
     "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
+    "audit": "Find duplicates, probable label errors and outliers of a data set.",
+    "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",
     "backbones": "List the backbones, or one backbone's taps with their shapes.",
     "doctor": "Say what this machine offers and what is ready.",
     "bench": "Measure featpipe beside other tools, on this machine.",
-    "cache": "List, describe, verify and repair what is kept.",
+    "cache": "List, describe, verify, repair and remove what is kept.",
     "weights": "List and fetch the backbones' weights.",
 }
 """What ``featpipe --help`` says of each command."""

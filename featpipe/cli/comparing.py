@@ -76,7 +76,7 @@ def _heads_table(document: ComparisonDocument) -> str:
             "{:.1%} to {:.1%}".format(*head["accuracy_ci95"]),
             f"{head['log_loss']:.4f}",
             f"{head['ece']:.4f}",
-            f"{head['seconds']:.1f} s",
+            "–" if head["seconds"] is None else f"{head['seconds']:.1f} s",
             f"{head['bytes'] / 2**20:.2f}",
         ]
         for head in document["heads"]

@@ -8,10 +8,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from featpipe.base.errors import FeatpipeError, StorageError
+from featpipe.base.errors import FeatpipeError, StorageError, UsageError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.text import escape
 from featpipe.cli.signals import Interrupted, raise_interrupts, stop_raising_interrupts
@@ -49,13 +49,29 @@ class Console:
         """A bar on a terminal, else a line every 30 s; nothing when quiet."""
         if self._quiet:
             return no_progress
-        from featpipe.cli.progress import choose_progress
+        from featpipe.base.progress_bars import choose_progress
 
         return choose_progress()
 
     def result(self, document: Mapping[str, object], text: str) -> None:
         """Print a command's result: the document as JSON, or the text."""
         print(self.dumps({"schema": SCHEMA, **document}) if self.as_json else text)
+
+    @staticmethod
+    def confirm(question: str) -> bool:
+        """Ask on the terminal whether to go on.
+
+        Raises
+        ------
+        UsageError
+            There is no terminal to ask on.
+        """
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UsageError(
+                f"expected --yes where nobody can be asked, found no terminal; add it to {question}"
+            )
+        print(f"{escape(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @staticmethod
     def warn(text: str) -> None:
@@ -90,7 +106,7 @@ def reporting_errors(console: Console) -> Iterator[None]:
         finally:
             stop_raising_interrupts()
     except FeatpipeError as error:
-        _fail(console, str(error), error.exit_code)
+        _fail(console, str(error), error.exit_code, getattr(error, "__notes__", []))
     except KeyboardInterrupt as error:
         # Again, because this one may have come while interrupts were being stopped.
         stop_raising_interrupts()
@@ -112,13 +128,16 @@ def reporting_errors(console: Console) -> Iterator[None]:
         _fail(console, "expected enough memory, found too little; see the limits in the docs", 1)
 
 
-def _fail(console: Console, message: str, code: int) -> NoReturn:
+def _fail(console: Console, message: str, code: int, notes: Sequence[str] = ()) -> NoReturn:
     if console.verbose:
         import traceback
 
         traceback.print_exc()
     if sys.stderr is not None:
         print(f"Error: {escape(' '.join(message.splitlines()))}", file=sys.stderr)
+        # The rows of a table of what there is to choose from.
+        for note in notes:
+            print(f"  {escape(note)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.text import escape
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_pairs_of_heads
@@ -15,12 +16,14 @@ from featpipe.cli.comparing import of_pairs_of_heads
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
     from featpipe.backbones.catalog import Backbone
+    from featpipe.reports.documents import AuditDocument
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import DryRun, ExtractResult
     from featpipe.stages.predict import Prediction
     from featpipe.stages.recipe import RecipeResult
+    from featpipe.stages.relabel import RelabelResult
     from featpipe.stages.sweep_result import SweepResult
-    from featpipe.stages.train import TrainResult
+    from featpipe.stages.train_result import TrainResult
 
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
@@ -74,11 +77,31 @@ def _bad(done: ExtractResult) -> list[str]:
 
 def of_plan(plan: DryRun) -> str:
     """What an extraction would do."""
-    return (
-        f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
-        f"{plan.to_read} to read (what turns out to be known is not decoded), {plan.quarantined} "
-        "quarantined before; nothing was done"
+    splits = {
+        "given": "as DATA gives them: ",
+        "content": "by content, ",
+        "none": "none, as no picture has a label",
+    }[plan.split_by]
+    if plan.splits:
+        splits += _counted(plan.splits)
+    elif plan.split_by == "content":
+        splits += f"so not known before the {plan.to_read} pictures are read"
+    return "\n".join(
+        [
+            f"{plan.dataset}: {plan.images} pictures: {plan.unchanged} unchanged and cached, "
+            f"{plan.to_read} to read (what turns out to be known is not decoded), "
+            f"{plan.quarantined} quarantined before; nothing was done",
+            f"  classes: {_counted(plan.classes) or 'none'}",
+            f"  splits: {splits}",
+        ]
     )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """``cat 20, dog 30``."""
+    shown = [f"{escape(name)} {n}" for name, n in counts.items()]
+    more = [f"… ({len(shown)} in all)"] if len(shown) > _SHOWN_CLASSES else []
+    return ", ".join(shown[:_SHOWN_CLASSES] + more)
 
 
 def of_training(done: TrainResult) -> str:
@@ -120,7 +143,7 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
         scores = ["diverged"]
         if not row["diverged"]:
             scores = [_score(name, row[name]) for name in columns]
-        table.append([*(f"{values[name]:g}" for name in sweep.varied), *scores])
+        table.append([*(probes.value_text(values[name]) for name in sweep.varied), *scores])
     widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
@@ -155,28 +178,43 @@ def of_evaluation(done: Evaluation) -> str:
     lines = [
         f"accuracy {m['accuracy']:.2%} (95 %: {low:.2%} to {high:.2%}) on {m['n']} pictures of "
         f"{done.dataset}/{done.split}",
+        f"  balanced accuracy {m['balanced_accuracy']:.2%}, macro F1 {m['macro_f1']:.4f}; always "
+        f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
-    if done.trained_on:
+    lines += [f"  {escape(note)}" for note in done.notes]
+    if done.duplicates:
         shown = ", ".join(map(escape, done.duplicates[:3]))
         lines.append(
-            f"  warning: {done.trained_on} of them were also trained on or validated with"
-            f"{': ' if shown else ''}{shown}"
+            f"  warning: {done.trained_on} of them were also trained on or validated with: {shown}"
         )
-    return "\n".join([*lines, f"  report: {done.report}"])
+    return "\n".join([*lines, f"  predictions: {done.predictions}", f"  report: {done.report}"])
 
 
 def of_recipe(done: RecipeResult) -> str:
     """What a recipe gave, with a table of its heads."""
-    lines = [of_extraction(done.extract), "", f"{'head':<10} {'val':>8} {'test':>8}  report"]
+    evaluated = _evaluated_split(done)
+    # Where val itself was evaluated, its accuracy stands there once.
+    splits = ["val"] if evaluated == "val" else ["val", evaluated]
+    widths = [max(8, len(split)) for split in splits]
+    titles = " ".join(map(str.rjust, splits, widths))
+    lines = [of_extraction(done.extract), "", f"{'head':<10} {titles}  report"]
     for trained, scored in done.heads:
-        lines.append(
-            f"{trained.kind:<10} {trained.val['accuracy']:>8.2%} "
-            f"{scored.metrics['accuracy']:>8.2%}  {scored.report}"
-        )
+        accuracies = [trained.val["accuracy"], scored.metrics["accuracy"]][-len(splits) :]
+        shown = " ".join(f"{a:>{w}.2%}" for a, w in zip(accuracies, widths, strict=True))
+        lines.append(f"{trained.kind:<10} {shown}  {scored.report}")
+    notes = dict.fromkeys(note for _, scored in done.heads for note in scored.notes)
+    lines += [f"  {escape(note)}" for note in notes]
     if done.comparison is not None:
         lines += ["", *of_pairs_of_heads(done.comparison.document)]
     return "\n".join(lines)
+
+
+def _evaluated_split(done: RecipeResult) -> str:
+    """What all heads of a recipe were evaluated on: ``val``; of another data set ``NAME/val``."""
+    scored = done.heads[0][1]
+    own = scored.dataset == done.extract.dataset
+    return scored.split if own else escape(f"{scored.dataset}/{scored.split}")
 
 
 def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
@@ -216,9 +254,7 @@ def _plain(value: Any) -> str:
 
 def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
     """Write predictions as CSV with a header; returns how many had an error."""
-    plain = csv.writer(stream, lineterminator="\n")
-    # The csv module does not quote a lone carriage return, which readers take for a line's end.
-    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    table = CsvWriter(stream)
     errors, has_header = 0, False
     classes: list[str] = []
     header = ["path", "label", "probability", "error"]
@@ -226,16 +262,16 @@ def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes:
         if not has_header:
             has_header = True
             classes = prediction.classes if all_classes else []
-            plain.writerow([*header, *classes])
+            table.write([*header, *classes])
         every = prediction.probabilities or {}
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
         errors += prediction.error is not None
-        (quoted if "\r" in prediction.path else plain).writerow(
+        table.write(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
     if not has_header:
-        plain.writerow(header)
+        table.write(header)
     return errors
 
 
@@ -248,3 +284,66 @@ def write_json_lines(
         errors += prediction.error is not None
         stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
     return errors
+
+
+_SHOWN_FINDINGS = 5
+
+
+def of_audit(done: AuditDocument) -> str:
+    """What an audit found, the gravest of each sort."""
+    errors, pairs, check = done["label_errors"], done["near_duplicates"], done["label_check"]
+    lines = [f"{done['dataset']}: {done['pictures']} pictures in {done['seconds']:.1f} s"]
+    if check["skipped"]:
+        lines.append(f"  label errors: not searched for: {check['skipped']}")
+    else:
+        lines.append(f"  {counted(len(errors), 'probable label error')}")
+    for error in errors[:_SHOWN_FINDINGS]:
+        lines.append(
+            f"    {escape(error['path'])}: labelled {escape(error['label'])}, looks like "
+            f"{escape(error['suggested'])} ({error['probability']:.1%})"
+        )
+    lines.append(
+        f"  {counted(done['near_duplicates_found'], 'pair')} of near duplicates, "
+        f"{done['near_duplicates_across_splits']} across splits"
+    )
+    for pair in pairs[:_SHOWN_FINDINGS]:
+        a, b = (split or "no split" for split in pair["splits"])
+        lines.append(
+            f"    {escape(pair['a'])} ({a}), {escape(pair['b'])} ({b}): {pair['similarity']:.4f}"
+        )
+    lines += [
+        f"  {counted(len(done['exact_duplicates']), 'content')} in several files",
+        f"  {counted(len(done['outliers']), 'outlier')}",
+    ]
+    if done["tiny_classes"]:
+        names = [tiny["class"] for tiny in done["tiny_classes"]]
+        lines.append(f"  tiny {_classes(names)}")
+    lines += [
+        f"  report: {done['report']}",
+        f"  to act on: edit {done['fixes']}, then: featpipe relabel {done['dataset']} "
+        f"{shlex.quote(done['fixes'])}",
+    ]
+    return "\n".join(lines)
+
+
+def of_relabelling(done: RelabelResult) -> str:
+    """What a new list holds, and how its labels become the source's."""
+    lines = [
+        f"{done.dataset}: {done.pictures} pictures of {done.made_from}: {done.relabelled} "
+        f"relabelled, {done.removed} removed; nothing was computed"
+    ]
+    if done.new_classes:
+        lines.append(f"  new {_classes(done.new_classes)}")
+    if done.lost_classes:
+        lines.append(f"  no longer there, {_classes(done.lost_classes)}")
+    if done.conflicting:
+        lines.append(
+            f"  warning: {counted(done.conflicting, 'content')} in several files under different "
+            "labels; fix every one of the files"
+        )
+    if done.data is not None:
+        lines.append(
+            f"  to add pictures or features: featpipe extract {shlex.quote(str(done.data))} "
+            f"--root {shlex.quote(done.root)} --name {done.dataset} …"
+        )
+    return "\n".join(lines)

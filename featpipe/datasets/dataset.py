@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from featpipe.base.space import FeatureSpace
 SPLITS = ("train", "val", "test")
 NO_SPLIT = -1
 NO_LABEL = -1
+_DIGITS = re.compile(r"[0-9]+")
 SPLIT_GIVEN = "given"
 """Stands for the shares of a data set whose source has splits of its own."""
 
@@ -101,6 +104,32 @@ class DatasetInfo:
             "list": self.list,
         }
         return {name: value for name, value in fields.items() if value}
+
+
+ClassCount = TypedDict(
+    "ClassCount", {"class": str | None, "pictures": int, "splits": dict[str, int]}
+)
+"""Usable pictures of one class; those without a split are in ``pictures`` alone."""
+
+
+@dataclass(frozen=True)
+class ReasonGroup:
+    """Quarantined pictures with one reason.
+
+    Attributes
+    ----------
+    stage : str
+    reason : str
+        With ``N`` for numbers, in which the reasons of several pictures may differ.
+    count : int
+    example : str
+        Path of the first.
+    """
+
+    stage: str
+    reason: str
+    count: int
+    example: str
 
 
 @dataclass
@@ -188,9 +217,36 @@ class Dataset:
             "quarantined": len(self) - int(self.usable.sum()),
             "splits": splits,
             "classes": self.classes,
+            "class_counts": self._class_counts(),
+            "reasons": [dataclasses.asdict(group) for group in self.reason_groups()],
             "spaces": [FeatureSpace.from_json(text).name for text in self.spaces],
             "sha256": self.digest(),
         }
+
+    def _class_counts(self) -> list[ClassCount]:
+        """Usable pictures of each class, and of none if there are such, in each split."""
+        counts = np.zeros((len(self.classes) + 1, len(SPLITS) + 1), np.int64)
+        # Index -1, no label or no split, is the last row or column.
+        np.add.at(counts, (self.label[self.usable], self.split[self.usable]), 1)
+        found: list[ClassCount] = []
+        for name, row in zip([*self.classes, None], counts.tolist(), strict=True):
+            splits = dict(zip(SPLITS, row, strict=False))
+            found.append({"class": name, "pictures": int(sum(row)), "splits": splits})
+        return found if found[-1]["pictures"] else found[:-1]
+
+    def reason_groups(self) -> list[ReasonGroup]:
+        """Quarantined pictures by reason, the most frequent first."""
+        rows_of: dict[Reason, list[int]] = {}
+        for row, reason in self.reasons.items():
+            # Sizes and offsets are those of one picture.
+            pattern = Reason(reason.stage, _DIGITS.sub("N", reason.text))
+            rows_of.setdefault(pattern, []).append(row)
+        groups = []
+        for pattern, rows in rows_of.items():
+            texts = {self.reasons[row].text for row in rows}
+            text = pattern.text if len(texts) > 1 else texts.pop()
+            groups.append(ReasonGroup(pattern.stage, text, len(rows), self.paths[rows[0]]))
+        return sorted(groups, key=lambda group: -group.count)
 
     def digest(self) -> str:
         """SHA-256 (hex) of what the list means: ids, labels, splits, class names."""

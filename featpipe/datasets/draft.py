@@ -28,6 +28,8 @@ from featpipe.sources import Source
 
 log = logging.getLogger("featpipe")
 
+_SHOWN_CONFLICTS = 3
+
 
 class DatasetDraft:
     """The columns of a data set in the making.
@@ -207,13 +209,27 @@ class DatasetDraft:
         unlabelled = int((label == NO_LABEL).sum())
         if 0 < unlabelled < len(label):
             log.warning("%d of %d pictures have no label", unlabelled, len(label))
-        fine = (self.status == Status.OK) & (label != NO_LABEL)
+        rows = np.flatnonzero((self.status == Status.OK) & (label != NO_LABEL))
         _, first, number = np.unique(
-            sortable(self.ids[fine]), return_index=True, return_inverse=True
+            sortable(self.ids[rows]), return_index=True, return_inverse=True
         )
-        contradicted = np.unique(number[label[fine] != label[fine][first[number]]])
+        contradicted = np.unique(number[label[rows] != label[rows][first[number]]])
         if len(contradicted):
-            log.warning("%d pictures appear under more than one label", len(contradicted))
+            # In the order of the list, not of the hashes.
+            in_order = contradicted[np.argsort(first[contradicted])]
+            copies = (rows[number == picture] for picture in in_order[:_SHOWN_CONFLICTS])
+            shown = "; ".join(self._labels_of(some, label) for some in copies)
+            log.warning(
+                "%s under more than one label: %s%s",
+                "1 picture appears" if len(in_order) == 1 else f"{len(in_order)} pictures appear",
+                *(shown, "; …" if len(in_order) > _SHOWN_CONFLICTS else ""),
+            )
+
+    def _labels_of(self, rows: NDArray[np.intp], label: NDArray[np.int64]) -> str:
+        """Paths of the same picture, one for each of its first labels."""
+        _, first = np.unique(label[rows], return_index=True)
+        records = [self.source.records[i] for i in rows[np.sort(first)[:_SHOWN_CONFLICTS]]]
+        return ", ".join(f"{record.path!r} as {record.label!r}" for record in records)
 
 
 def source_info(source: Source) -> SourceInfo:

@@ -13,7 +13,7 @@ import numpy as np
 
 from featpipe.base.dataset_names import SHARD_MARK
 from featpipe.base.errors import NotFoundError
-from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.datasets.dataset import NO_LABEL, SPLIT_GIVEN, Dataset
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.splits import split_unsplit
 from featpipe.sources.records import Record
@@ -77,7 +77,8 @@ def _merged(name: str, shards: list[Dataset], total: int) -> Dataset:
         status=np.empty(total, np.int8),
         stat=np.empty((total, 3), np.int64),
         spaces=[s for s in shards[0].spaces if all(s in shard.spaces for shard in shards)],
-        info=shards[0].info,
+        # A part may hold nothing but pictures that lie beside the split folders.
+        info=next((s.info for s in shards if s.info.split == SPLIT_GIVEN), shards[0].info),
     )
     for offset, shard in enumerate(shards):
         place = slice(offset, None, count)

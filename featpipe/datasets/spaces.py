@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shlex
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from featpipe.backbones.catalog import get_backbone
-from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
+from featpipe.base.errors import (
+    DamageError,
+    FeatpipeError,
+    NotFoundError,
+    SpaceMismatchError,
+    UsageError,
+)
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.specs.fields import flag
-from featpipe.specs.spaces import SpaceQuery
+from featpipe.specs.spaces import ALL, SpaceQuery
+
+ErrorT = TypeVar("ErrorT", bound=FeatpipeError)
 
 
 def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str]:
@@ -28,25 +39,29 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
         No space has them.
     UsageError
         Several spaces have them; the fields in which those differ are named.
+
+    Where several spaces are held, a table with the options that choose each of them is a note of
+    the error (PEP 678).
     """
     held = _held(dataset)
     query = _with_own_tap_name(query, held)
     fitting = [space for space in held if _has(space, _weights_name(dataset, space), query)]
     if not fitting:
         asked = _asked(query)
-        raise NotFoundError(
+        missing = NotFoundError(
             f"expected features of data set '{dataset.name}' with {_words(asked)}, found: "
             f"{_listed(dataset, held, asked) or 'none'}; extract them, or choose one of those"
         )
+        raise _with_table(missing, dataset, held)
     if len(fitting) > 1:
         differing = _differing(dataset, fitting)
         choices = [f"{flag(n)} ({', '.join(map(str, found))})" for n, found in differing.items()]
-        example = " ".join(f"{flag(name)} {found[0]}" for name, found in differing.items())
-        raise UsageError(
+        several = UsageError(
             f"expected options that choose one of the feature spaces of '{dataset.name}', found "
-            f"{len(fitting)} spaces that differ in {', '.join(choices)}: "
-            f"{_listed(dataset, fitting, differing)}; for the first add {example}"
+            f"{len(fitting)} spaces that differ in {', '.join(choices)}; for the "
+            f"first add {_choosing(dataset, fitting)[0]}"
         )
+        raise _with_table(several, dataset, fitting)
     space = fitting[0]
     weights = _weights_name(dataset, space)
     if not weights:
@@ -55,6 +70,28 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
             "run the same 'featpipe extract' again"
         )
     return space, weights
+
+
+def choose_spaces(dataset: Dataset, query: SpaceQuery) -> list[tuple[FeatureSpace, str]]:
+    """As :func:`choose_space`, one for every value of a tap or pooling that is ``all``.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+    """
+    ranging = [name for name in ("tap", "pool") if getattr(query, name) == ALL]
+    if not ranging:
+        return [choose_space(dataset, query)]
+    nothing: dict[str, Any] = dict.fromkeys(ranging)
+    open_query = dataclasses.replace(query, **nothing)
+    held = _held(dataset)
+    asked = _with_own_tap_name(open_query, held)
+    fitting = [space for space in held if _has(space, _weights_name(dataset, space), asked)]
+    values: dict[tuple[Any, ...], None] = dict.fromkeys(
+        tuple(_fields(space)[name] for name in ranging) for space in fitting
+    )
+    named = [dict(zip(ranging, one, strict=True)) for one in values] or [nothing]
+    return [choose_space(dataset, dataclasses.replace(open_query, **one)) for one in named]
 
 
 def _weights_name(dataset: Dataset, space: FeatureSpace) -> str:
@@ -79,7 +116,14 @@ def _fields(space: FeatureSpace) -> dict[str, object]:
 def _has(space: FeatureSpace, weights: str, query: SpaceQuery) -> bool:
     if query.weights not in (None, weights) and not _is_digest(query.weights, space):
         return False
-    return all(getattr(query, name) in (None, value) for name, value in _fields(space).items())
+    fields = _fields(space)
+    if query.space is not None:
+        if not space.is_called(query.space):
+            return False
+        if query.view == 0:
+            # View 0 may be no more than the default, and the id says which one is meant.
+            del fields["view"]
+    return all(getattr(query, name) in (None, value) for name, value in fields.items())
 
 
 def _is_digest(weights: str | None, space: FeatureSpace) -> bool:
@@ -118,10 +162,56 @@ def _words(asked: dict[str, object]) -> str:
 
 def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
     """The options in which spaces differ, with their values; if in none, the weights' digests."""
-    tables = [{"weights": _weights_name(dataset, space), **_fields(space)} for space in spaces]
+    tables = [_options(dataset, space) for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
     differing = {name: found for name, found in values.items() if len(found) > 1}
     return differing or {"weights": [space.weights[:12] for space in spaces]}
+
+
+def _options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
+    """Every option that a space has a value for."""
+    return {"weights": _weights_name(dataset, space), **_fields(space)}
+
+
+def _choosing(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
+    """Of each of several spaces the fewest options that choose it among them, to be copied."""
+    tables = [_options(dataset, space) for space in spaces]
+    differing = _differing(dataset, spaces)
+    for count in range(1, len(differing) + 1):
+        for names in itertools.combinations(differing, count):
+            rows = [tuple(table[name] for name in names) for table in tables]
+            if len(set(rows)) == len(rows):
+                return [_as_flags(names, row) for row in rows]
+    return [f"{flag('space')} {_short_id(space, spaces)}" for space in spaces]
+
+
+def _as_flags(names: Iterable[str], values: Iterable[object]) -> str:
+    pairs = zip(names, values, strict=True)
+    return " ".join(f"{flag(name)} {shlex.quote(str(value))}" for name, value in pairs)
+
+
+def _short_id(space: FeatureSpace, spaces: list[FeatureSpace]) -> str:
+    """A beginning of a space's id that no other one has."""
+    others = [other.id for other in spaces if other.id != space.id]
+    length = _SHOWN_ID
+    while any(other.startswith(space.id[:length]) for other in others):
+        length += 1
+    return space.id[:length]
+
+
+def _with_table(error: ErrorT, dataset: Dataset, spaces: list[FeatureSpace]) -> ErrorT:
+    """The error with a table of the spaces as its note, if there are several."""
+    if len(spaces) < 2:
+        return error
+    rows = [["options that choose it", "or", "features"]]
+    for space, options in zip(spaces, _choosing(dataset, spaces), strict=True):
+        shape = " x ".join(map(str, space.shape))
+        what = f"{_listed(dataset, [space], ())}, {shape} {space.dtype}"
+        rows.append([options, f"{flag('space')} {_short_id(space, spaces)}", what])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        error.add_note("  ".join(map(str.ljust, row, widths)).rstrip())
+    return error
 
 
 def _listed(dataset: Dataset, spaces: list[FeatureSpace], fields: Iterable[str]) -> str:
@@ -137,6 +227,7 @@ def _listed(dataset: Dataset, spaces: list[FeatureSpace], fields: Iterable[str])
     return ", ".join(words)
 
 
+_SHOWN_ID = 8
 _RARELY_SHOWN = ("weights", "decoder", "dtype", "view")
 
 

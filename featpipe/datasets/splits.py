@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.ids import sortable
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import NO_LABEL, Dataset
 from featpipe.specs.extract import DEFAULT_SPLIT
 from featpipe.specs.value_kinds import check_sum
 
@@ -28,15 +28,18 @@ def split_by_content(
 
     The hash is a number from 0 to 1, and each part has a range of these numbers. If chance leaves
     a class without a picture in some part although the class has enough different pictures, the
-    picture whose number is nearest to the part's range is moved there. Such a picture may move
-    back once its class has grown enough to fill that part by chance.
+    picture whose number is nearest to the part's range is moved there. A class with too few
+    different pictures for all parts has at least one in the first part: what cannot be trained on
+    cannot be told apart. A picture that was moved may move back once its class has grown enough
+    to fill that part by chance.
 
     Parameters
     ----------
     ids : ndarray of uint8, shape (n, 32)
     labels : ndarray of int64, shape (n,)
+        -1 where a picture has none.
     fractions : sequence of float
-        Share of each part; they sum to 1.
+        Share of each part; they sum to 1. The first part is the one to train on.
     salt : str
         Makes independent splits of the same pictures.
 
@@ -56,6 +59,11 @@ def split_by_content(
     label_of = labels[first]
     for label in np.unique(label_of):
         _fill_empty_parts(np.flatnonzero(label_of == label), position, part, edges, wanted)
+    if 0 in wanted:
+        in_first = labels[part[inverse] == 0]
+        for label in np.setdiff1d(labels, [NO_LABEL, *in_first]):
+            members = inverse[labels == label]
+            part[members[np.argmin(position[members])]] = 0
     return part[inverse]
 
 

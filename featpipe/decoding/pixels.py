@@ -10,16 +10,20 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
 from featpipe.base.errors import BadImageError
+from featpipe.base.preprocessing import MAX_ASPECT, WHITE, WHITE_16, short_side
 from featpipe.base.space import Preprocessing
+from featpipe.decoding.reasons import too_many_pixels, unreadable
+from featpipe.decoding.signatures import READ_FORMATS
 from featpipe.specs.extract import DEFAULT_MAX_PIXELS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+FORMATS = READ_FORMATS
 """The only formats that are opened; none of their decoders starts another program."""
-_MAX_ELONGATION = 8
-_RESIZE_MARGIN = 256 / 224
+DECODER_EDITION = 2
+"""Raised whenever pictures that were refused can be read, or are refused in other words: data sets
+then try their quarantined pictures once more. 2: premultiplied grey with alpha, plain words."""
 
 
 def load_pixels(
@@ -50,14 +54,14 @@ def load_pixels(
     """
     smallest = None
     if preprocessing.decoder == "pillow-draft":
-        smallest = _short_side(preprocessing.size, preprocessing.resize)
+        smallest = short_side(preprocessing.size, preprocessing.resize)
     image = decode_rgb(data, max_pixels=max_pixels, smallest=smallest)
     try:
         return np.asarray(fit(image, preprocessing.size, preprocessing.resize))
     except MemoryError:
         raise
     except Exception as error:
-        raise BadImageError("resize", _one_line(error)) from error
+        raise unreadable("resize", error, data) from error
 
 
 def decode_rgb(
@@ -89,7 +93,8 @@ def decode_rgb(
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, max_pixels)
+            if image.width * image.height > max_pixels:
+                raise too_many_pixels(data, max_pixels)
             stage = "decode"
             if smallest is not None:
                 image.draft(None, (smallest, smallest))
@@ -98,23 +103,16 @@ def decode_rgb(
             return _to_rgb(ImageOps.exif_transpose(image))
     except (BadImageError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        accepted = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
-        raise BadImageError("open", f"not a {accepted} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError("open", f"more than {max_pixels} pixels") from error
+        raise too_many_pixels(data, max_pixels, str(error)) from error
     # A decoder may raise any exception on damaged data: struct.error, SyntaxError, IndexError, …
     except Exception as error:
-        raise BadImageError(stage, _one_line(error)) from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadImageError("open", f"{width} x {height} is more than {max_pixels} pixels")
+        raise unreadable(stage, error, data) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode.startswith("I"):
         return _from_16_bit(image).convert("RGB")
     if image.mode == "F":
@@ -126,7 +124,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return converted
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
+        white = Image.new("RGBA", rgba.size, (WHITE, WHITE, WHITE, WHITE))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
@@ -137,10 +135,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     # A PNG may declare one grey level transparent; like all transparency it becomes white.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        values[values == transparent] = 65535
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise BadImageError("convert", "32-bit integer pixels beyond 0..65535; save as 16 bit")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        values[values == transparent] = WHITE_16
+    if values.size and (values.min() < 0 or values.max() > WHITE_16):
+        # The values, and no number of bits: signed 16-bit and 32-bit pixels arrive alike.
+        raise BadImageError(
+            "convert",
+            f"integer pixels from {values.min()} to {values.max()} go beyond 0..65535, so nothing "
+            "says what is black and white; save as unsigned 8 or 16 bit",
+        )
+    return Image.fromarray(((values * WHITE + WHITE_16 // 2) // WHITE_16).astype(np.uint8))
 
 
 def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
@@ -162,29 +165,19 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     width, height = image.size
-    max_side = _MAX_ELONGATION * min(width, height)
+    max_side = MAX_ASPECT * min(width, height)
     if max(width, height) > max_side:
         width, height = min(width, max_side), min(height, max_side)
         image = _center_crop(image, width, height)
-    short_side = _short_side(size, resize)
+    side = short_side(size, resize)
     if width <= height:
-        scaled_size = (short_side, int(short_side * height / width))
+        scaled_size = (side, int(side * height / width))
     else:
-        scaled_size = (int(short_side * width / height), short_side)
+        scaled_size = (int(side * width / height), side)
     return _center_crop(image.resize(scaled_size, Image.Resampling.BILINEAR), size, size)
-
-
-def _short_side(size: int, resize: str) -> int:
-    """Shorter side of the resized image before it is cropped, pixels."""
-    return size if resize == "squash" else round(size * _RESIZE_MARGIN)
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left = round((image.width - width) / 2.0)
     top = round((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}"[:300]

@@ -88,7 +88,8 @@ def _process(
         slot[...] = load_pixels(data, preprocessing, max_pixels=max_pixels)
         return {**reply, "kind": "pixels", "decode_s": time.perf_counter() - started}
     except BadImageError as error:
-        return {**reply, "kind": "bad", "stage": error.stage, "reason": error.reason}
+        said = {"stage": error.stage, "reason": error.reason, "detail": error.detail}
+        return {**reply, "kind": "bad", **said}
     except MemoryError:
         reason = "needs more memory than one image may take"
         return {**reply, "kind": "bad", "stage": "decode", "reason": reason}

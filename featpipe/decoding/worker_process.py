@@ -67,6 +67,8 @@ class Decoded:
         RGB, 0..255; only for ``PIXELS``.
     stage, reason : str
         The step that failed and why; only for ``BAD``.
+    detail : str
+        What the decoder said itself, where it did.
     stat : tuple of int or None
         See :func:`featpipe.base.disk.file_fingerprint`; taken just before reading.
     read_s, decode_s : float
@@ -79,6 +81,7 @@ class Decoded:
     pixels: NDArray[np.uint8] | None = None
     stage: str = ""
     reason: str = ""
+    detail: str = ""
     stat: tuple[int, ...] | None = None
     read_s: float = 0.0
     decode_s: float = 0.0

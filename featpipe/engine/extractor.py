@@ -207,8 +207,8 @@ class Extractor:
         self.timings.decode += picture.decode_s
         if picture.kind is DecodedKind.BAD:
             reason = Reason(picture.stage, picture.reason)
-            bad = Outcome(picture.key, OutcomeKind.BAD, picture.image_id, picture.stat, reason)
-            on_outcome(bad)
+            seen = (picture.image_id, picture.stat, reason, picture.detail)
+            on_outcome(Outcome(picture.key, OutcomeKind.BAD, *seen))
             return
         assert picture.image_id is not None
         if picture.kind is DecodedKind.KNOWN or picture.image_id in self._started:

@@ -37,6 +37,8 @@ class Outcome:
         See :func:`featpipe.base.disk.file_fingerprint`; taken just before reading.
     reason : Reason or None
         Why a bad picture is bad.
+    detail : str
+        What its decoder said itself: for debugging, not for people.
     """
 
     key: int
@@ -44,6 +46,7 @@ class Outcome:
     image_id: bytes | None
     stat: tuple[int, ...] | None = None
     reason: Reason | None = None
+    detail: str = ""
 
 
 @dataclass

@@ -24,7 +24,7 @@ class HistoryRow:
     at : float
         Number of the epoch, or value of C or k.
     train_loss, val_loss : float
-        Mean cross-entropy, nats.
+        Mean cross-entropy, nats; weighted by class where the head has class weights.
     train_accuracy, val_accuracy : float
         Share of rows classified correctly, 0 to 1.
     cv_loss : float or None
@@ -76,11 +76,14 @@ class History:
         In the order of training.
     best : int
         Index of the kept row: the one with the lowest :attr:`HistoryRow.selection_loss`.
+    warnings : list of str
+        What casts doubt on the kept row; the head's file does not hold it here.
     """
 
     axis: str
     rows: list[HistoryRow] = field(default_factory=list)
     best: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> HistoryRow:

@@ -1,4 +1,4 @@
-"""Cached features of a data set as arrays, for custom training code."""
+"""Cached features of a data set as arrays and tables, for code of one's own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featpipe.base.cache import default_cache
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
+from featpipe.integrations.tables import FeatureTable
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
-from featpipe.store.rows import FeatureRows
 
 
 def open_features(
@@ -23,7 +20,7 @@ def open_features(
     *,
     cache: str | os.PathLike[str] | None = None,
     **space: Any,
-) -> tuple[FeatureRows, NDArray[np.int64]]:
+) -> FeatureTable:
     """Features and labels of one split, memory-mapped.
 
     Parameters
@@ -40,10 +37,9 @@ def open_features(
 
     Returns
     -------
-    X : FeatureRows, shape (n, *space.shape)
-        Read-only and memory-mapped; ``numpy.asarray(X)`` copies it into memory.
-    y : ndarray of int64, shape (n,)
-        Index into the data set's class names, -1 if unlabelled.
+    FeatureTable
+        Unpacks into ``X, y``; also has the pictures' paths, ids, splits and class names, and
+        becomes a table of pandas or a Parquet file.
 
     Raises
     ------
@@ -53,4 +49,5 @@ def open_features(
     dataset = load_dataset(root, name)
     chosen, _ = choose_space(dataset, SpaceQuery.from_options(space))
     rows = dataset.in_split(split)
-    return FeatureStore(root, chosen).rows(dataset.image_sha256[rows]), dataset.label[rows]
+    X = FeatureStore(root, chosen).rows(dataset.image_sha256[rows])
+    return FeatureTable.of(X, dataset, rows, chosen)

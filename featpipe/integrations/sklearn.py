@@ -11,21 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DataError, UsageError
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome
 from featpipe.engine.plan import plan_features
+from featpipe.integrations.tables import feature_names
 from featpipe.specs.extract import FeatureOptions
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 
 class CachedFeatures(TransformerMixin, BaseEstimator):
     """Backbone features of picture files, computed once and cached.
 
     Stateless: ``fit`` learns nothing. A grid search over later pipeline steps, or over ``tap``
-    and ``pool``, computes each picture once per feature space.
+    and ``pool``, computes each picture once per feature space. ``set_output(transform="pandas")``
+    gives data frames.
 
     Parameters
     ----------
@@ -91,12 +95,9 @@ workers, max_pixels
             A picture is unreadable, or there is none: a transformer cannot leave out rows.
         """
         paths = [os.fspath(path) for path in np.asarray(X, dtype=object).reshape(-1)]
-        options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}
-        spec = FeatureOptions.from_options(options)
+        spec = self._spec()
         root = default_cache() if self.cache is None else Path(self.cache)
         plan = plan_features(spec, root)
-        if len(plan.spaces) != 1:
-            raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
         store = FeatureStore(root, plan.spaces[0])
         if not paths:
             raise DataError("expected at least one picture, found none")
@@ -109,9 +110,31 @@ workers, max_pixels
                 )
 
         tasks = (Task(i, os.path.abspath(path)) for i, path in enumerate(paths))
-        with Extractor(plan, [store], spec) as extractor:
-            ids = extractor.compute_ids(tasks, len(paths), refuse_bad).ids
-        return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
+        with shared_lease(root):
+            with Extractor(plan, [store], spec) as extractor:
+                ids = extractor.compute_ids(tasks, len(paths), refuse_bad).ids
+            return np.asarray(store.rows(ids)).reshape(len(paths), -1).astype(np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the columns: ``vgg16-block5_pool_0``, …; needs neither pictures nor weights.
+
+        Parameters
+        ----------
+        input_features : object
+            Ignored; scikit-learn passes it.
+        """
+        spec = self._spec()
+        backbone = get_backbone(spec.backbone)
+        tap = backbone.tap(spec.tap[0]).name
+        shape = backbone.output_shape(tap, spec.pool[0], spec.size)
+        return np.array(feature_names(backbone.name, tap, shape), dtype=object)
+
+    def _spec(self) -> FeatureOptions:
+        options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}
+        spec = FeatureOptions.from_options(options)
+        if len(spec.tap) != 1 or len(spec.pool) != 1:
+            raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
+        return spec
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -60,10 +60,10 @@ def write_comparison(path: Path, comparison: ComparisonDocument, curves: Sequenc
         title=f"{comparison['dataset']}/{comparison['split']}: {len(curves)} heads compared",
         comparison=comparison,
         drawn=len(drawn),
-        coverage=Markup(_overlaid(drawn, _draw_coverage)),
-        calibration=Markup(_overlaid(drawn, _draw_calibration)),
+        coverage=Markup(_overlaid(drawn, _draw_coverage, "accuracy by coverage")),
+        calibration=Markup(_overlaid(drawn, _draw_calibration, "accuracy by confidence")),
         losses=[
-            (axis, Markup(_overlaid(group, _draw_losses)))
+            (axis, Markup(_overlaid(group, _draw_losses, f"validation loss by {axis}")))
             for axis, group in _by_axis(drawn).items()
         ],
     )
@@ -78,7 +78,9 @@ def _by_axis(curves: Sequence[Curves]) -> dict[str, list[Curves]]:
     return groups
 
 
-def _overlaid(curves: Sequence[Curves], draw: Callable[[Any, Curves, str], None]) -> str:
+def _overlaid(
+    curves: Sequence[Curves], draw: Callable[[Any, Curves, str], None], label: str
+) -> str:
     def draw_all(figure: Any) -> None:
         axes = figure.subplots()
         for curve in curves:
@@ -87,7 +89,7 @@ def _overlaid(curves: Sequence[Curves], draw: Callable[[Any, Curves, str], None]
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
 
-    return figures.draw_svg(draw_all, width=6, height=4.2)
+    return figures.draw_svg(draw_all, width=6, height=4.2, label=label)
 
 
 def _draw_coverage(axes: Any, curve: Curves, label: str) -> None:

@@ -44,13 +44,19 @@ class Metrics(TypedDict):
 
 
 class EvaluationDocument(Metrics):
-    """What ``evaluate`` prints, and ``metrics.json`` holds."""
+    """What ``evaluate`` prints, and ``metrics.json`` holds.
+
+    ``notes`` are sentences on what to keep in mind when reading the scores; ``predictions`` is the
+    path of a table with the probabilities of every picture.
+    """
 
     head: str
     dataset: str
     split: str
     duplicates: list[str]
     trained_on: int
+    notes: list[str]
+    predictions: str
     report: str
     seconds: float
 
@@ -66,7 +72,7 @@ class ComparedHead(TypedDict):
     accuracy_ci95: list[float]
     log_loss: float
     ece: float
-    seconds: float
+    seconds: float | None
     bytes: int
     trained_on: int
 
@@ -93,4 +99,86 @@ class ComparisonDocument(TypedDict):
     pairs: list[ComparedPair]
     notes: list[str]
     report: str
+    seconds: float
+
+
+class LabelErrorDocument(TypedDict):
+    """A picture whose label is probably wrong.
+
+    ``probability`` is that of the suggested label, ``label_probability`` that of its own, by heads
+    that have not seen it.
+    """
+
+    path: str
+    label: str
+    suggested: str
+    probability: float
+    label_probability: float
+    split: str | None
+
+
+class NearDuplicateDocument(TypedDict):
+    """Two pictures of different bytes that look the same; labels and splits of a, then of b."""
+
+    a: str
+    b: str
+    similarity: float
+    splits: list[str | None]
+    labels: list[str | None]
+
+
+class ExactDuplicateDocument(TypedDict):
+    """Pictures of the same bytes, with the split and label of each."""
+
+    paths: list[str]
+    splits: list[str | None]
+    labels: list[str | None]
+
+
+class OutlierDocument(TypedDict):
+    """A picture unlike the others; ``score`` is half its mean cosine distance to neighbours."""
+
+    path: str
+    score: float
+    label: str | None
+    split: str | None
+
+
+TinyClassDocument = TypedDict(
+    "TinyClassDocument", {"class": str, "pictures": int, "splits": dict[str, int]}
+)
+"""A class of few pictures, or of none in a split; ``splits`` counts its pictures by split."""
+
+
+class LabelCheckDocument(TypedDict):
+    """How labels were checked.
+
+    ``checked`` pictures were classified by heads that had not seen them, ``accuracy`` of them as
+    labelled; confident learning estimates ``estimated_errors`` wrong labels; ``skipped`` says why
+    none were checked.
+    """
+
+    checked: int
+    folds: int
+    accuracy: float | None
+    estimated_errors: int | None
+    skipped: str | None
+
+
+class AuditDocument(TypedDict):
+    """What ``audit`` prints, and ``audit.json`` holds."""
+
+    dataset: str
+    space: str
+    pictures: int
+    label_errors: list[LabelErrorDocument]
+    label_check: LabelCheckDocument
+    near_duplicates: list[NearDuplicateDocument]
+    near_duplicates_found: int
+    near_duplicates_across_splits: int
+    exact_duplicates: list[ExactDuplicateDocument]
+    outliers: list[OutlierDocument]
+    tiny_classes: list[TinyClassDocument]
+    report: str
+    fixes: str
     seconds: float

@@ -1,30 +1,64 @@
-"""The report's figures, drawn with matplotlib as SVG."""
+"""The report's figures, drawn with matplotlib as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 
-from featpipe.base.text import escape
 from featpipe.heads.base import History
 from featpipe.reports.documents import CalibrationBin
 
-_MANY_CLASSES = 20
-_BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+# matplotlib knows no colours of a page: these stand for them until the figure is drawn.
+_INK, _FIRST, _SECOND, _SOFT = "#010203", "#010204", "#010205", "#010206"
+_PAGE_COLOURS = {
+    _INK: "currentColor",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
+    _SOFT: "var(--soft)",
+}
+_SETTINGS: dict[Any, Any] = {
+    # Glyphs as paths need no font in the browser; a fixed salt makes element ids reproducible.
+    "svg.hashsalt": "featpipe",
+    "svg.fonttype": "path",
+    "axes.edgecolor": _SOFT,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _INK,
+    "figure.facecolor": "none",
+    "grid.color": _SOFT,
+    "legend.frameon": False,
+    "savefig.facecolor": "none",
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _SOFT,
+    "ytick.labelcolor": _INK,
+}
 
 
-def draw_svg(draw: Callable[[Any], None], *, width: float, height: float) -> str:
-    """An SVG element, drawn without pyplot, which has global state and may need a display."""
+def draw_svg(
+    draw: Callable[[Any], None], *, width: float, height: float, label: str = "figure"
+) -> str:
+    """An SVG element, drawn without pyplot, which has global state and may need a display.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws into an empty figure.
+    width, height : float
+        Inches.
+    label : str
+        What a screen reader says.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Glyphs as paths need no font in the browser; a fixed salt makes element ids reproducible.
-    settings: Any = {"svg.hashsalt": "featpipe", "svg.fonttype": "path"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         # matplotlib draws letters that its font lacks as boxes; the page's text shows them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -32,8 +66,18 @@ def draw_svg(draw: Callable[[Any], None], *, width: float, height: float) -> str
         draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return _for_page(buffer.getvalue(), label)
+
+
+def _for_page(text: str, label: str) -> str:
+    """The SVG element of a file, in the page's colours and without ids that figures share."""
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # Nothing refers to groups; their ids (axes_1, …) would be the same in the next figure.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return f'<svg role="img" aria-label="{html.escape(label)}"{svg.removeprefix("<svg")}'
 
 
 def curves(history: History) -> str:
@@ -42,10 +86,10 @@ def curves(history: History) -> str:
     def draw(figure: Any) -> None:
         x = [row.at for row in history.rows]
         for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for split, colour in (("train", _BLUE), ("val", _ORANGE)):
+            for split, colour, line in (("train", _FIRST, "--"), ("val", _SECOND, "-")):
                 y = [getattr(row, f"{split}_{what}") for row in history.rows]
-                axes.plot(x, y, color=colour, label=split, marker="o", markersize=3)
-            axes.axvline(x[history.best], color=_GREY, linestyle="--", label="kept")
+                axes.plot(x, y, line, color=colour, label=split, marker="o", markersize=3)
+            axes.axvline(x[history.best], color=_SOFT, linestyle=":", label="kept")
             axes.set_xlabel(history.axis)
             axes.set_ylabel(what)
             if history.axis == "C" and len(x) > 1:
@@ -53,31 +97,9 @@ def curves(history: History) -> str:
             axes.grid(alpha=0.3)
             axes.legend()
 
-    return draw_svg(draw, width=9, height=3.2)
-
-
-def confusion(matrix: list[list[int]], classes: list[str]) -> str:
-    """Counts by true class (rows) and predicted class (columns), shaded by share of the row."""
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("truth")
-        if len(classes) > _MANY_CLASSES:
-            return
-        # matplotlib would render text between dollar signs in class names as formulas.
-        names = [escape(name)[:20].replace("$", r"\$") for name in classes]
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        for i, row in enumerate(matrix):
-            for j, n in enumerate(row):
-                colour = "white" if shares[i][j] > 0.5 else "black"
-                axes.text(j, i, str(n), ha="center", va="center", color=colour)
-
-    side = 4.4 if len(classes) <= 4 else 5.6 if len(classes) <= _MANY_CLASSES else 8
-    return draw_svg(draw, width=side, height=side)
+    return draw_svg(
+        draw, width=9, height=3.2, label=f"loss and accuracy of train and val by {history.axis}"
+    )
 
 
 def reliability(bins: list[CalibrationBin], ece: float) -> str:
@@ -85,13 +107,13 @@ def reliability(bins: list[CalibrationBin], ece: float) -> str:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="calibrated")
+        axes.plot([0, 1], [0, 1], color=_SOFT, linestyle="--", label="calibrated")
         x = [b["confidence"] for b in bins]
         y = [b["accuracy"] for b in bins]
         total = sum(b["count"] for b in bins)
         sizes = [30 + 400 * b["count"] / total for b in bins]
-        axes.plot(x, y, color=_BLUE)
-        axes.scatter(x, y, s=sizes, color=_BLUE, alpha=0.6, label="bins, by count")
+        axes.plot(x, y, color=_FIRST)
+        axes.scatter(x, y, s=sizes, color=_FIRST, alpha=0.6, label="bins, by count")
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         axes.set_title(f"expected calibration error {ece:.3f}")
@@ -100,4 +122,4 @@ def reliability(bins: list[CalibrationBin], ece: float) -> str:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
 
-    return draw_svg(draw, width=4.4, height=4.4)
+    return draw_svg(draw, width=4.4, height=4.4, label="accuracy by confidence")

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from featpipe.base.disk import write_atomically
-from featpipe.base.text import escape
 from featpipe.reports import figures
+from featpipe.reports.confusion import (
+    LISTED_PAIRS,
+    TABLE_CLASSES,
+    cells,
+    confused_pairs,
+    filled_cells,
+)
 from featpipe.reports.documents import ClassScores, EvaluationDocument
-from featpipe.reports.mistakes import Mistake
+from featpipe.reports.mistakes import (
+    FIRST_SHOWN,
+    PAGE_THUMBNAIL_BYTES,
+    Mistake,
+    thumbnails,
+)
+from featpipe.reports.templating import render
+from featpipe.reports.thresholds import ThresholdCounts
 from featpipe.runs.trained_head import TrainedHead
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1a202c;background:#fff;max-width:62rem;
-margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:0}h2{font-size:1.15rem;margin-top:2.2rem;
-border-bottom:1px solid #e2e8f0}p.sub{color:#4a5568;margin-top:.2rem}
-table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;
-border-bottom:1px solid #e2e8f0}td:first-child,th:first-child,td.left{text-align:left}
-.tiles{display:flex;flex-wrap:wrap;gap:1rem;margin:1rem 0}.tile{border:1px solid #e2e8f0;
-border-radius:.5rem;padding:.6rem 1rem}.tile b{display:block;font-size:1.5rem}
-.tile span{color:#4a5568}.row{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-svg{max-width:100%;height:auto}figure{margin:0;width:170px;overflow-wrap:anywhere;font-size:13px}
-figure img{max-width:160px;border-radius:.3rem}.gone{width:160px;height:100px;background:#edf2f7;
-display:flex;align-items:center;justify-content:center;color:#718096}
-.warn{background:#fffaf0;border-left:4px solid #dd6b20;padding:.5rem 1rem}
-code{overflow-wrap:anywhere}
-"""
+LISTED_MISTAKES = 10_000
+"""More would make the page too large for a browser to be quick with."""
 _SHOWN_DUPLICATES = 20
 
 
 def write_report(
-    path: Path, trained: TrainedHead, evaluation: EvaluationDocument, mistakes: list[Mistake]
+    path: Path,
+    trained: TrainedHead,
+    evaluation: EvaluationDocument,
+    mistakes: list[Mistake],
+    thresholds: list[ThresholdCounts],
 ) -> None:
     """Write the page of one evaluation.
 
@@ -46,107 +50,81 @@ def write_report(
     evaluation : dict
         The evaluation's JSON.
     mistakes : list of Mistake
-        Wrong predictions to show, lowest probability of the true class first.
+        All wrong predictions, lowest probability of the true class first.
+    thresholds : list of ThresholdCounts
+        See :func:`featpipe.reports.thresholds.threshold_counts`.
     """
-    title = f"{evaluation['dataset']}: {trained.head.kind} head"
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}'
-        f'</title><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body>{_body(title, trained, evaluation, mistakes)}"
-        "</body></html>\n"
-    )
-    write_atomically(path, page.encode("utf-8"))
-
-
-def _body(
-    title: str, trained: TrainedHead, evaluation: EvaluationDocument, mistakes: list[Mistake]
-) -> str:
-    calibration = evaluation["calibration"]
     classes = trained.head.classes_.tolist()
-    return "".join(
-        [
-            f"<h1>{_text(title)}</h1>",
-            f'<p class="sub">{evaluation["n"]} pictures of split '
-            f"“{_text(evaluation['split'])}”, {len(classes)} classes, features "
-            f"<code>{_text(trained.space.name)}</code></p>",
-            _tiles(evaluation),
-            _trained_on(evaluation["trained_on"], evaluation["duplicates"]),
-            "<h2>Training</h2>",
-            figures.curves(trained.history),
-            "<h2>Confusion and calibration</h2><div class='row'>",
-            figures.confusion(evaluation["confusion"], classes),
-            figures.reliability(calibration["bins"], calibration["ece"]),
-            "</div>",
-            "<h2>Classes</h2>",
-            _class_table(evaluation["per_class"]),
-            "<h2>Worst mistakes</h2>",
-            _mistakes(mistakes),
-            "<h2>Where it comes from</h2>",
-            _origin(trained),
-        ]
+    matrix = evaluation["confusion"]
+    is_table = len(classes) <= TABLE_CLASSES
+    pairs = confused_pairs(matrix)
+    calibration = evaluation["calibration"]
+    page = render(
+        "report.html",
+        title=f"{evaluation['dataset']}: {trained.head.kind} head",
+        evaluation=evaluation,
+        space=trained.space.name,
+        classes=classes,
+        notes=evaluation["notes"],
+        duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
+        hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),
+        is_table=is_table,
+        matrix=cells(matrix) if is_table else filled_cells(matrix),
+        pairs=pairs[:LISTED_PAIRS],
+        pair_count=len(pairs),
+        class_rows=_class_rows(evaluation["per_class"], matrix),
+        gallery=_gallery(mistakes, classes),
+        thresholds=thresholds,
+        curves=Markup(figures.curves(trained.history)),
+        calibration=Markup(figures.reliability(calibration["bins"], calibration["ece"])),
+        origin=_origin(trained),
     )
+    write_atomically(path, page)
 
 
-def _tiles(evaluation: EvaluationDocument) -> str:
-    low, high = evaluation["accuracy_ci95"]
-    auc = evaluation["roc_auc"]
-    tiles = [
-        (f"{evaluation['accuracy']:.1%}", f"accuracy (95 %: {low:.1%} to {high:.1%})"),
-        (f"{evaluation['log_loss']:.4f}", "log-loss"),
-        (f"{evaluation['ece']:.4f}", "calibration error"),
-        ("–" if auc is None else f"{auc:.4f}", "ROC-AUC"),
+def _class_rows(scores: list[ClassScores], matrix: list[list[int]]) -> list[dict[str, Any]]:
+    """Scores of the classes, the worst first; those without a picture have none and come last."""
+    given = [sum(column) for column in zip(*matrix, strict=True)]
+    rows = [
+        {
+            **row,
+            "index": i,
+            "missed": row["support"] - matrix[i][i],
+            "wrongly_given": given[i] - matrix[i][i],
+        }
+        for i, row in enumerate(scores)
     ]
-    inner = "".join(f'<div class="tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)
-    return f'<div class="tiles">{inner}</div>'
+    return sorted(rows, key=lambda row: (not row["support"], row["f1"]))
 
 
-def _trained_on(count: int, duplicates: list[str]) -> str:
-    if not count:
-        return ""
-    shown = ", ".join(f"<code>{_text(path)}</code>" for path in duplicates[:_SHOWN_DUPLICATES])
-    hidden = len(duplicates) - _SHOWN_DUPLICATES
-    more = f" and {hidden} more" if hidden > 0 else ""
-    return (
-        f'<p class="warn">{count} of these pictures were also trained on or validated with, byte '
-        f"for byte; that makes the scores too high{': ' if shown else '.'}{shown}{more}</p>"
-    )
+def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
+    """The mistakes with their thumbnails; those that there was no room for come last."""
+    number = {name: i for i, name in enumerate(classes)}
+    listed = mistakes[:LISTED_MISTAKES]
+    pictures = thumbnails(listed)
+    order = sorted(range(len(listed)), key=lambda i: i not in pictures)
+    return {
+        "mistakes": [
+            {
+                "path": listed[i].path,
+                "truth": number[listed[i].truth],
+                "predicted": number[listed[i].predicted],
+                "probability": listed[i].probability,
+                "has_room": i in pictures,
+                "picture": pictures.get(i),
+            }
+            for i in order
+        ],
+        "without_room": len(listed) - len(pictures),
+        "unlisted": len(mistakes) - len(listed),
+        "megabytes": PAGE_THUMBNAIL_BYTES // 1_000_000,
+        "first_shown": FIRST_SHOWN,
+    }
 
 
-def _class_table(rows: list[ClassScores]) -> str:
-    head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>pictures</th></tr>"
-    body = "".join(
-        f"<tr><td>{_text(row['class'])}</td><td>{row['precision']:.3f}</td>"
-        f"<td>{row['recall']:.3f}</td><td>{row['f1']:.3f}</td><td>{row['support']}</td></tr>"
-        for row in rows
-    )
-    return f"<table>{head}{body}</table>"
-
-
-def _mistakes(mistakes: list[Mistake]) -> str:
-    if not mistakes:
-        return "<p>None: every picture was classified correctly.</p>"
-    return f'<div class="row">{"".join(_mistake(mistake) for mistake in mistakes)}</div>'
-
-
-def _mistake(mistake: Mistake) -> str:
-    png = mistake.thumbnail()
-    if png is None:
-        picture = '<div class="gone">gone or changed</div>'
-    else:
-        data = base64.b64encode(png).decode("ascii")
-        picture = f'<img alt="" src="data:image/png;base64,{data}">'
-    return (
-        f"<figure>{picture}<figcaption><b>{_text(mistake.predicted)}</b> "
-        f"{mistake.probability:.1%}, is {_text(mistake.truth)}<br>"
-        f"<code>{_text(mistake.path)}</code></figcaption></figure>"
-    )
-
-
-def _origin(trained: TrainedHead) -> str:
+def _origin(trained: TrainedHead) -> dict[str, str]:
     space, prep = trained.space, trained.space.preprocessing
-    rows = {
+    return {
         "head": trained.head.kind,
         "hyper-parameters": ", ".join(f"{k} = {v}" for k, v in trained.head.params.items()),
         "trained on": f"{trained.dataset['name']}, list {trained.dataset['sha256'][:12]}",
@@ -158,13 +136,3 @@ def _origin(trained: TrainedHead) -> str:
         "feature space": space.id,
         "made with": ", ".join(f"{k} {v}" for k, v in trained.info.items()),
     }
-    body = "".join(
-        f"<tr><td>{_text(key)}</td><td class='left'><code>{_text(value)}</code></td></tr>"
-        for key, value in rows.items()
-    )
-    return f"<table>{body}</table>"
-
-
-def _text(value: object) -> str:
-    """Untrusted text for HTML; control characters and bytes that are not UTF-8 become visible."""
-    return html.escape(escape(str(value)))

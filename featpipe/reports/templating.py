@@ -1,8 +1,9 @@
 """Pages from Jinja2 templates: one offline file, with everything escaped that is not ours.
 
-A template extends ``base.html``, which brings the style, light and dark, and the script that makes
-tables of the class ``sortable`` sortable. The page may load nothing and run no other script: its
-content security policy names the script's digest.
+A template extends ``base.html``, which brings the style, light and dark, and the one script; what
+elements can be given by it is listed at its top. The page may load nothing and run no other script:
+its content security policy names the script's digest. Numbers for the script go into a block
+``<script type="application/json">{{ numbers|tojson }}</script>``, which is data and does not run.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ def render(template: str, *, title: str, **values: Any) -> bytes:
     title : str
     **values
         What the template names. Text is escaped for HTML, and characters that are not printable
-        become visible; only ``Markup`` is taken as it is.
+        become visible; only ``Markup`` is taken as it is. ``|percent`` and ``|fixed(4)`` write
+        numbers.
     """
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
     page = (
         _environment()
@@ -59,7 +61,7 @@ def _script() -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -67,8 +69,14 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["fixed"] = lambda value, digits: f"{value:.{digits}f}"
+    return environment
 
 
 def _visible(value: Any) -> Any:
     """Text from outside with characters that are not printable replaced by escapes."""
-    return escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if isinstance(value, Markup) or not isinstance(value, str) or value.isprintable():
+        return value
+    return escape(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featpipe.base.errors import DamageError, NotFoundError, StorageError
+from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import HeadDescription
 
@@ -89,7 +89,7 @@ def find_runs(folder: Path) -> RunList:
     for run in _runs_below(folder, MAX_DEPTH):
         try:
             found.runs.append(_summary(run))
-        except (DamageError, StorageError) as error:
+        except FeatpipeError as error:
             found.damaged.append((run.folder, str(error)))
     return found
 
@@ -116,8 +116,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _summary(run: Run) -> RunSummary:
     head = run.load_description()
-    trained_at = run.head_path.stat().st_mtime
-    return RunSummary(run.folder, head, _test_scores(run, head, trained_at), trained_at)
+    try:
+        trained_at = run.head_path.stat().st_mtime
+        test = _test_scores(run, head, trained_at)
+    except OSError as error:
+        raise StorageError(f"expected to read {run.folder}, but: {error.strerror}") from error
+    return RunSummary(run.folder, head, test, trained_at)
 
 
 def _test_scores(run: Run, head: HeadDescription, trained_at: float) -> TestScores | None:

@@ -5,7 +5,8 @@
 ``head.safetensors.old``                the tensors of a head that is being replaced
 ``sweep.json``                          every combination of the sweep the head comes from
 ``n-shot.json``                         every head of a few pictures per class it was chosen from
-``metrics.json``, ``report.html``       the evaluation on the own test split
+``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
+``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
 ======================================  ================================================
 """
@@ -113,9 +114,18 @@ class Run:
         """Page of an evaluation; see :meth:`evaluation_name`."""
         return self.folder / f"report{evaluated}.html"
 
+    def predictions_path(self, evaluated: str = "") -> Path:
+        """Every prediction of an evaluation; see :meth:`evaluation_name`."""
+        return self.folder / f"predictions{evaluated}.csv"
+
     @staticmethod
-    def evaluation_name(on: str | None, dataset: str, split: str) -> str:
-        """What the files of an evaluation are told apart by; empty for the own test split.
+    def evaluation_name(
+        on: str | None, dataset: str, split: str, *, is_fallback: bool = False
+    ) -> str:
+        """What the files of an evaluation are told apart by.
+
+        Empty for the own test split, and for what is evaluated in its place where nobody asked
+        for a split and there is no test.
 
         Parameters
         ----------
@@ -123,8 +133,11 @@ class Run:
             The data set that was asked for; None where nobody asked for one.
         dataset, split : str
             What is evaluated.
+        is_fallback : bool
+            Whether the split is evaluated because there is no test split.
         """
-        return "" if on is None and split == "test" else f"-{dataset}-{split}"
+        is_own = on is None and (split == "test" or is_fallback)
+        return "" if is_own else f"-{dataset}-{split}"
 
     @property
     def has_head(self) -> bool:

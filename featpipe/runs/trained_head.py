@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featpipe.base.errors import other_version
+from featpipe.base.errors import UsageError, other_version
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
+from featpipe.specs.heads import check_params
 
 HEAD_VERSION = 2
 """Format of a head with a temperature; others are written as 1, which earlier versions read."""
@@ -47,7 +50,7 @@ class TrainingData(TypedDict):
 
 @dataclass
 class TrainedHead:
-    """A head and what it must be fed.
+    """A head and what it must be fed; it answers like a scikit-learn classifier.
 
     Attributes
     ----------
@@ -76,6 +79,45 @@ class TrainedHead:
     train_ids: np.ndarray
     digest: str = ""
     """SHA-256 (hex) of its description; empty where it was not read from files."""
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """Class names, (classes,): the columns of :meth:`predict_proba`."""
+        return self.head.classes_
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities of feature rows.
+
+        Parameters
+        ----------
+        X : array-like, shape (n, *space.shape) or (n, features)
+            Rows of the head's feature space, not standardised; the latter flattened in the order
+            C, H, W. Memory-mapped ones are read in blocks.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, classes)
+            Rows sum to 1.
+
+        Raises
+        ------
+        UsageError
+            The rows have another shape. Rows of another feature space with the same shape cannot
+            be told from the right ones.
+        """
+        rows = X if hasattr(X, "shape") else np.asarray(X)
+        shape = self.space.shape
+        if tuple(rows.shape[1:]) not in (shape, (int(np.prod(shape)),)) or not rows.shape:
+            raise UsageError(
+                f"expected rows of shape (n, {', '.join(map(str, shape))}), of {self.space.tap} "
+                f"with pooling {self.space.pooling}, found {tuple(rows.shape)}; open the features "
+                "that the head was trained on"
+            )
+        return self.head.predict_proba(rows)
+
+    def predict(self, X: Any) -> NDArray[np.str_]:
+        """Most probable class name of each row, (n,); see :meth:`predict_proba`."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
 @dataclass(frozen=True)
@@ -121,6 +163,8 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "params": head.params,
         "feature_space": json.loads(trained.space.canonical_json),
         "feature_space_id": trained.space.id,
+        # For those who repeat it without featpipe; nothing here reads it.
+        "preprocessing": describe(trained.space.preprocessing),
         "weights": trained.weights_name,
         "dataset": trained.dataset,
         "history": {
@@ -155,20 +199,29 @@ def decode_description(text: bytes) -> HeadDescription:
 
     Raises
     ------
-    ValueError, KeyError, TypeError, AttributeError, RecursionError
-        It does not describe a head of a format that this featpipe knows.
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError
+        It does not describe a head of a kind and format that this featpipe knows.
     """
     document = _checked_document(text)
+    kind, params = document["kind"], dict(document["params"])
+    check_params(kind, params)
     return HeadDescription(
-        kind=document["kind"],
+        kind=kind,
         classes=document["classes"],
-        params=dict(document["params"]),
+        params=params,
         space=_space(document),
         dataset=document["dataset"],
-        metrics={split: document["metrics"][split] for split in ("train", "val")},
+        metrics={split: _scores(document["metrics"][split]) for split in ("train", "val")},
         info=document["info"],
         digest=document["sha256"],
     )
+
+
+def _scores(row: dict[str, Any]) -> SplitScores:
+    scores: SplitScores = {"n": row["n"], "loss": row["loss"], "accuracy": row["accuracy"]}
+    if not all(isinstance(value, int | float) for value in scores.values()):
+        raise ValueError("its scores are not numbers")
+    return scores
 
 
 def _checked_document(text: bytes) -> dict[str, Any]:

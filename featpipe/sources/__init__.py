@@ -11,10 +11,11 @@ from featpipe.base.errors import NotFoundError, UsageError
 from featpipe.base.text import escape
 from featpipe.sources.digits import DIGITS, open_digits, read_digit
 from featpipe.sources.folder import list_pictures, open_folder
+from featpipe.sources.labelling import label_warnings
 from featpipe.sources.listing import LIST_SUFFIXES, open_list
 from featpipe.sources.records import Record, Source
 
-__all__ = ["Record", "Source", "image_reader", "list_pictures", "open_source"]
+__all__ = ["Record", "Source", "image_reader", "label_warnings", "list_pictures", "open_source"]
 
 
 def open_source(

@@ -23,7 +23,8 @@ def open_folder(folder: Path) -> Source:
     """List an image folder.
 
     Supported layouts: ``class/…/image``, ``split/class/…/image`` (splits as in ``SPLIT_NAMES``),
-    and images directly in the folder (unlabelled). Hidden files and folders are ignored.
+    and images directly in the folder (unlabelled; beside split folders also in no split). Hidden
+    files and folders are ignored.
 
     Raises
     ------
@@ -51,9 +52,6 @@ def open_folder(folder: Path) -> Source:
         split = None
         if split_folders and len(parts) > 1:
             split = SPLIT_NAMES[parts.pop(0).lower()]
-        elif split_folders:
-            ignored += 1
-            continue
         records.append(Record(path, parts[0] if len(parts) > 1 else None, split))
     if not records:
         raise DataError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from featpipe.base.text import escape
 from featpipe.sources.records import SPLIT_NAMES, Record, Source
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_COLUMNS = ("path", "label", "split")
 _SHOWN_COLUMNS = 5
+_FOREIGN = re.compile("[\udc80-\udcff]")
+"""What stands for a byte that is not UTF-8."""
 
 
 def open_list(path: Path, *, root: Path | None = None, follow_links: bool = False) -> Source:
@@ -25,9 +30,9 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     Parameters
     ----------
     path : Path
-        ``.csv`` or ``.tsv`` with a header line, or ``.jsonl``, in UTF-8 (file names that are not
-        UTF-8 are kept byte for byte). ``path`` is required; ``label`` and ``split`` may be absent
-        or empty.
+        ``.csv`` or ``.tsv`` with a header line, or ``.jsonl``, in UTF-8, or UTF-16 with a byte
+        order mark. File names that are not UTF-8 are kept byte for byte. ``path`` is required;
+        ``label`` and ``split`` may be absent or empty.
     root : Path, optional
         Folder that the paths are relative to and must lie in; default: the list's folder.
     follow_links : bool
@@ -44,14 +49,19 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     roots = [os.path.realpath(root or path.parent), os.path.abspath(root or path.parent)]
     shown = escape(str(path))
     try:
-        text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
+        data = read_regular(path)
     except OSError as error:
         raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
-    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else _csv_rows(text, shown)
+    text = _decoded(data, shown)
+    rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else csv_rows(text, shown)
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
+    columns: dict[str, None] = {}
     for place, row in rows:
         record = _record(row, place, roots)
+        if not text.isascii():
+            _check_encoding(row, place, os.path.join(roots[0], record.path))
+        columns |= dict.fromkeys(row)
         if not follow_links:
             _check_links(roots[0], record.path, place, folders)
         if records.setdefault(record.path, record) != record:
@@ -60,10 +70,44 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
             )
     if not records:
         raise DataError(f"expected pictures in {shown}, found an empty list")
-    return Source("list", str(path), Path(roots[0]), list(records.values()))
+    splits = [record.split for record in records.values()]
+    if None in splits and any(splits):
+        raise DataError(
+            f"expected a split for every picture or for none, found {splits.count(None)} of "
+            f"{len(splits)} without one in {path}"
+        )
+    unused = tuple(name for name in columns if name not in _COLUMNS)
+    listed = list(records.values())
+    return Source("list", str(path), Path(roots[0]), listed, unused_columns=unused)
 
 
-def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _decoded(data: bytes, shown: str) -> str:
+    """Text of a list; bytes that are not UTF-8 as surrogate escapes, until their use is known."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"expected UTF-16 in {shown}, as its first bytes say, found: {error.reason}; "
+                "save it as UTF-8"
+            ) from error
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _check_encoding(row: dict[Any, Any], place: str, file: str = "") -> None:
+    """Refuse text that is not UTF-8, unless it is the name of a file that is there."""
+    for value in row.values():
+        foreign = _FOREIGN.search(value) if isinstance(value, str) else None
+        # A class may be called as its folder is.
+        if foreign and not (value in file and os.path.lexists(file)):
+            byte = ord(foreign[0]) - 0xDC00
+            raise DataError(
+                f"expected UTF-8, found a byte 0x{byte:02x} in {place}; save the list as UTF-8"
+            )
+
+
+def csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a CSV or TSV text with a column 'path', each with its place for messages."""
     delimiter = "\t" if shown.lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -80,6 +124,7 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"expected a header line with 'path' (and 'label', 'split') in {shown}, "
                 f"found {columns}"
             )
+        _check_encoding(dict(enumerate(reader.fieldnames)), f"{shown}, line 1")
         for row in reader:
             place = f"{shown}, line {reader.line_num}"
             if None in row or None in row.values():

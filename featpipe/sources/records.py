@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featpipe.base.errors import DataError
-
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -56,6 +54,8 @@ class Source:
         Returns the bytes for a record's path; None where records are files.
     ignored : int
         Number of files ignored because their names show that they are no images.
+    unused_columns : tuple of str
+        Columns of a list that are none of ``path``, ``label`` and ``split``.
     """
 
     kind: str
@@ -64,12 +64,4 @@ class Source:
     records: list[Record] = field(repr=False)
     read_record: Callable[[str], bytes] | None = None
     ignored: int = 0
-
-    def __post_init__(self) -> None:
-        splits = {record.split for record in self.records}
-        if None in splits and len(splits) > 1:
-            without_split = sum(record.split is None for record in self.records)
-            raise DataError(
-                f"expected a split for every picture or for none, found {without_split} of "
-                f"{len(self.records)} without one in {self.spec}"
-            )
+    unused_columns: tuple[str, ...] = ()

@@ -20,7 +20,9 @@ class CompareSpec(Spec):
         default_text="the one that the heads were trained on",
         default=None,
     )
-    split: str = option(Text(), "test, val, train or all.", default="test")
+    split: str | None = option(
+        Text(), "test, val, train or all.", default_text="test, else val", default=None
+    )
     out: Path | None = option(
         Folder(),
         "Folder for comparison.html and comparison.json.",

@@ -13,4 +13,6 @@ class EvaluateSpec(Spec):
     on: str | None = option(
         Text(), "Data set.", default_text="the one that the head was trained on", default=None
     )
-    split: str = option(Text(), "test, val, train or all.", default="test")
+    split: str | None = option(
+        Text(), "test, val, train or all.", default_text="test, else val", default=None
+    )

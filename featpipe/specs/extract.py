@@ -77,8 +77,8 @@ class FeatureOptions(EngineOptions):
     )
     resize: str = option(
         Choice(RESIZES),
-        "crop: the shorter side to 256/224 of the size, then the central square; squash: both "
-        "sides to the size.",
+        "crop: the shorter side to 256/224 of the size, then the central square of the size; "
+        "squash: both sides to the size.",
         default="crop",
     )
     decoder: str = option(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from featpipe.base.choices import POOLINGS
 from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
-from featpipe.specs.spaces import SpaceQuery
+from featpipe.specs.spaces import ALL, SpaceQuery
 from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole, Wholes
 
 MAX_HIDDEN = 65_536
@@ -19,6 +20,7 @@ DEFAULT_TRIES = 10
 CLASS_WEIGHTS = ("none", "balanced")
 SEEDS = 2**32
 """Seeds are smaller than this."""
+_EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
 
 
 @dataclass
@@ -45,9 +47,11 @@ class GradientParams(HeadParams):
     """Hyper-parameters of every head that is trained by gradients."""
 
     learning_rate: float = option(Number(above=True), "Learning rate of AdamW.", default=0.0003)
-    weight_decay: float = option(Number(), "Decoupled weight decay of AdamW.", default=0.01)
+    weight_decay: float = option(
+        Number(), "Decoupled weight decay of AdamW; biases are not decayed.", default=0.01
+    )
     batch_size: int = option(Whole(), "Rows per step.", default=128)
-    epochs: int = option(Whole(), "Largest number of epochs.", default=200)
+    epochs: int = option(Whole(), _EPOCHS, default=200)
     patience: int = option(
         Whole(), "Epochs without a lower validation loss before training stops.", default=10
     )
@@ -62,7 +66,7 @@ class LinearParams(GradientParams):
 class MLPParams(GradientParams):
     """Hyper-parameters of ``mlp``: linear, ReLU, dropout, linear; by AdamW."""
 
-    epochs: int = option(Whole(), "Largest number of epochs.", default=100)
+    epochs: int = option(Whole(), _EPOCHS, default=100)
     hidden: int = option(Whole(high=MAX_HIDDEN), "Width of the hidden layer.", default=256)
     dropout: float = option(
         Number(high=1.0), "Share of hidden units that are silenced in training.", default=0.5
@@ -174,6 +178,16 @@ class HeadSpec(SpaceQuery):
         "and width; logistic, knn: their path over C or k, as without.",
         default=False,
     )
+    tap: str | None = option(
+        Text(),
+        "Which tap, where there are several; all with --sweep: each that is cached.",
+        default=None,
+    )
+    pool: str | None = option(
+        Choice((*POOLINGS, ALL)),
+        "Which pooling, where there are several; all with --sweep: each that is cached.",
+        default=None,
+    )
     seeds: int = option(
         Whole(high=MAX_SEEDS),
         "Heads that differ in their seed alone, counted from --seed; with a sweep, of each "
@@ -239,6 +253,12 @@ class HeadSpec(SpaceQuery):
                 f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
                 "which comes out the same with every seed"
             )
+        for name in ("tap", "pool"):
+            if getattr(self, name) == ALL and not self.sweep:
+                raise UsageError(
+                    f"expected --{name} all only with --sweep, found it without; add --sweep or "
+                    f"name one {name}"
+                )
         self._check_shots()
         number, name = (self.seeds, "seeds") if self.n_shot is None else (self.all_tries, "tries")
         if self.seed + number > SEEDS:

@@ -152,13 +152,15 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
     label = _label_in("[[head]]")
     if "kind" not in table:
         hyper = {name for params in HEAD_PARAMS.values() for name in params.option_names()}
+        if "head" in table:  # as the command line calls it
+            raise UsageError(f"expected {label('kind')}, found 'head'; call it 'kind'")
         _check_names("key of [[head]]", table, ("kind", *HEAD_KEYS, *hyper))
     kind = Choice(HEAD_KINDS).check(label("kind"), table.get("kind"))
     for name in ("head", *NOT_IN_RECIPES):
         if name in table:
             raise UsageError(unknown_name("key of [[head]]", name, ("kind", *HEAD_KEYS)))
     for name in ("tap", "pool"):
-        if len(getattr(extract, name)) > 1 and name not in table:
+        if len(getattr(extract, name)) > 1 and not {name, "space"} & set(table):
             raise UsageError(
                 f"expected '{name}' in every [[head]], as [extract] has several, found none in "
                 f"that of kind {kind!r}"
@@ -170,7 +172,8 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
 def _evaluation(table: dict[str, Any]) -> EvaluateSpec:
     label = _label_in("[evaluate]")
     spec = EvaluateSpec.from_options(table, text=False, what="key of [evaluate]", label=label)
-    Choice(EVALUATE_SPLITS).check(label("split"), spec.split)
+    if spec.split is not None:
+        Choice(EVALUATE_SPLITS).check(label("split"), spec.split)
     return spec
 
 

@@ -139,6 +139,7 @@ def _words(contestant: _Contestant) -> str:
 
 def _row(contestant: _Contestant) -> ComparedHead:
     trained, metrics = contestant.scored.trained, contestant.metrics
+    seconds = trained.info.get("seconds")
     return {
         "head": contestant.name,
         "kind": trained.head.kind,
@@ -148,7 +149,7 @@ def _row(contestant: _Contestant) -> ComparedHead:
         "accuracy_ci95": metrics["accuracy_ci95"],
         "log_loss": metrics["log_loss"],
         "ece": metrics["ece"],
-        "seconds": float(trained.info.get("seconds", 0.0)),
+        "seconds": seconds if isinstance(seconds, int | float) else None,
         "bytes": contestant.scored.run.head_bytes(),
         "trained_on": len(contestant.scored.trained_on()),
     }

@@ -62,6 +62,9 @@ class DryRunDocument(TypedDict):
     unchanged: int
     to_read: int
     quarantined: int
+    classes: dict[str, int]
+    split_by: str
+    splits: dict[str, int]
 
 
 class SweepDocument(TypedDict):
@@ -110,7 +113,10 @@ class CalibrationDocument(TypedDict):
 
 
 class TrainDocument(TypedDict):
-    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``."""
+    """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
+
+    ``warnings`` say what casts doubt on the head.
+    """
 
     head: str
     kind: str
@@ -120,6 +126,7 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    warnings: list[str]
     sweep: NotRequired[SweepDocument]
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]
@@ -185,3 +192,50 @@ class RecipeDocument(TypedDict):
     extract: ExtractDocument
     heads: list[HeadDocument]
     comparison: ComparisonDocument | None
+
+
+class RemovalDocument(TypedDict):
+    """``cache remove``."""
+
+    kind: str
+    name: str
+    paths: list[str]
+    bytes: int
+    datasets: list[str]
+
+
+class StoreGarbageDocument(TypedDict):
+    """Garbage of one feature store."""
+
+    name: str
+    rows: int
+    kept: int
+    young: int
+    deleted: int
+    replaced: int
+    bytes: int
+
+
+class GarbageDocument(TypedDict):
+    """``cache gc``."""
+
+    dry_run: bool
+    rows: int
+    bytes: int
+    stores: list[StoreGarbageDocument]
+
+
+class RelabelDocument(TypedDict):
+    """``relabel``."""
+
+    dataset: str
+    made_from: str
+    pictures: int
+    relabelled: int
+    removed: int
+    new_classes: list[str]
+    lost_classes: list[str]
+    conflicting: int
+    data: str | None
+    root: str
+    seconds: float

@@ -11,12 +11,13 @@ import numpy as np
 from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
+from featpipe.reports.notes import no_test_split, on_own_pictures
 from featpipe.reports.page import write_report
+from featpipe.reports.predictions import write_predictions
+from featpipe.reports.thresholds import threshold_counts
 from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scoring import Scored, score_head
-
-WORST_MISTAKES = 12
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Evaluation:
     Attributes
     ----------
     head, dataset, split : str
+        ``split`` is the one that was evaluated, whether or not somebody asked for it.
     metrics : Metrics
         See :func:`featpipe.reports.metrics.score`.
     duplicates : list of str
@@ -33,6 +35,11 @@ class Evaluation:
         empty where the head's own train or val split is evaluated.
     trained_on : int
         How many of the evaluated pictures the head was trained or validated on.
+    notes : list of str
+        Sentences on what to keep in mind: that there was no test split, that the pictures chose
+        the epoch.
+    predictions : Path
+        CSV with path, split, truth, prediction and the probability of every class.
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
@@ -44,6 +51,8 @@ class Evaluation:
     metrics: Metrics
     duplicates: list[str]
     trained_on: int
+    notes: list[str]
+    predictions: Path
     report: Path
     seconds: float
 
@@ -55,6 +64,8 @@ class Evaluation:
             "split": self.split,
             "duplicates": self.duplicates,
             "trained_on": self.trained_on,
+            "notes": self.notes,
+            "predictions": str(self.predictions),
             "report": str(self.report),
             "seconds": self.seconds,
             **self.metrics,
@@ -62,7 +73,7 @@ class Evaluation:
 
 
 def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
-    """Score a head on a split and write metrics and a report into its run folder.
+    """Score a head on a split; write metrics, predictions and a report into its run folder.
 
     Parameters
     ----------
@@ -73,6 +84,8 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
 
     Raises
     ------
+    NotFoundError
+        No such head, data set or split; or none was asked for and there is neither test nor val.
     SpaceMismatchError
         The data set has no features of the head's space.
     DataError
@@ -80,35 +93,44 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     """
     started = time.perf_counter()
     scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
-    run, trained, dataset = scored.run, scored.trained, scored.dataset
+    run, trained, dataset, split = scored.run, scored.trained, scored.dataset, scored.split
     metrics = score(scored.y, scored.probabilities, scored.classes)
     seen = scored.trained_on()
-    own = spec.split != "test" and dataset.name == trained.dataset["name"]
-    mistakes = _worst_mistakes(scored)
-    evaluated = run.evaluation_name(spec.on, dataset.name, spec.split)
+    own = split != "test" and dataset.name == trained.dataset["name"]
+    notes = [no_test_split(dataset.name)] if scored.is_fallback else []
+    if own and seen:
+        notes.append(on_own_pictures(trained, split, len(scored.y), len(seen)))
+    evaluated = run.evaluation_name(spec.on, dataset.name, split, is_fallback=scored.is_fallback)
+    predictions = run.predictions_path(evaluated)
+    write_predictions(
+        predictions, scored.pictures(), scored.y, scored.probabilities, scored.classes
+    )
     result = Evaluation(
         head=str(run.folder),
         dataset=dataset.name,
-        split=spec.split,
+        split=split,
         metrics=metrics,
         duplicates=[] if own else seen,
         trained_on=len(seen),
+        notes=notes,
+        predictions=predictions,
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
     )
     run.save_metrics(evaluated, result.as_json(), head=trained.digest)
-    write_report(result.report, trained, result.as_json(), mistakes)
+    thresholds = threshold_counts(scored.y, scored.probabilities)
+    write_report(result.report, trained, result.as_json(), _mistakes(scored), thresholds)
     return result
 
 
-def _worst_mistakes(scored: Scored) -> list[Mistake]:
-    """The wrong predictions that gave the truth the least probability."""
+def _mistakes(scored: Scored) -> list[Mistake]:
+    """All wrong predictions; those that gave the truth the least probability come first."""
     dataset, y, classes = scored.dataset, scored.y, scored.classes
     probabilities, chosen = scored.probabilities, scored.chosen
     predicted = probabilities.argmax(axis=1)
     truth = probabilities[np.arange(len(y)), y]
     wrong = np.flatnonzero(predicted != y)
-    wrong = wrong[np.argsort(truth[wrong], kind="stable")][:WORST_MISTAKES]
+    wrong = wrong[np.argsort(truth[wrong], kind="stable")]
     read = image_reader(dataset.source.kind, dataset.source.root)
     return [
         Mistake(

@@ -6,11 +6,13 @@ of the files. Only what is to do is read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +24,21 @@ from numpy.typing import NDArray
 from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.coverage import coverage_warnings
+from featpipe.datasets.dataset import SPLITS, Dataset
 from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
+from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
-from featpipe.engine.outcome import Outcome, Timings
+from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import plan_features
-from featpipe.sources import Source, open_source
+from featpipe.sources import Source, label_warnings, open_source
 from featpipe.specs.extract import EngineOptions, ExtractSpec
 from featpipe.specs.shards import Shard
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import DryRunDocument, ExtractDocument
@@ -127,19 +132,37 @@ def extract(
     FeatpipeError
         See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
-    extraction = _Extraction(data, spec, cache)
-    extraction.compute(progress)
-    extraction.save()
-    return extraction.result()
+    with contextlib.ExitStack() as held:
+        extraction = _Extraction(data, spec, cache, held)
+        extraction.compute(progress)
+        extraction.save()
+        return extraction.result()
+
+
+def _open(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
+    """The source; what is odd about its labels is said at once."""
+    source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+    for warning in label_warnings(source):
+        log.warning("%s", warning)
+    return source
 
 
 class _Extraction:
-    """One extraction; making it lists the source and looks up what is already known."""
+    """One extraction; making it lists the source and looks up what is already known.
 
-    def __init__(self, data: str | os.PathLike[str], spec: ExtractSpec, cache: Path) -> None:
+    What it holds until its data set is saved goes into ``held``: the lease of the rows it found.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str],
+        spec: ExtractSpec,
+        cache: Path,
+        held: contextlib.ExitStack,
+    ) -> None:
         self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
-        self.source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+        self.source = _open(data, spec)
         self.dataset_name = spec.name
         self.list_digest = ""
         if spec.shard is not None:
@@ -150,11 +173,13 @@ class _Extraction:
         self.plan = plan_features(spec, cache)
         self.stores = [FeatureStore(cache, space) for space in self.plan.spaces]
         self.listed_s = time.perf_counter() - self.started
-        log.info("%s: %d pictures", self.source.spec, len(self.source.records))
+        labels = "" if any(r.label is not None for r in self.source.records) else ", no labels"
+        log.info("%s: %d pictures%s", self.source.spec, len(self.source.records), labels)
         if self.source.ignored:
             log.info(
                 "%d files passed over: their names say they are no pictures", self.source.ignored
             )
+        held.enter_context(shared_lease(cache))
         self.before = _load_before(cache, self.dataset_name)
         self._warn_of_other_source()
         self.draft = _draft(self.source, self.before, self.stores, spec)
@@ -193,9 +218,10 @@ class _Extraction:
                 number = int(todo[outcome.key])
                 if outcome.reason is not None:
                     draft.quarantine(number, outcome.reason)
-                bar.advance(bad=len(draft.reasons))
+                bar.advance(is_work=outcome.kind is OutcomeKind.COMPUTED, bad=len(draft.reasons))
                 if outcome.reason is not None:
-                    log.debug("quarantined %r: %s", records[number].path, outcome.reason)
+                    said = f" ({outcome.detail})" if outcome.detail else ""
+                    log.debug("quarantined %r: %s%s", records[number].path, outcome.reason, said)
                     draft.check_max_bad(self.spec.max_bad)
 
             found = extractor.compute_ids(self._tasks(todo), len(todo), on_outcome)
@@ -227,6 +253,10 @@ class _Extraction:
         self.dataset = dataset
         if spec.shard is not None:
             self._merge(spec.shard)
+        # Of a part of the list nothing can be said.
+        whole = dataset if spec.shard is None else self.merged
+        for warning in coverage_warnings(whole) if whole is not None else []:
+            log.warning("%s", warning)
 
     def _merge(self, shard: Shard) -> None:
         self.merged = merge_shards(self.cache, self.spec.name, shard.count, self.list_digest)
@@ -264,7 +294,24 @@ class _Extraction:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What an extraction would do, as far as the last run's record of the files tells."""
+    """What an extraction would do, as far as the last run's record of the files tells.
+
+    Attributes
+    ----------
+    dataset : str
+    spaces : list of FeatureSpace
+    images : int
+        Records of the source: unchanged + to_read + quarantined.
+    unchanged, to_read, quarantined : int
+        Pictures that are cached; that are new or changed; that could not be read before.
+    classes : dict of str to int
+        Records of each class.
+    split_by : {"given", "content", "none"}
+        Whether DATA has splits, or they follow from the content, or there are none: no labels.
+    splits : dict of str to int
+        Records in each split. Splits by content are empty while there are pictures to read: what
+        was not read has no split yet.
+    """
 
     dataset: str
     spaces: list[FeatureSpace]
@@ -272,6 +319,9 @@ class DryRun:
     unchanged: int
     to_read: int
     quarantined: int
+    classes: dict[str, int]
+    split_by: str
+    splits: dict[str, int]
 
     def as_json(self) -> DryRunDocument:
         """The plan as the command prints it."""
@@ -282,6 +332,9 @@ class DryRun:
             "unchanged": self.unchanged,
             "to_read": self.to_read,
             "quarantined": self.quarantined,
+            "classes": self.classes,
+            "split_by": self.split_by,
+            "splits": self.splits,
         }
 
 
@@ -291,7 +344,7 @@ def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: P
     ``to_read`` pictures are new or changed; those whose content turns out to be known are
     read but not decoded.
     """
-    source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+    source = _open(data, spec)
     plan = plan_features(spec, cache, remember=False)
     stores = [FeatureStore(cache, space) for space in plan.spaces]
     draft = _draft(source, _load_before(cache, spec.name), stores, spec)
@@ -302,7 +355,27 @@ def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: P
         unchanged=len(draft.fine),
         to_read=len(draft.todo),
         quarantined=len(draft.reasons),
+        classes=_counts(record.label for record in source.records),
+        **_planned_splits(draft, spec),
     )
+
+
+def _planned_splits(draft: DatasetDraft, spec: ExtractSpec) -> dict[str, Any]:
+    """``split_by`` and ``splits`` of a :class:`DryRun`."""
+    records = draft.source.records
+    given = _counts(record.split for record in records)
+    if given:
+        return {"split_by": "given", "splits": {s: given[s] for s in SPLITS if s in given}}
+    if all(record.label is None for record in records):
+        return {"split_by": "none", "splits": {}}
+    if len(draft.todo):
+        return {"split_by": "content", "splits": {}}
+    return {"split_by": "content", "splits": _split_sizes(draft.freeze(spec.name, spec.split))}
+
+
+def _counts(names: Iterable[str | None]) -> dict[str, int]:
+    """How often each name occurs, sorted; what has none is left out."""
+    return dict(sorted(Counter(name for name in names if name is not None).items()))
 
 
 def _draft(
@@ -327,7 +400,7 @@ def _split_sizes(dataset: Dataset | None) -> dict[str, int]:
 
 def _decoder(options: EngineOptions) -> str:
     """What decides whether a picture is readable; a change tries quarantined ones again."""
-    return f"pillow {PIL.__version__}, {options.max_pixels} pixels"
+    return f"edition {DECODER_EDITION}, pillow {PIL.__version__}, {options.max_pixels} pixels"
 
 
 def _load_before(cache: Path, name: str) -> Dataset | None:

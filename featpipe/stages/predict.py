@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
-from featpipe.engine.outcome import ComputedIds
+from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind
 from featpipe.engine.plan import FeaturePlan, plan_for_space
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
@@ -19,9 +21,12 @@ from featpipe.sources import list_pictures
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import PredictionDocument
+
+log = logging.getLogger("featpipe")
 
 _CHUNK = 4096
 """Pictures per pass; the predictions of a pass come once its rows are committed."""
@@ -90,9 +95,19 @@ def predict(
 
     Raises
     ------
-    NotFoundError, SpaceMismatchError, WeightsError, StorageError
-        An unreadable picture raises nothing: its prediction carries the error.
+    NotFoundError
+        There is no such head, or nothing at one of the paths.
+    SpaceMismatchError, WeightsError, StorageError
+        An unreadable picture raises nothing, nor does one that vanishes meanwhile: its prediction
+        carries the error.
     """
+    for path in paths:
+        # A link that leads nowhere is there, and its line will say so.
+        if not os.path.lexists(path):
+            raise NotFoundError(
+                f"expected a picture or a folder at {os.fspath(path)}, found nothing there; check "
+                "the path"
+            )
     trained = Run.at(head).load_head()
     weights = spec.weights or trained.weights_name
     plan = plan_for_space(trained.space, weights, cache, device=spec.device)
@@ -118,13 +133,20 @@ def _predictions(
         return
     store = FeatureStore(cache, trained.space)
     with (
+        shared_lease(cache),
         progress("predict", len(files)) as bar,
         Extractor(plan, [store], options) as extractor,
     ):
+
+        def on_outcome(outcome: Outcome) -> None:
+            bar.advance(is_work=outcome.kind is OutcomeKind.COMPUTED)
+            if outcome.detail:
+                log.debug("%r: %s (%s)", files[start + outcome.key], outcome.reason, outcome.detail)
+
         for start in range(0, len(files), _CHUNK):
             chunk = files[start : start + _CHUNK]
             tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(chunk))
-            found = extractor.compute_ids(tasks, len(chunk), lambda _: bar.advance())
+            found = extractor.compute_ids(tasks, len(chunk), on_outcome)
             yield from _answers(chunk, found, trained, store)
 
 

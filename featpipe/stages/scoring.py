@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DataError
-from featpipe.datasets.dataset import NO_LABEL, Dataset
+from featpipe.base.errors import DataError, NotFoundError
+from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_space
 from featpipe.runs.run import Run
@@ -27,6 +27,9 @@ class Scored:
     trained : TrainedHead
     dataset : Dataset
     split : str
+        The one that was scored, whether or not somebody asked for it.
+    is_fallback : bool
+        Whether it is not test although nobody asked for another one.
     chosen : ndarray of intp, shape (n,)
         Numbers of the pictures in the data set.
     y : ndarray of int64, shape (n,)
@@ -39,6 +42,7 @@ class Scored:
     trained: TrainedHead
     dataset: Dataset
     split: str
+    is_fallback: bool
     chosen: NDArray[np.intp]
     y: NDArray[np.int64]
     probabilities: NDArray[np.float64]
@@ -53,6 +57,12 @@ class Scored:
         """Image ids of the pictures, (n, 32)."""
         return self.dataset.image_sha256[self.chosen]
 
+    def pictures(self) -> list[tuple[str, str]]:
+        """Path and split of each picture; an empty text for one without a split."""
+        names = (*SPLITS, "")
+        dataset = self.dataset
+        return [(dataset.paths[i], names[dataset.split[i]]) for i in self.chosen]
+
     def trained_on(self) -> list[str]:
         """Paths of the pictures whose very bytes the head was trained or validated on."""
         seen = {row.tobytes() for row in self.trained.train_ids}
@@ -60,7 +70,7 @@ class Scored:
         return [self.dataset.paths[i] for i, image_id in pairs if image_id.tobytes() in seen]
 
 
-def score_head(head: Path, *, on: str | None, split: str, cache: Path) -> Scored:
+def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) -> Scored:
     """Compute a head's probabilities for the labelled pictures of a split, from cached features.
 
     Parameters
@@ -69,11 +79,14 @@ def score_head(head: Path, *, on: str | None, split: str, cache: Path) -> Scored
         Run folder.
     on : str or None
         Data set; None for the head's own.
-    split : str
+    split : str or None
+        None for test where it has labelled pictures, else val.
     cache : Path
 
     Raises
     ------
+    NotFoundError
+        No such head, data set or split; or none was asked for and there is neither test nor val.
     SpaceMismatchError
         The data set has no features of the head's space.
     DataError
@@ -83,11 +96,38 @@ def score_head(head: Path, *, on: str | None, split: str, cache: Path) -> Scored
     trained = run.load_head()
     dataset = load_dataset(cache, on if on is not None else str(trained.dataset["name"]))
     require_space(dataset, trained.space)
-    chosen = dataset.in_split(split)
-    chosen = chosen[dataset.label[chosen] != NO_LABEL]
-    y = _labels(dataset, chosen, trained.head.classes_.tolist(), split)
+    scored = split if split is not None else _split_to_score(dataset)
+    chosen = _labelled(dataset, scored)
     rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
-    return Scored(run, trained, dataset, split, chosen, y, trained.head.predict_proba(rows))
+    return Scored(
+        run=run,
+        trained=trained,
+        dataset=dataset,
+        split=scored,
+        is_fallback=split is None and scored != "test",
+        chosen=chosen,
+        y=_labels(dataset, chosen, trained.head.classes_.tolist(), scored),
+        probabilities=trained.head.predict_proba(rows),
+    )
+
+
+def _split_to_score(dataset: Dataset) -> str:
+    """Test, else val: the first of them that has labelled pictures."""
+    there = [split for split in ("test", "val") if split in dataset.split_names]
+    if not there:
+        found = ", ".join(dataset.split_names) or "none"
+        raise NotFoundError(
+            f"expected a split 'test' or 'val' in data set '{dataset.name}', found: {found}; "
+            "name one of those with --split, or 'all'"
+        )
+    return next((split for split in there if len(_labelled(dataset, split))), there[0])
+
+
+def _labelled(dataset: Dataset, split: str) -> NDArray[np.intp]:
+    """Row numbers of the usable pictures of a split that have a label."""
+    rows = dataset.in_split(split)
+    labelled: NDArray[np.intp] = rows[dataset.label[rows] != NO_LABEL]
+    return labelled
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class FeatureStore:
         """
         index = self.index
         position = index.find(ids)
+        if (position < 0).any():
+            # A listing may miss a segment that is replaced meanwhile, and the one that replaces it.
+            self.refresh()
+            index = self.index
+            position = index.find(ids)
         missing = int((position < 0).sum())
         if missing:
             raise NotFoundError(
@@ -76,6 +82,8 @@ class FeatureStore:
             crc32=index.crc32[position],
             row_shape=self.space.shape,
             dtype=np.dtype(self.space.dtype),
+            ids=ids,
+            look_up=functools.partial(_look_up, self.folder.parents[1], self.space),
         )
 
     def prepare(self) -> None:
@@ -93,6 +101,10 @@ class FeatureStore:
         return write_segment(self.segments_folder, data)
 
 
+def _look_up(cache: Path, space: FeatureSpace, ids: NDArray[np.uint8]) -> FeatureRows:
+    return FeatureStore(cache, space).rows(ids)
+
+
 def space_text(space: FeatureSpace) -> bytes:
     """Content of ``space.json``."""
     text = json.dumps(json.loads(space.canonical_json), indent=2, sort_keys=True)
@@ -102,7 +114,7 @@ def space_text(space: FeatureSpace) -> bytes:
 def list_stores(cache: Path) -> list[FeatureStore]:
     """Every feature store of a cache; raises as :func:`open_store`."""
     spaces = cache / "spaces"
-    folders = [spaces / name for name in names_in(spaces)]
+    folders = [spaces / name for name in names_in(spaces) if not name.startswith(".")]
     return [open_store(folder) for folder in folders if (folder / "space.json").exists()]
 
 

@@ -67,16 +67,17 @@ class Index:
 def load_index(folder: Path, space: FeatureSpace) -> Index:
     """Index of the segments now in ``folder``; reads only segments that are not indexed yet."""
     while True:
-        present = _segment_names(folder)
+        present = segment_names(folder)
         try:
             return _up_to_date(folder, present, space)
         except StorageError:
             # Another process may move a segment away after it was listed and before it is read.
-            if set(present) <= set(_segment_names(folder)):
+            if set(present) <= set(segment_names(folder)):
                 raise
 
 
-def _segment_names(folder: Path) -> list[str]:
+def segment_names(folder: Path) -> list[str]:
+    """Digests (hex) of the segments that are now in a store's folder, sorted."""
     names = names_in(folder / "segments")
     stems = [name.removesuffix(".h5") for name in names if name.endswith(".h5")]
     # A file whose name is not a digest is not a segment; 'cache verify' reports it.

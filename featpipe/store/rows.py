@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ _WIDE_ROW_BYTES = 4096
 """Rows of at least this size are copied singly: gathering by segment copies each row twice."""
 
 
+class _SegmentGoneError(StorageError):
+    """A segment is not there any more; its rows may be in another one."""
+
+
 class FeatureRows:
     """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
 
     Indexing follows NumPy and returns NumPy arrays: a view for consecutive rows of one segment,
     a copy for all others. Only the requested rows are read, unless the index begins with an
-    ellipsis or a new axis. Each row's checksum is verified when the row is first read.
+    ellipsis or a new axis. Each row's checksum is verified when the row is first read. Where a
+    segment was replaced by another since the rows were looked up, they are looked up again.
 
     Parameters
     ----------
@@ -39,6 +44,10 @@ class FeatureRows:
     row_shape : tuple of int
     dtype : dtype
         Dtype of the stored features.
+    ids : ndarray of uint8, shape (n, 32)
+        Image ids of the rows.
+    look_up : callable
+        Gives the rows of image ids as they lie now; can be pickled.
     """
 
     def __init__(
@@ -52,7 +61,10 @@ class FeatureRows:
         crc32: NDArray[np.uint32],
         row_shape: tuple[int, ...],
         dtype: np.dtype,
+        ids: NDArray[np.uint8],
+        look_up: Callable[[NDArray[np.uint8]], FeatureRows],
     ) -> None:
+        self._ids, self._look_up = ids, look_up
         self._paths, self._offsets, self._counts = paths, offsets, counts
         self._segment, self._row, self._crc32 = segment, row, crc32
         self.shape: tuple[int, ...] = (len(row), *row_shape)
@@ -121,6 +133,8 @@ class FeatureRows:
             crc32=self._crc32[chosen],
             row_shape=self.shape[1:],
             dtype=self.dtype,
+            ids=self._ids[chosen],
+            look_up=self._look_up,
         )
         rows._checked = self._checked[chosen]
         return rows
@@ -129,6 +143,21 @@ class FeatureRows:
         """The rows of these numbers (n,), verified, as a view or a copy."""
         if not len(index):
             return np.empty((0, *self.shape[1:]), self.dtype)
+        try:
+            return self._gather(index)
+        except _SegmentGoneError:
+            self._find_again()
+            return self._gather(index)
+
+    def _find_again(self) -> None:
+        """Look all rows up as they lie now; views that were handed out stay what they are."""
+        now = self._look_up(self._ids)
+        self._paths, self._offsets, self._counts = now._paths, now._offsets, now._counts
+        self._segment, self._row, self._crc32 = now._segment, now._row, now._crc32
+        # Another copy of a row has been checked by nobody yet.
+        self._checked, self._maps = now._checked, now._maps
+
+    def _gather(self, index: NDArray[np.int64]) -> np.ndarray:
         self._check(index)
         segment, row = self._segment[index], self._row[index]
         first = int(segment[0])
@@ -161,7 +190,7 @@ class FeatureRows:
                     )
                 mapped = np.memmap(path, self.dtype, "r", int(self._offsets[number]), shape)
             except FileNotFoundError as error:
-                raise StorageError(
+                raise _SegmentGoneError(
                     f"expected the segment {path}, found none: it was removed while in use; "
                     "run the same command again, after 'featpipe cache repair' if that persists"
                 ) from error

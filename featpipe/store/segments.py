@@ -166,6 +166,15 @@ def stored_space(path: Path) -> FeatureSpace:
         raise _damaged(path, str(error).split("\n")[0]) from error
 
 
+def stored_provenance(path: Path) -> dict[str, str]:
+    """Where a segment's rows come from; raises as :func:`stored_space`."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return dict(json.loads(read_text(file, "provenance")))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, str(error).split("\n")[0]) from error
+
+
 def _read_checked(file: h5py.File, path: Path, space: FeatureSpace) -> Segment:
     version = read_number(file, "format_version")
     if version != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""Summary and verification of a whole cache: what it holds and which files are damaged."""
+"""Verification of a whole cache: which files are damaged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from featpipe.base.disk import names_in, read_regular
 from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError, UsageError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import list_datasets, load_dataset
+from featpipe.datasets.files import load_dataset
 from featpipe.store.feature_store import (
     FeatureStore,
-    list_stores,
     open_store,
     space_of_segments,
     space_text,
@@ -25,16 +24,6 @@ from featpipe.store.segments import Segment, file_digest, read_segment, whole_ro
 
 _NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP, errno.ENOENT)
 """Error numbers of reading a path that is missing or not a regular file."""
-
-
-@dataclass(frozen=True)
-class StoreSummary:
-    """One feature store: its name, rows, segments and bytes on disk."""
-
-    name: str
-    rows: int
-    segments: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -71,18 +60,6 @@ def require_cache(cache: Path) -> None:
             f"expected a cache in {cache}, found none; 'featpipe extract' makes one, or name "
             "another with --cache"
         )
-
-
-def summarise(cache: Path) -> tuple[list[str], list[StoreSummary]]:
-    """Names of the data sets, and a summary of every feature store."""
-    require_cache(cache)
-    return list_datasets(cache), [_summary(store) for store in list_stores(cache)]
-
-
-def _summary(store: FeatureStore) -> StoreSummary:
-    files = list(store.segments_folder.glob("*.h5"))
-    size = sum(file.lstat().st_size for file in files)
-    return StoreSummary(store.folder.name, len(store.index.ids), len(files), size)
 
 
 def verify(

@@ -264,8 +264,9 @@ def test_a_dry_run_writes_nothing(inside: Run, workspace: Path, tmp_path: Path) 
     assert (done.returncode, done.stdout) == (
         0,
         "colours: 40 pictures: 0 unchanged and cached, 40 to read (what turns out to be known is "
-        "not decoded), 0 quarantined before; "
-        "nothing was done\n",
+        "not decoded), 0 quarantined before; nothing was done\n"
+        "  classes: blue 20, red 20\n"
+        "  splits: by content, so not known before the 40 pictures are read\n",
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -311,7 +312,8 @@ def test_strict_says_which_picture_and_why(inside: Run, own_workspace: Path) -> 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
         "Error: expected at most 0 % of 41 pictures to be unreadable, found 1 so far, among them "
-        "'red/bad.png' (open: not a JPEG, PNG, WEBP, BMP, GIF, TIFF or AVIF image); mend or "
+        "'red/bad.png' (open: not a picture but text; remove it, or give it an ending such "
+        "as .txt); mend or "
         "remove them, or allow more with --max-bad"
     )
     assert not (own_workspace / "cache" / "datasets" / "other.h5").exists()
@@ -418,6 +420,7 @@ def test_predict_gives_a_json_line_for_every_file_also_for_unreadable_ones(
     featpipe: Run, own_workspace: Path
 ) -> None:
     (own_workspace / "broken.png").write_bytes(b"no")
+    (own_workspace / "nowhere.png").symlink_to("gone.png")
     paths = ("photos/red/01.png", "broken.png", "nowhere.png", "photos/blue")
     done = featpipe("predict", "run", *paths, "--json")
     assert done.returncode == 3
@@ -609,11 +612,17 @@ def test_the_flag_goes_before_the_environment_before_the_default(
 
 def test_cache_list_sums_up_what_is_there(inside: Run, workspace: Path) -> None:
     done = inside("cache", "list", cwd=workspace)
-    first, second = done.stdout.splitlines()
-    assert first == "data set  colours"
+    first, second, third = done.stdout.splitlines()
+    size = r"[0-9.]+ KiB"
     assert re.fullmatch(
-        r"store     vgg16-block1_pool-[0-9a-f]{12}: 40 rows, 1 segment, 0\.3 MiB", second
+        rf"data set  colours: 40 pictures, 2 classes, 1 feature space, {size}", first
     )
+    assert re.fullmatch(
+        rf"store     vgg16-block1_pool-[0-9a-f]{{12}}: 40 rows, 1 segment, {size}, 16 px, "
+        r"pooling none, 64 x 8 x 8 float16, of colours",
+        second,
+    )
+    assert re.fullmatch(rf"in all    {size}", third)
     found = json_of(inside("cache", "list", "--json", cwd=workspace))
     assert found["datasets"] == ["colours"]
     (store,) = found["stores"]

@@ -67,11 +67,11 @@ def test_features_are_mapped_and_cannot_be_written(cache: Path) -> None:
 
 def test_a_choice_among_several_spaces_must_be_made(cache: Path) -> None:
     stored_set(cache, in_splits(train=3), spaces=SEVERAL)
-    with pytest.raises(UsageError, match=r"found 3 .* --tap .*, --pool .*: block1_pool/avg.*none"):
+    with pytest.raises(UsageError, match=r"found 3 .* --tap .*, --pool .*add --tap block1"):
         open_features("set", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2 .*: block2_pool/none .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .* --pool .*; .* add --pool none"):
         open_features("set", tap="block2_pool", cache=cache)
-    with pytest.raises(UsageError, match=r"found 2 .*: block1_pool/avg .*, block2_pool/avg"):
+    with pytest.raises(UsageError, match=r"found 2 .* --tap .*; .* --tap block1_pool"):
         open_features("set", pool="avg", cache=cache)
     # Half a choice is enough where it leaves one.
     assert open_features("set", tap="block1_pool", cache=cache)[0].shape == (6, 4)
@@ -113,10 +113,19 @@ def test_spaces_that_differ_in_any_field_are_not_guessed_between(cache: Path) ->
         choose_space(dataset, SpaceQuery())
     assert str(caught.value) == (
         "expected options that choose one of the feature spaces of 'set', found 3 spaces that "
-        "differ in --backbone (vgg19, vgg16), --size (224, 180): block1_pool/avg (vgg19 224px "
-        "crop fp32), block1_pool/avg (vgg16 224px crop fp32), block1_pool/avg (vgg16 180px crop "
-        "fp32); for the first add --backbone vgg19 --size 224"
+        "differ in --backbone (vgg19, vgg16), --size (224, 180); for the first add "
+        "--backbone vgg19 --size 224"
     )
+    ids = [space.id[:8] for space in differing()]
+    assert caught.value.__notes__ == [
+        "options that choose it       or                features",
+        f"--backbone vgg19 --size 224  --space {ids[0]}  block1_pool/avg (vgg19 224px crop fp32), "
+        "4 float16",
+        f"--backbone vgg16 --size 224  --space {ids[1]}  block1_pool/avg (vgg16 224px crop fp32), "
+        "4 float16",
+        f"--backbone vgg16 --size 180  --space {ids[2]}  block1_pool/avg (vgg16 180px crop fp32), "
+        "4 float16",
+    ]
     with pytest.raises(UsageError, match=r"found 2 spaces that differ in --size \(224, 180\)"):
         choose_space(dataset, SpaceQuery(backbone="vgg16"))
 
@@ -150,6 +159,64 @@ def test_every_field_can_be_asked_for(
     assert choose_space(dataset, SpaceQuery(**query))[0] == other
     rows, _ = open_features("set", cache=cache, **query)
     assert rows.dtype == other.dtype
+
+
+@pytest.mark.parametrize("length", [4, 8, 64])
+def test_a_space_can_be_asked_for_by_the_beginning_of_its_id(length: int, cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    for space in SEVERAL:
+        assert choose_space(dataset, SpaceQuery(space=space.id[:length]))[0] == space
+        assert choose_space(dataset, SpaceQuery(space=space.name))[0] == space
+        X, _ = open_features("set", cache=cache, space=space.id[:length])
+        assert X.shape[1:] == space.shape
+
+
+def test_an_id_says_which_view_is_meant(cache: Path) -> None:
+    other = small_space(view=1)
+    dataset = stored_set(cache, in_splits(train=3), spaces=[small_space(), other])
+    assert choose_space(dataset, SpaceQuery(space=other.id[:8]))[0] == other
+
+
+@pytest.mark.parametrize("beginning", ["", "abc", "ABCDEF", "xyz0", "a" * 65, "tiny-block1_pool"])
+def test_what_cannot_be_the_beginning_of_an_id_is_refused(beginning: str) -> None:
+    with pytest.raises(UsageError, match=r"at least 4 .* for --space, found"):
+        SpaceQuery(space=beginning)
+
+
+def test_an_unknown_beginning_is_not_found_and_an_ambiguous_one_is_no_choice(cache: Path) -> None:
+    seen: dict[str, FeatureSpace] = {}
+    for number in range(10_000):
+        space = small_space(tap=f"block{number}")
+        other = seen.setdefault(space.id[:4], space)
+        if other is not space:
+            break
+    dataset = stored_set(cache, in_splits(train=3), spaces=[other, space])
+    with pytest.raises(UsageError, match=rf"found 2 spaces that differ in --tap .* {space.tap}"):
+        choose_space(dataset, SpaceQuery(space=space.id[:4]))
+    with pytest.raises(NotFoundError, match=r"with space 0123456789, found: block") as caught:
+        choose_space(dataset, SpaceQuery(space="0123456789"))
+    assert len(caught.value.__notes__) == 3
+
+
+def test_the_fewest_options_that_choose_a_space_are_shown(cache: Path) -> None:
+    # They differ in tap, pooling and dtype; two of these are enough.
+    dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    with pytest.raises(UsageError) as caught:
+        choose_space(dataset, SpaceQuery())
+    shown = [note.partition("  ")[0] for note in caught.value.__notes__[1:]]
+    assert shown == [f"--tap {space.tap} --pool {space.pooling}" for space in SEVERAL]
+    for space, options in zip(SEVERAL, shown, strict=True):
+        words = options.replace("--", "").split()
+        asked = dict(zip(words[::2], words[1::2], strict=True))
+        assert choose_space(dataset, SpaceQuery(**asked))[0] == space
+
+
+def test_where_no_option_tells_spaces_apart_their_ids_do(cache: Path) -> None:
+    spaces = [small_space(), small_space(weights="cd" * 32)]
+    dataset = stored_set(cache, in_splits(train=3), spaces=spaces)
+    with pytest.raises(UsageError, match=rf"the first add --space {spaces[0].id[:8]}") as caught:
+        choose_space(dataset, SpaceQuery())
+    assert [note.split()[1] for note in caught.value.__notes__[1:]] == [s.id[:8] for s in spaces]
 
 
 def test_weights_of_one_name_are_told_apart_by_their_digests(cache: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.samples import image_ids
 
 from featpipe.base.errors import UsageError
+from featpipe.datasets.dataset import NO_LABEL
 from featpipe.datasets.splits import split_by_content
 from featpipe.specs.extract import DEFAULT_SPLIT
 
@@ -16,6 +17,13 @@ from featpipe.specs.extract import DEFAULT_SPLIT
 def some(n: int, classes: int = 1, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
     """n different pictures and their labels, classes in turn."""
     return image_ids(*(f"{prefix}{i}" for i in range(n))), np.arange(n, dtype=np.int64) % classes
+
+
+def by_hash_alone(ids: np.ndarray, fractions: tuple[float, ...] = DEFAULT_SPLIT) -> np.ndarray:
+    """The parts before any picture is moved: one without a label never is."""
+    unlabelled = np.full(1, NO_LABEL)
+    parts = [split_by_content(ids[i : i + 1], unlabelled, fractions)[0] for i in range(len(ids))]
+    return np.array(parts)
 
 
 def test_the_assignment_is_pinned() -> None:
@@ -97,8 +105,7 @@ def test_each_class_is_covered_on_its_own() -> None:
 
 def test_filling_a_part_moves_only_what_it_must() -> None:
     ids, labels = some(300, classes=20)
-    # The hash alone: one picture a call is never enough to fill all parts.
-    alone = np.array([split_by_content(ids[i : i + 1], labels[:1])[0] for i in range(300)])
+    alone = by_hash_alone(ids)
     moved = split_by_content(ids, labels) != alone
     for label in range(20):
         mine = labels == label
@@ -110,8 +117,46 @@ def test_filling_a_part_moves_only_what_it_must() -> None:
 def test_too_few_different_pictures_are_left_where_the_hash_puts_them() -> None:
     ids = image_ids("a", "b", "a", "b", "a")
     part = split_by_content(ids, np.zeros(5, np.int64))
-    alone = [split_by_content(ids[i : i + 1], np.zeros(1, np.int64))[0] for i in range(5)]
-    assert part.tolist() == alone
+    assert part.tolist() == by_hash_alone(ids).tolist()
+
+
+@pytest.mark.parametrize("fractions", [DEFAULT_SPLIT, (0.1, 0.8, 0.1), (0.5, 0.0, 0.5), (0.8, 0.2)])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_class_of_few_pictures_has_one_to_train_on(n: int, fractions: tuple[float, ...]) -> None:
+    moved = 0
+    for prefix in range(40):
+        ids, _ = some(n, prefix=f"{prefix}-")
+        ids = np.concatenate([ids, ids])  # equal pictures count once
+        part = split_by_content(ids, np.zeros(2 * n, np.int64), fractions)
+        assert 0 in part
+        assert (part[:n] == part[n:]).all()
+        if n < np.count_nonzero(fractions):
+            alone = by_hash_alone(ids, fractions)
+            changed = (part != alone).sum() // 2
+            assert changed == (0 not in alone), "only what is needed moves"
+            moved += changed
+    assert moved or n >= np.count_nonzero(fractions)
+
+
+def test_a_class_whose_only_picture_has_two_labels_has_it_to_train_on() -> None:
+    ids, _ = some(40)
+    labels = np.zeros(41, np.int64)
+    labels[40] = 1
+    for i in range(40):
+        both = np.concatenate([ids, ids[i : i + 1]])
+        part = split_by_content(both, labels)
+        assert part[40] == part[i] == 0
+
+
+def test_without_a_share_to_train_on_a_picture_stays_where_the_hash_puts_it() -> None:
+    ids, labels = some(1)
+    assert split_by_content(ids, labels, (0.0, 0.5, 0.5))[0] in (1, 2)
+
+
+def test_pictures_without_a_label_stay_where_the_hash_puts_them() -> None:
+    ids, _ = some(2)
+    by_hash = by_hash_alone(ids)
+    assert (split_by_content(ids, np.full(2, NO_LABEL)) == by_hash).all()
 
 
 def test_a_part_with_no_share_gets_nothing() -> None:

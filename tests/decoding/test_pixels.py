@@ -89,6 +89,12 @@ def test_a_cut_jpeg_is_bad_as_a_draft_too() -> None:
         )
 
 
+def reason_of(data: bytes) -> str:
+    with pytest.raises(BadImageError) as caught:
+        decode_rgb(data)
+    return str(caught.value)
+
+
 def rgb_of(data: bytes) -> np.ndarray:
     image = decode_rgb(data)
     assert image.mode == "RGB"
@@ -327,18 +333,27 @@ def test_the_pixel_limit_itself_is_allowed() -> None:
     assert decode_rgb(data, max_pixels=10_000).size == (100, 100)
 
 
-@pytest.mark.parametrize("file_format", ["PPM", "TGA", "EPS", "PCX", "ICO", "JPEG2000", "SGI"])
-def test_other_formats_are_refused(file_format: str) -> None:
-    data = encode(noise(), file_format)
-    with pytest.raises(BadImageError, match=r"open: not a JPEG, PNG, .* or AVIF image"):
-        decode_rgb(data)
+@pytest.mark.parametrize(
+    ("file_format", "word"),
+    [
+        ("PPM", "a PPM picture"),
+        ("TGA", "a TGA picture"),
+        ("EPS", "PostScript (EPS)"),
+        ("PCX", "a PCX picture"),
+        ("ICO", "an icon (ICO)"),
+        ("JPEG2000", "a JPEG 2000 picture"),
+        ("SGI", "an SGI picture"),
+        ("DDS", "a DDS texture"),
+    ],
+)
+def test_other_formats_are_refused_by_name(file_format: str, word: str) -> None:
+    assert reason_of(encode(noise(), file_format)) == f"open: {word}; convert it to JPEG or PNG"
 
 
 def test_postscript_and_photoshop_are_never_opened() -> None:
     assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"}
     for data in (b"8BPS\0\1" + bytes(40), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
-        with pytest.raises(BadImageError, match="open: not a"):
-            decode_rgb(data)
+        assert reason_of(data).endswith("; convert it to JPEG or PNG")
 
 
 SAMPLES = [
@@ -445,5 +460,5 @@ def test_a_failing_resize_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ZeroDivisionError("no\nsize")
 
     monkeypatch.setattr(pixels, "fit", fail)
-    with pytest.raises(BadImageError, match="resize: ZeroDivisionError: no size"):
+    with pytest.raises(BadImageError, match="resize: damaged JPEG: its pixels cannot be resized"):
         load_pixels(jpeg_bytes(1), preprocessing())

@@ -104,7 +104,7 @@ def test_history_has_every_row_that_was_ticked(kind: str) -> None:
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_the_state_with_the_lowest_validation_loss_is_kept(kind: str) -> None:
     # Few samples, many epochs: the validation loss falls and rises again.
-    options = {"epochs": 40, "patience": 40, "learning_rate": 0.05}
+    options = {"epochs": 40, "patience": 40, "learning_rate": 0.01}
     if kind in AXES:
         options = {"vote_temperature": 10.0} if kind == "knn" else {}
     val = overlapping(200, 1)

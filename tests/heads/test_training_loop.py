@@ -17,7 +17,9 @@ from featpipe.heads.training import fit as gradient
 from featpipe.heads.training.adamw import AdamW
 from featpipe.heads.training.feature_rows import HeldRows, StreamedRows, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
+from featpipe.heads.training.loop import MIN_STEPS
 from featpipe.heads.training.mlp_group import MLPGroup
+from featpipe.specs.heads import CLASS_WEIGHTS
 
 
 def heads_of(kind: str, classes: int, settings: list[dict[str, Any]]) -> list[Head]:
@@ -84,8 +86,7 @@ def test_one_step_is_one_update_of_each_tensor_however_many_heads(
     monkeypatch.setattr(torch, "_fused_adamw_", counted)
     settings = [{"learning_rate": rate, "epochs": 2} for rate in np.geomspace(1e-4, 1e-2, 20)]
     train_all(heads_of("linear", 2, settings), [0] * 20, toy(64, 2, (5,)), toy(30, 2, (5,)))
-    steps = 2 * -(-64 // new_head("linear", {}).batch_size)
-    assert calls == 2 * steps
+    assert calls == 2 * 2 * MIN_STEPS
 
 
 @pytest.mark.parametrize(("width", "heads", "threads"), [(512, 1, 1), (512, 200, 3), (25088, 1, 3)])
@@ -111,13 +112,25 @@ def test_small_steps_take_one_thread(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+def unequal(n: int, classes: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`toy` of rows (3, 4), of which half of class 0 and more are left out."""
+    X, y = toy(3 * n, classes, (3, 4), seed=seed, dtype="f2")
+    kept = np.flatnonzero((y == classes - 1) | (np.arange(3 * n) % 4 == 0))[:n]
+    return X[kept], y[kept]
+
+
+@pytest.mark.parametrize("class_weight", CLASS_WEIGHTS)
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_a_head_is_trained_as_torch_would_train_it(kind: str, classes: int) -> None:
+def test_a_head_is_trained_as_torch_would_train_it(
+    kind: str, classes: int, class_weight: str
+) -> None:
     given = {"learning_rate": 0.02, "weight_decay": 0.3, "batch_size": 16, "epochs": 4}
     given |= {"dropout": 0.0, "hidden": 8} if kind == "mlp" else {}
-    train, val = toy(60, classes, (3, 4), dtype="f2"), toy(40, classes, (3, 4), seed=1)
-    (head,) = heads_of(kind, classes, [given])
+    train, val = unequal(60, classes), unequal(40, classes, seed=1)
+    counts = np.bincount(train[1])
+    assert counts.max() > 1.5 * counts.min(), "equal classes: their weights are not tested"
+    (head,) = heads_of(kind, classes, [{**given, "class_weight": class_weight}])
     (outcome,) = train_all([head], [5], train, val)
 
     torch.manual_seed(5)
@@ -126,23 +139,42 @@ def test_a_head_is_trained_as_torch_would_train_it(kind: str, classes: int) -> N
         torch.manual_seed(5)
         layers = [torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, classes)]
     module = torch.nn.Sequential(*layers)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=0.02, weight_decay=0.3)
+    weights = torch.ones(classes)
+    with torch.no_grad():
+        if kind == "linear":
+            layers[-1].weight.mul_(0.1)
+        if class_weight == "balanced":
+            layers[-1].bias.zero_()
+            weights = torch.from_numpy(60 / (classes * counts)).float()
+        else:
+            log_counts = torch.from_numpy(np.log(counts)).float()
+            layers[-1].bias.copy_(log_counts - log_counts.mean())
+    decayed = [p for name, p in module.named_parameters() if name.endswith("weight")]
+    biases = [p for name, p in module.named_parameters() if name.endswith("bias")]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}],
+        lr=0.02,
+    )
     Z, y = torch.from_numpy(head.standardise(train[0])), torch.from_numpy(train[1])
     Z_val, y_val = torch.from_numpy(head.standardise(val[0])), torch.from_numpy(val[1])
     order = np.random.default_rng(3)
     for epoch in range(4):
         total = 0.0
-        for batch in torch.split(torch.from_numpy(order.permutation(60)), 16):
-            loss = torch.nn.functional.cross_entropy(module(Z[batch]), y[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += float(loss.detach()) * len(batch)
+        # Four batches are fewer than an epoch's steps.
+        for permutation in (order.permutation(60), order.permutation(60)):
+            for batch in torch.split(torch.from_numpy(permutation), 16):
+                losses = torch.nn.functional.cross_entropy(
+                    module(Z[batch]), y[batch], reduction="none"
+                )
+                optimiser.zero_grad()
+                (losses * weights[y[batch]]).mean().backward()
+                optimiser.step()
+                total += float((losses.detach() * weights[y[batch]]).sum())
         row = outcome.history.rows[epoch]
-        assert row.train_loss == pytest.approx(total / 60, rel=1e-4)
+        assert row.train_loss == pytest.approx(total / 120, rel=1e-4)
         with torch.inference_mode():
             logits = module(Z_val)
-            val_loss = float(torch.nn.functional.cross_entropy(logits, y_val))
+            val_loss = float(torch.nn.functional.cross_entropy(logits, y_val, weights))
         assert row.val_loss == pytest.approx(val_loss, rel=1e-4)
         assert row.val_accuracy == pytest.approx(int((logits.argmax(1) == y_val).sum()) / 40)
     assert outcome.history.best == 3, "not the last state: it cannot be compared"
@@ -205,7 +237,8 @@ def test_a_seed_decides_weights_and_dropout_but_not_the_order() -> None:
         outcomes = [
             train_all(heads_of("mlp", 2, [given]), [seed], (X, y), (X, y))[0] for seed in (1, 2)
         ]
-    assert seen[0] == seen[1] and sorted(seen[0]) == list(range(20))
+    passes = len(seen) // 2
+    assert seen[:passes] == seen[passes:] and sorted(seen[0]) == list(range(20))
     first, other = outcomes
     assert (first.layers["hidden.weight"] != other.layers["hidden.weight"]).all()
 
@@ -235,7 +268,103 @@ def test_heads_that_are_done_leave_the_stack(monkeypatch: pytest.MonkeyPatch) ->
     # Three run past their best at once, the slow one goes on.
     settings = [{"epochs": 20, "patience": 2, "learning_rate": r} for r in (9.0, 9.0, 9.0, 1e-3)]
     train_all(heads_of("linear", 2, settings), [0] * 4, overlapping(60, 0), overlapping(40, 1))
-    assert (sizes[0], sizes[-1]) == (4, 1) and len(sizes) == 20
+    assert (sizes[0], sizes[-1]) == (4, 1) and len(sizes) == 20 * MIN_STEPS
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "steps"), [(3, 128, 5), (40, 20, 6), (80, 20, 8), (81, 20, 5), (130, 20, 7)]
+)
+def test_an_epoch_of_few_rows_passes_over_them_until_it_has_made_enough_steps(
+    n: int, batch_size: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    learn = HeadGroup.learn
+
+    def watched(self: HeadGroup, *batch: torch.Tensor) -> Any:
+        seen.extend(batch[1].tolist())
+        return learn(self, *batch)
+
+    monkeypatch.setattr(HeadGroup, "learn", watched)
+    heads = heads_of("linear", 2, [{"epochs": 1, "batch_size": batch_size}])
+    (end,) = train_all(heads, [0], overlapping(n, 0), overlapping(30, 1))
+    assert len(end.history.rows) == 1 and end.history.rows[0].train_accuracy <= 1
+    passes = -(-steps // -(-n // batch_size))
+    assert len(seen) == passes * n and passes * -(-n // batch_size) == steps
+
+
+@pytest.mark.parametrize("width", [16, 1024])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_unequal_classes_cost_no_accuracy(kind: str, classes: int, width: int) -> None:
+    # Nothing can be learned from these rows, so the larger class is the best answer.
+    rng = np.random.default_rng(0)
+    y, y_val = np.zeros(120 + 6 * (classes - 1), np.int64), np.zeros(84, np.int64)
+    y[120:], y_val[80:] = np.arange(6 * (classes - 1)) % (classes - 1) + 1, 1
+    train, val = ((rng.normal(size=(len(part), width)), part) for part in (y, y_val))
+    (end,) = train_all(heads_of(kind, classes, [{}]), [0], train, val)
+    assert end.history.kept.val_accuracy >= 80 / 84
+    # As good as the classes' frequencies: they are known from the first step on.
+    share = np.bincount(y) / len(y)
+    assert end.history.kept.val_loss < 1.1 * -np.log(share[y_val]).mean()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_balanced_classes_count_alike(kind: str, classes: int) -> None:
+    X, y = overlapping(400, 0)
+    kept = np.flatnonzero((y == 0) | (np.arange(400) % 20 == 1))
+    X, y = X[kept], y[kept]
+    y = y + (classes - 2) * (y == 1) * (np.arange(len(y)) % 2)
+    recalls = {}
+    for class_weight in CLASS_WEIGHTS:
+        given = {"class_weight": class_weight, "learning_rate": 0.01, "epochs": 20}
+        given |= {"hidden": 4} if kind == "mlp" else {}
+        (head,) = heads_of(kind, classes, [given])
+        (end,) = train_all([head], [0], (X, y), (X, y))
+        head.set_layers(end.layers)
+        found = head.predict_proba(X).argmax(axis=1)
+        assert end.history.kept.val_accuracy == pytest.approx((found == y).mean(), abs=0.02)
+        recalls[class_weight] = [(found[y == c] == c).mean() for c in range(classes)]
+    assert np.mean(recalls["balanced"]) > np.mean(recalls["none"]) + 0.1
+
+
+def test_a_class_without_rows_does_not_spoil_the_start() -> None:
+    X, y = overlapping(60, 0)
+    for class_weight in CLASS_WEIGHTS:
+        (head,) = heads_of("linear", 3, [{"class_weight": class_weight}])
+        (end,) = train_all([head], [0], (X, y), overlapping(40, 1))
+        assert not end.diverged and np.isfinite(end.layers["bias"]).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_decay_of_weights_leaves_the_frequencies_of_classes_alone(classes: int) -> None:
+    y = np.arange(100) % 10 == 0
+    zeros = np.zeros((100, 4), np.float32)
+    given = {"weight_decay": 100.0, "learning_rate": 3e-3, "epochs": 40, "patience": 40}
+    (end,) = train_all(heads_of("linear", classes, [given]), [0], (zeros, y + 0), (zeros, y + 0))
+    bias = end.layers["bias"]
+    assert bias[0] - bias[1] == pytest.approx(np.log(9), abs=0.2)
+    assert abs(end.layers["weight"]).max() < 0.05
+
+
+def test_a_best_epoch_at_an_end_is_a_warning() -> None:
+    train, val = overlapping(80, 0), overlapping(200, 1)
+    (slow,) = train_all(heads_of("linear", 2, [{"epochs": 3}]), [0], train, val)
+    assert slow.history.warnings == [
+        "expected the validation loss to stop falling, found it lowest in the last of 3 epochs; "
+        "raise --epochs"
+    ]
+    train, (X_val, y_val) = toy(80), toy(40, seed=1)
+    given = {"learning_rate": 0.1}
+    (fast,) = train_all(heads_of("linear", 2, [given]), [0], train, (X_val, 1 - y_val))
+    assert fast.history.warnings == [
+        "expected the validation loss to fall after the first epoch, found it lowest there; "
+        "lower --learning-rate"
+    ]
+    train, val = overlapping(60, 0), overlapping(200, 1)
+    given = {"learning_rate": 0.002, "epochs": 60}
+    (fine,) = train_all(heads_of("linear", 2, [given]), [0], train, val)
+    assert fine.history.warnings == [] and 0 < fine.history.best < 59
 
 
 class Watched:

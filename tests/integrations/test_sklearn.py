@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import featpipe
 from featpipe.backbones import network
@@ -222,3 +223,36 @@ def test_the_cache_is_found_in_the_environment(
     monkeypatch.setenv("FEATPIPE_CACHE", str(tmp_path / "from the environment"))
     CachedFeatures(**TINY).transform(paths[:2])
     assert list((tmp_path / "from the environment" / "spaces").glob("*/segments/*.h5"))
+
+
+def test_columns_are_named_after_backbone_and_tap(
+    features: Callable[..., CachedFeatures], paths: list[str]
+) -> None:
+    names = features().get_feature_names_out()
+    assert names.dtype == object and len(names) == features().transform(paths[:1]).shape[1]
+    assert names[:2].tolist() == ["vgg16-block1_pool_0", "vgg16-block1_pool_1"]
+    # torchvision's name of a tap is the same tap; weights are not looked for.
+    defaults = CachedFeatures(tap="features.30", pool="avg", weights="nowhere.pth")
+    assert defaults.get_feature_names_out(["path"])[-1] == "vgg16-block5_pool_511"
+    with pytest.raises(UsageError, match="expected one tap and one pool"):
+        features(pool=["avg", "max"]).get_feature_names_out()
+
+
+def test_a_data_frame_comes_out_where_it_is_asked_for(
+    features: Callable[..., CachedFeatures], paths: list[str]
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    step = features(pool="avg").set_output(transform="pandas")
+    pictures = pandas.Series(paths[:3], index=["a", "b", "c"])
+    frame = step.fit_transform(pictures)
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.columns.tolist() == step.get_feature_names_out().tolist()
+    assert frame.index.tolist() == ["a", "b", "c"]
+    assert np.array_equal(frame.to_numpy(), features(pool="avg").transform(paths[:3]))
+
+
+def test_a_pipeline_names_its_features(
+    features: Callable[..., CachedFeatures], paths: list[str], labels: list[str]
+) -> None:
+    pipeline = make_pipeline(features(pool="max"), StandardScaler()).fit(paths, labels)
+    assert pipeline.get_feature_names_out()[-1] == "vgg16-block1_pool_63"

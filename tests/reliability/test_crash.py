@@ -17,16 +17,25 @@ import numpy as np
 import pytest
 from support.command import TINY_FLAGS
 from support.crash import (
+    ALL_ROWS,
     BATCH,
+    NAMED_ROWS,
     PIECES,
     SPACES,
+    assert_collected,
+    assert_nothing_named_is_lost,
     assert_repaired,
     assert_rows_are_handed_out,
+    assert_space_is_there_or_not_listed,
+    cache_with_garbage,
+    collect,
     damaged_cache,
     damages,
     dataset_of,
     extract,
     no_temporary_files,
+    remove_again,
+    remove_space,
     row_of,
     undisturbed,
     whole_rows_of,
@@ -261,6 +270,60 @@ def test_a_repair_cut_after_any_call_loses_nothing(
     # What was lost is all that is made again.
     every = {(kind, name) for kind in (0, 1) for name in range(4 * BATCH)}
     assert {*undisturbed(lambda: extract(tmp_path / "whole", 4))} == every - rows
+
+
+def test_a_collection_of_garbage_cut_after_any_call_loses_nothing_named(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    start = tmp_path / "start"
+    cache_with_garbage(start)
+    shutil.copytree(start, tmp_path / "whole")
+    calls = calls_of(lambda: collect(tmp_path / "whole"))
+    assert {"unlink", "rename", "lock"} <= {*calls}
+    assert_collected(tmp_path / "whole")
+    whole = tree_of(tmp_path / "whole")
+    t = tally(PROMISE, "each call of a collection of garbage")
+    for number, call in [*enumerate(calls)][:: scale(13, 1)]:
+        cache = tmp_path / f"{number}"
+        shutil.copytree(start, cache)
+        with t.case(f"cut after call {number}, {call}"):
+            cut(lambda cache=cache: collect(cache), number)
+            assert_nothing_named_is_lost(cache)
+            shutil.copytree(cache, tmp_path / "extracted")
+            made = undisturbed(lambda: extract(tmp_path / "extracted", 4))
+            assert {*made} <= ALL_ROWS - NAMED_ROWS, "more was made again than was garbage"
+            assert verify(tmp_path / "extracted")[1] == []
+            undisturbed(lambda cache=cache: collect(cache))
+            assert_collected(cache)
+            assert tree_of(cache) == whole
+        shutil.rmtree(tmp_path / "extracted", ignore_errors=True)
+        shutil.rmtree(cache)
+    made = undisturbed(lambda: extract(tmp_path / "whole", 4))
+    assert {*made} == ALL_ROWS - NAMED_ROWS
+
+
+def test_the_removal_of_a_space_cut_after_any_call_leaves_all_of_it_or_nothing(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    start = tmp_path / "start"
+    undisturbed(lambda: extract(start, 4))
+    shutil.copytree(start, tmp_path / "whole")
+    calls = calls_of(lambda: remove_space(tmp_path / "whole"))
+    assert {"unlink", "rename", "rmdir"} <= {*calls}
+    whole = tree_of(tmp_path / "whole")
+    assert not any(SPACES[0].name in path for path in whole)
+    t = tally(PROMISE, "each call of the removal of a feature space")
+    for number, call in [*enumerate(calls)][:: scale(7, 1)]:
+        cache = tmp_path / f"{number}"
+        shutil.copytree(start, cache)
+        with t.case(f"cut after call {number}, {call}"):
+            cut(lambda cache=cache: remove_space(cache), number)
+            assert_space_is_there_or_not_listed(cache)
+            remove_again(cache)
+            assert tree_of(cache) == whole
+            made = undisturbed(lambda cache=cache: extract(cache, 4))
+            assert {*made} == {row for row in ALL_ROWS if row[0] == 0}
+        shutil.rmtree(cache)
 
 
 @pytest.mark.timeout(3600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -19,15 +20,27 @@ from typing import Any
 import h5py
 import pytest
 from support.command import TINY_FLAGS, Run
-from support.faulty_disk import FaultyDisk
+from support.crash import (
+    assert_collected,
+    assert_nothing_named_is_lost,
+    assert_space_is_there_or_not_listed,
+    cache_with_garbage,
+    collect,
+    remove_again,
+    remove_space,
+    undisturbed,
+)
+from support.crash import extract as fill
+from support.faulty_disk import FaultyDisk, tree_of
 from support.samples import class_picture
 from support.tally import NewTally, Scale
 
 from featpipe import api
 from featpipe.base.disk import use_disk
 from featpipe.base.errors import StorageError
-from featpipe.datasets.files import load_dataset
+from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine import writer
+from featpipe.store.lease import LOCK_NAME
 from featpipe.store.verification import Damage, verify
 
 PROMISE = "3 Disk full and write errors"
@@ -125,6 +138,30 @@ def assert_no_worse(folder: Path) -> None:
     assert len(stored_rows(folder / "cache")) == 39 + len(damages)
 
 
+def make_garbage(folder: Path) -> None:
+    """Let the data set name every other picture alone."""
+    whole = load_dataset(folder / "cache", "colours")
+    columns = ("label", "split", "image_sha256", "status", "stat")
+    half = {name: getattr(whole, name)[::2] for name in columns}
+    save_dataset(folder / "cache", dataclasses.replace(whole, paths=whole.paths[::2], **half))
+
+
+def assert_named_rows(folder: Path) -> None:
+    assert_nothing_half(folder)
+    named = load_dataset(folder / "cache", "colours").image_sha256
+    assert {row.tobytes() for row in named} <= stored_rows(folder / "cache").keys()
+
+
+def assert_listed_or_not(folder: Path) -> None:
+    assert_nothing_half(folder)
+    assert len(stored_rows(folder / "cache")) == 40
+
+
+def removed(folder: Path) -> object:
+    assert_nothing_half(folder)
+    return stored_rows(folder / "cache"), load_dataset(folder / "cache", "colours").spaces
+
+
 WORKS = {
     "extract": Work(
         ("extract", "photos", "--name", "x", *TINY_FLAGS),
@@ -137,6 +174,12 @@ WORKS = {
     "evaluate": Work(("evaluate", "run"), evaluated),
     "predict": Work(("predict", "run", "photos"), predicted),
     "cache repair": Work(("cache", "repair"), repaired, damage, assert_no_worse),
+    "cache gc": Work(
+        ("cache", "gc", "--grace", "0"), repaired, make_garbage, check=assert_named_rows
+    ),
+    "cache remove": Work(
+        ("cache", "remove", "SPACE", "--yes"), removed, check=assert_listed_or_not
+    ),
 }
 
 
@@ -194,6 +237,9 @@ def test_every_limit_of_file_size_ends_with_74_or_is_large_enough(
 ) -> None:
     full = bool(scale(0, 1))
     work = WORKS[kind]
+    (space,) = (workspace / "cache" / "spaces").iterdir()
+    words = tuple(word.replace("SPACE", space.name) for word in work.words)
+    work = dataclasses.replace(work, words=words)
     t = tally(PROMISE, f"limits of file size: {kind}")
     # What goes to stdout must be a file, and memory that is refused ends the process.
     run = as_process if full or kind == "predict" else go
@@ -326,8 +372,11 @@ def test_every_call_of_an_extraction_that_fails_is_told_and_costs_nothing(
                     error = caught
                 assert len(disk.calls) > number, "it never came to that call"
                 if error is None:
-                    # A file system may have no locks, and the index can be made again.
-                    assert call == "lock" or files[number] == DERIVED, "nothing was told"
+                    # A file system may have no locks, and the index can be made again. Who may
+                    # not make a lock file may still read what is there.
+                    is_lock = call in ("lock", "share_lock")
+                    is_lock |= files[number] == LOCK_NAME and code == errno.EROFS
+                    assert is_lock or files[number] == DERIVED, "nothing was told"
                 else:
                     assert error.exit_code == 74
                     assert "\n" not in str(error)
@@ -343,13 +392,56 @@ def test_every_call_of_an_extraction_that_fails_is_told_and_costs_nothing(
 def _files_of_calls(disk: FaultyDisk) -> list[str]:
     """The name of the file each call was made for; of the one before, where a folder is made."""
     calls = [*zip(disk.calls, disk.arguments, strict=True)]
-    names = [arguments[1].name for call, arguments in calls if call == "rename"]
-    opened = 0
+    names = iter([arguments[1].name for call, arguments in calls if call == "rename"])
+    name = "a folder"
     found = []
-    for call, _ in calls:
-        opened += call == "open"
-        found.append(names[opened - 1] if opened and call != "mkdir" else "a folder")
+    for call, arguments in calls:
+        if call == "open":
+            name = LOCK_NAME if arguments[0].name == LOCK_NAME else next(names)
+        found.append(name if call != "mkdir" else "a folder")
     return found
+
+
+@pytest.mark.parametrize("kind", ["cache gc", "cache remove"])
+def test_every_call_that_fails_while_rows_are_taken_away_is_told_and_costs_nothing(
+    kind: str, tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    is_gc = kind == "cache gc"
+    start = tmp_path / "start"
+    cache_with_garbage(start) if is_gc else undisturbed(lambda: fill(start, 4))
+    do = collect if is_gc else remove_space
+    whole = FaultyDisk(syncs=False)
+    shutil.copytree(start, tmp_path / "whole")
+    with use_disk(whole):
+        do(tmp_path / "whole")
+    files = _files_of_calls(whole)
+    t = tally(PROMISE, f"each call to the disk failing: {kind}")
+    step = scale(len(whole.calls) // 4, 1)
+    for number in range(random.randrange(step), len(whole.calls), step):
+        for code in REFUSALS if step == 1 else (random.choice(REFUSALS),):
+            call, reason = whole.calls[number], os.strerror(code)
+            cache = tmp_path / f"{number}-{code}"
+            shutil.copytree(start, cache)
+            with t.case(f"{call} number {number}: {reason}"):
+                disk = FaultyDisk(fail_at=number, fail_with=OSError(code, reason), syncs=False)
+                with use_disk(disk):
+                    try:
+                        do(cache)
+                    except StorageError as error:
+                        assert reason in str(error) and "\n" not in str(error)
+                        assert str(cache) in str(error)
+                    else:
+                        # The index can be made again, and a file system may have no locks.
+                        assert call == "lock" or files[number] == DERIVED, "nothing was told"
+                if is_gc:
+                    assert_nothing_named_is_lost(cache)
+                    undisturbed(lambda cache=cache: collect(cache))
+                    assert_collected(cache)
+                else:
+                    assert_space_is_there_or_not_listed(cache)
+                    remove_again(cache)
+                    assert tree_of(cache) == tree_of(tmp_path / "whole")
+            shutil.rmtree(cache)
 
 
 # A file system that is really full.

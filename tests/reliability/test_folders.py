@@ -325,6 +325,7 @@ def test_a_read_only_cache_can_be_read_and_says_that_it_is_read_only(
         ["cache", "info", "colours"],
         ["cache", "verify"],
         ["cache", "repair"],
+        ["cache", "gc", "--grace", "0"],
         ["train-head", "colours", "--epochs", "2", "--out", "elsewhere"],
         ["evaluate", "run"],
         ["predict", "run", "photos/red/00.png", "photos/blue/01.png"],
@@ -336,6 +337,9 @@ def test_a_read_only_cache_can_be_read_and_says_that_it_is_read_only(
         with t.case(" ".join(command[:2])):
             done = inside(*command)
             assert done.returncode == 0, done.stderr
+    with t.case("cache remove"):
+        reason = r"expected to delete .*colours\.h5, but: Read-only file system; make its folder w"
+        refused(inside("cache", "remove", "colours", "--yes"), 74, reason)
     class_picture(2, 77).save(read_only / "new.png")
     writing = [
         ["extract", "photos", "--name", "colours", *TINY_FLAGS],

@@ -392,7 +392,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "train-head": (
         ["train-head", "colours", "--epochs", "2", "--out", "new", "--overwrite"],
         "head tap pool learning-rate weight-decay batch-size epochs patience hidden dropout C "
-        "max-iter seed val device cache".split(),
+        "max-iter seed val device cache space".split(),
     ),
     "train-head mlp": (
         ["train-head", "colours", "--head", "mlp", "--epochs", "1", "--out", "new", "--overwrite"],
@@ -410,6 +410,8 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "cache info": (["cache", "info", "colours"], ["cache"]),
     "cache verify": (["cache", "verify", "--quick"], ["cache"]),
     "cache repair": (["cache", "repair"], ["cache"]),
+    "cache gc": (["cache", "gc", "--dry-run"], ["grace", "cache"]),
+    "cache remove": (["cache", "remove", "colours"], ["cache"]),
     "weights list": (["weights", "list"], ["cache"]),
     "weights fetch": (["weights", "fetch"], "backbone cache".split()),
 }
@@ -421,6 +423,7 @@ ARGUMENTS = {
     "run": 1,
     "backbones": 1,
     "cache info": 2,
+    "cache remove": 2,
     "weights fetch": 2,
 }
 """Commands with an argument, and where it stands."""

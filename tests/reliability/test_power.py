@@ -16,16 +16,26 @@ from pathlib import Path
 import pytest
 from support.crash import (
     BATCH,
+    NAMED,
+    NAMED_ROWS,
     PIECES,
     SPACES,
     ReadOnlyDisk,
+    assert_collected,
+    assert_nothing_named_is_lost,
     assert_repaired,
     assert_rows_are_handed_out,
+    assert_space_is_there_or_not_listed,
+    cache_with_garbage,
+    collect,
     damaged_cache,
     damages,
     dataset_of,
+    dataset_of_pictures,
     extract,
     no_temporary_files,
+    remove_again,
+    remove_space,
     row_of,
     undisturbed,
     whole_rows_of,
@@ -45,7 +55,7 @@ from support.tally import NewTally, Scale
 
 from featpipe.base.disk import use_disk
 from featpipe.base.errors import DamageError, NotFoundError
-from featpipe.datasets.files import load_dataset
+from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine import writer
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.stages.maintain import repair, verify
@@ -257,7 +267,7 @@ def test_without_fsync_rows_would_be_lost(forgotten: str, tmp_path: Path) -> Non
     assert lost > 5
 
 
-@pytest.mark.parametrize("what", ["rows", "a head", "a repair"])
+@pytest.mark.parametrize("what", ["rows", "a head", "a repair", "a collection of garbage"])
 def test_every_name_is_given_to_a_durable_file_and_made_durable(
     what: str, tmp_path: Path, heads: list[TrainedHead]
 ) -> None:
@@ -267,6 +277,9 @@ def test_every_name_is_given_to_a_durable_file_and_made_durable(
     elif what == "a head":
         save_head(root / "run", heads[0])
         journal = recorded(root, lambda: save_head(root / "run", heads[1]))
+    elif what == "a collection of garbage":
+        cache_with_garbage(root / "cache")
+        journal = recorded(root, lambda: collect(root / "cache"))
     else:
         damaged_cache(root / "cache")
         journal = recorded(root, lambda: repair(root / "cache"))
@@ -369,4 +382,84 @@ def test_a_repair_survives_a_power_loss_at_any_instant(
             assert damaged <= everywhere, "a damaged file is gone"
             undisturbed(lambda cache=cache: repair(cache))
             assert_repaired(cache, rows, damaged)
+        shutil.rmtree(tmp_path / "state")
+
+
+def test_a_collection_of_garbage_survives_a_power_loss_at_any_instant(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    root = tmp_path / "recorded"
+    cache_with_garbage(root / "cache")
+    journal = recorded(root, lambda: collect(root / "cache"))
+    t = tally(PROMISE, "states of a disk on which garbage was collected")
+    for label, length, tree in states(journal, scale(15, 400), 6):
+        with t.case(label):
+            build_tree(tmp_path / "state", tree)
+            cache = tmp_path / "state" / "cache"
+            assert_nothing_named_is_lost(cache)
+            if length == len(journal.operations):
+                assert whole_rows_of(cache) == NAMED_ROWS, "garbage came back"
+            undisturbed(lambda cache=cache: collect(cache))
+            assert_collected(cache)
+        shutil.rmtree(tmp_path / "state")
+
+
+def test_a_collection_is_killed_and_the_next_one_meets_a_power_loss(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    # What the dead process has not made durable, the next one relies on.
+    cache_with_garbage(tmp_path / "whole" / "cache")
+    calls = recorded(tmp_path / "whole", lambda: collect(tmp_path / "whole" / "cache")).calls
+    t = tally(PROMISE, "states after a kill, collecting on, and a power loss")
+    for number in range(len(calls) // 4, len(calls), scale(len(calls) // 2, 1)):
+        root = tmp_path / f"killed{number}"
+        cache_with_garbage(root / "cache")
+        disk = JournalDisk(root, bytes_a_write=PIECES, lose_power_after=number)
+        with use_disk(disk):
+            with pytest.raises(PowerLoss):
+                collect(root / "cache")
+            disk.come_back()
+            collect(root / "cache")
+        for label, _, tree in states(disk, scale(3, 12), number):
+            with t.case(f"kill {number}, {label}"):
+                build_tree(tmp_path / "state", tree)
+                assert_nothing_named_is_lost(tmp_path / "state" / "cache")
+            shutil.rmtree(tmp_path / "state")
+
+
+def test_a_list_that_a_power_loss_may_bring_back_keeps_its_rows(tmp_path: Path) -> None:
+    # An extraction is killed before its new list is durable; then garbage is collected.
+    root = tmp_path / "recorded"
+    undisturbed(lambda: extract(root / "cache", 4))
+    disk = JournalDisk(root, forgets=["fsync_folder"])
+    with use_disk(disk):
+        save_dataset(root / "cache", dataset_of_pictures(NAMED))
+    disk.forget_nothing()
+    with use_disk(disk):
+        collect(root / "cache")
+    for _, _, tree in states(disk, 40, seed=7):
+        build_tree(tmp_path / "state", tree)
+        named = load_dataset(tmp_path / "state" / "cache", "set")
+        for space in SPACES:
+            rows = FeatureStore(tmp_path / "state" / "cache", space).rows(named.image_sha256)
+            assert len(rows) == len(named)
+        shutil.rmtree(tmp_path / "state")
+
+
+def test_the_removal_of_a_space_survives_a_power_loss_at_any_instant(
+    tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    root = tmp_path / "recorded"
+    undisturbed(lambda: extract(root / "cache", 4))
+    journal = recorded(root, lambda: remove_space(root / "cache"))
+    gone = named(tree_of(root / "cache"))
+    t = tally(PROMISE, "states of a disk on which a feature space was removed")
+    for label, _, tree in states(journal, scale(15, 400), 8):
+        with t.case(label):
+            build_tree(tmp_path / "state", tree)
+            cache = tmp_path / "state" / "cache"
+            assert_space_is_there_or_not_listed(cache)
+            remove_again(cache)
+            # A temporary file goes with the next file that is written beside it.
+            assert named(tree_of(cache)) == gone
         shutil.rmtree(tmp_path / "state")

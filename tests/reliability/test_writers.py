@@ -18,9 +18,13 @@ from support.tally import NewTally, Scale
 
 from featpipe import api
 from featpipe.base.disk import is_temporary
+from featpipe.base.errors import InUseError
 from featpipe.datasets.files import list_datasets, load_dataset
+from featpipe.datasets.named_rows import NamedRows
 from featpipe.integrations.arrays import open_features
-from featpipe.stages.maintain import verify
+from featpipe.specs.garbage import GarbageSpec
+from featpipe.stages.maintain import collect_garbage, verify
+from featpipe.stages.removal import find_removal, remove
 from featpipe.store.feature_store import FeatureStore, list_stores
 from featpipe.store.segments import read_segment, whole_rows
 
@@ -246,3 +250,68 @@ def read(cache: Path, alone: Path, number: int, folder: Path) -> None:
                 "before", cache=cache, out=folder / f"run{number}", epochs=2, device="cpu"
             )
             assert (trained.head / "head.json").exists()
+
+
+# A process that replaces one data set again and again: the rows of the former one are garbage,
+# some of them are wanted again, and each time it looks at all rows that it was promised.
+REPLACER = """
+import itertools, sys, time
+import numpy as np
+from featpipe import api
+from featpipe.engine import writer
+from featpipe.integrations.arrays import open_features
+
+writer.COMMIT_BYTES = 1
+pictures, cache, rounds = sys.argv[1:4]
+options = dict(word.split("=") for word in sys.argv[4:])
+print("ready", flush=True)
+for _, name in zip(range(int(rounds)), itertools.cycle(("one", "two", "three"))):
+    X, y = open_features("before", split="all", cache=cache)
+    api.extract(f"{pictures}/{name}", name="changing", cache=cache, batch_size=4, **options)
+    Z, _ = open_features("changing", split="all", cache=cache)
+    # Here a collection may come between the look-up and the reading.
+    time.sleep(0.02)
+    assert np.isfinite(np.asarray(X)).all() and len(np.asarray(Z)) == 24
+"""
+
+
+@pytest.mark.timeout(3600)
+def test_garbage_is_collected_beside_an_extraction_and_readers(
+    pictures: Path, alone: Path, tmp_path: Path, tally: NewTally, scale: Scale
+) -> None:
+    t = tally(PROMISE, "collections of garbage beside extractions and readers")
+    cache = tmp_path / "cache"
+    api.extract(pictures / "one", name="before", cache=cache, **OPTIONS)
+    api.extract(pictures / "all", name="garbage", cache=cache, **OPTIONS)
+    remove(cache, find_removal(cache, "garbage"))
+    words = [str(pictures), str(cache), str(scale(3, 60)), "workers=1"]
+    words += [f"{name}={value}" for name, value in OPTIONS.items()]
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", REPLACER, *words],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        refused = rows = 0
+        while process.poll() is None:
+            with t.case("collection"):
+                try:
+                    found = collect_garbage(cache, GarbageSpec(grace=0.0))
+                    rows += sum(store.rows for store in found)
+                except InUseError:
+                    refused += 1
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
+    assert refused and rows, "the two never met"
+    collect_garbage(cache, GarbageSpec(grace=0.0))
+    assert_tidy(cache)
+    assert_as_alone(cache, alone, "before", pictures / "one")
+    (store,) = list_stores(cache)
+    named = NamedRows.of_cache(cache).of_space(store.space)
+    assert len(store.index.ids) == len(named), "garbage stayed, or a row that is named went"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
 import re
 import warnings
@@ -17,67 +16,26 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.samples import image_ids, jpeg_bytes, small_space
+from support.reports import HOSTILE, history, mistake, trained_head
+from support.samples import jpeg_bytes, small_space
 
 from featpipe.base.errors import BadImageError
-from featpipe.heads import new_head
-from featpipe.heads.base import History, HistoryRow
 from featpipe.reports import figures
+from featpipe.reports import page as page_module
+from featpipe.reports.confusion import LISTED_PAIRS, confused_pairs
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import THUMBNAIL_PIXELS, Mistake
+from featpipe.reports.mistakes import FIRST_SHOWN, THUMBNAIL_PIXELS, Mistake, thumbnails
 from featpipe.reports.page import write_report
-from featpipe.runs.trained_head import TrainedHead
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "\"'><img src=http://evil.example/x onerror=alert(1)>",
-    "--><b>&amp;",
-    "$\\frac{$ $$",
-    "$math$",
-    "line\nbreak\ttab",
-    "‮right to left",
-    "猫 chat",
-]
+from featpipe.reports.thresholds import threshold_counts
 
 
-def history(rows: int = 4, axis: str = "epoch") -> History:
-    return History(
-        axis,
-        [
-            HistoryRow(
-                at=10.0 ** -(i + 1) if axis == "C" else i + 1,
-                train_loss=1 / (i + 1),
-                train_accuracy=0.5 + i / 20,
-                val_loss=1.1 / (i + 1),
-                val_accuracy=0.4 + i / 20,
-            )
-            for i in range(rows)
-        ],
-        rows - 1,
-    )
-
-
-def trained_head(classes: list[str], **changes: Any) -> TrainedHead:
-    head = new_head("linear", {})
-    head.classes_ = np.array(classes)
-    fields: dict[str, Any] = {
-        "head": head,
-        "space": small_space(),
-        "weights_name": "random:0",
-        "dataset": {"name": "pets", "sha256": "ab" * 32, "val": "given"},
-        "history": history(),
-        "metrics": {},
-        "info": {"seed": 0, "torch": "9.9"},
-        "train_ids": image_ids(1),
-    }
-    return TrainedHead(**{**fields, **changes})
+def predictions(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """True classes (4 k,) and probabilities (4 k, k) that know nothing of them."""
+    return np.arange(4 * k) % k, np.random.default_rng(0).dirichlet(np.ones(k), 4 * k)
 
 
 def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
-    k = len(classes)
-    rng = np.random.default_rng(0)
-    y = np.arange(4 * k) % k
-    p = rng.dirichlet(np.ones(k), 4 * k)
+    y, p = predictions(len(classes))
     return {
         **score(y, p, classes),
         "dataset": "pets",
@@ -86,26 +44,6 @@ def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
         "trained_on": 0,
         **changes,
     }
-
-
-def mistake(path: str, data: bytes | None, **changes: Any) -> Mistake:
-    """A mistake whose picture is ``data``; None for one that is gone."""
-
-    def read(asked: str) -> bytes:
-        assert asked == path
-        if data is None:
-            raise FileNotFoundError(asked)
-        return data
-
-    fields: dict[str, Any] = {
-        "path": path,
-        "truth": "cat",
-        "predicted": "dog",
-        "probability": 0.876,
-        "image_id": hashlib.sha256(data or b"").digest(),
-        "read": read,
-    }
-    return Mistake(**{**fields, **changes})
 
 
 Page = Callable[..., str]
@@ -128,6 +66,7 @@ def page(tmp_path: Path) -> Page:
             trained_head(classes, **(trained or {})),
             evaluation_of(classes, **evaluation),
             mistakes or [],
+            threshold_counts(*predictions(len(classes))),
         )
         return path.read_text("utf-8")
 
@@ -153,23 +92,32 @@ class Elements(HTMLParser):
         return sum(name == tag for name, _ in self.found)
 
 
+OWN_TAGS = set(
+    "html head meta title style body main nav section script h1 h2 h3 p a i b br span code div "
+    "table thead tbody tr th td figure figcaption img button label select option input output "
+    "svg g path defs use clippath rect text".split()
+)
+
+
 def assert_self_contained(text: str) -> None:
-    """Nothing is fetched and nothing runs."""
+    """Nothing is fetched, and nothing runs but the page's own script."""
     seen = Elements(text)
-    allowed = {*"html head meta title style body h1 h2 p div b span table tr th td code".split()}
-    allowed |= {*"figure figcaption img br svg g path defs use clippath rect metadata".split()}
-    allowed |= {"image", "rdf:rdf", "cc:work", "dc:type", "dc:format", "dc:creator", "cc:agent"}
-    allowed |= {"dc:title"}
-    assert {tag for tag, _ in seen.found} <= allowed
+    assert {tag for tag, _ in seen.found} <= OWN_TAGS
     for tag, attributes in seen.found:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
-                assert (value or "").startswith(("data:image/png;base64,", "#")), (tag, value)
+                allowed = ("data:image/png;base64,", "data:image/jpeg;base64,", "#")
+                assert (value or "").startswith(allowed), (tag, value)
     for target in re.findall(r"url\((.*?)\)", text):
         assert target.startswith("#")
     assert "@import" not in text
-    assert "default-src 'none'" in html.unescape(text)
+    (policy,) = [a["content"] for tag, a in seen.found if "http-equiv" in a]
+    assert policy is not None and policy.startswith("default-src 'none'; base-uri 'none'")
+    scripts = re.findall(r"<script(.*?)>(.*?)</script>", text, re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json"', ""]
+    digest = hashlib.sha256(scripts[1][1].encode()).digest()
+    assert policy.endswith(f"; script-src 'sha256-{base64.b64encode(digest).decode()}'")
 
 
 def test_a_page_has_all_its_parts(page: Page) -> None:
@@ -177,11 +125,11 @@ def test_a_page_has_all_its_parts(page: Page) -> None:
     assert_self_contained(text)
     seen = Elements(text)
     assert text.startswith("<!doctype html>")
-    # Curves, confusion, calibration.
+    # Threshold, curves, calibration.
     assert seen.count("svg") == 3
     assert seen.count("img") == 1
-    for heading in ("Training", "Confusion and calibration", "Classes", "Worst mistakes"):
-        assert f"<h2>{heading}</h2>" in text
+    for heading in "Confusion,Mistakes,Classes,Threshold,Training and calibration".split(","):
+        assert re.search(f"<h2[^>]*>{heading}</h2>", text)
     words = "".join(seen.text)
     for word in ("pets: linear head", "8 pictures", "tiny", "random:0", "given"):
         assert word in words
@@ -193,15 +141,19 @@ def test_scores_on_the_page_are_the_evaluations(page: Page) -> None:
         ["cat", "dog"],
         accuracy=0.9876,
         accuracy_ci95=[0.951, 0.999],
+        balanced_accuracy=0.9123,
+        macro_f1=0.87654,
+        baseline_accuracy=0.618,
         log_loss=0.12345,
         ece=0.0567,
         roc_auc=0.9912,
     )
-    for value in ("98.8%", "(95 %: 95.1% to 99.9%)", "0.1235", "0.0567", "0.9912"):
-        assert value in text or value.replace("0.1235", "0.1234") in text
-    assert (
-        "None" not in "".join(Elements(page(["cat", "dog"], roc_auc=None)).text).split("Worst")[0]
-    )
+    expected = ["98.8%", "61.8%", "91.2%", "0.8765", "0.1235", "0.0567", "0.9912"]
+    assert re.findall(r'<div class="tile"><b>(.*?)</b>', text) == expected
+    assert "(95 %: 95.1% to 99.9%)" in text
+    unknown = page(["cat", "dog"], roc_auc=None)
+    assert "<b>–</b><span>ROC-AUC</span>" in unknown
+    assert "None" not in "".join(Elements(unknown).text).partition("None: every")[0]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -210,7 +162,7 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
         [hostile, "b"],
         mistakes=[
             mistake(f"{hostile}.jpg", jpeg_bytes(0), truth=hostile, predicted=hostile),
-            mistake(f"gone {hostile}.jpg", None, truth=hostile),
+            mistake(f"gone {hostile}.jpg", None, truth=hostile, predicted="b"),
         ],
         trained={
             "weights_name": hostile,
@@ -221,6 +173,7 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
         split=hostile,
         duplicates=[hostile],
         trained_on=1,
+        notes=[hostile],
     )
     assert_self_contained(text)
     # The parser gives the very text back, but for characters that cannot be seen.
@@ -229,14 +182,15 @@ def test_anyones_text_stays_text(hostile: str, page: Page) -> None:
     )
     words = Elements(text).text
     assert f"{visible}.jpg" in words and f"gone {visible}.jpg" in words
-    # Title, heading, split, duplicate, class, five in the mistakes, four in the origin.
-    assert "".join(words).count(visible) == 14
+    # Title and heading, split, duplicate, note, two heads of the matrix, a pair each way, three
+    # lists to choose from, class, five in the mistakes, four in the origin.
+    assert "".join(words).count(visible) == 22
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(page: Page) -> None:
     path = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     text = page(
-        ["a", "b"], mistakes=[mistake(path, jpeg_bytes(0))], duplicates=[path], trained_on=1
+        ["cat", "dog"], mistakes=[mistake(path, jpeg_bytes(0))], duplicates=[path], trained_on=1
     )
     assert text.count(r"caf\udce9.jpg") == 2
 
@@ -246,51 +200,46 @@ def test_class_names_that_are_no_text_are_shown_as_such(page: Page) -> None:
     assert r"caf\udce9" in page([name, "b"])
 
 
-def test_class_names_in_any_script_draw_without_a_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figures.confusion([[1, 0], [0, 1]], ["猫", "b"])
+def smooth_picture(seed: int) -> bytes:
+    """300 x 200 pixels, as a JPEG."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((300, 200)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ["$math$", "$\\frac{$", "\\$a\\$", "$$", "a$b$c", "%", "_x^y"])
-def test_class_names_are_no_formulas(name: str) -> None:
-    # A figure holds the text it drew as a comment; a formula would have none of its dollars.
-    drawn = figures.confusion([[1, 0], [0, 1]], [name, "b"])
-    assert f"<!-- {name} -->" in drawn or f"<!-- {html.escape(name)} -->" in drawn
-
-
-def test_thumbnails_are_small_pngs_of_the_right_pictures(page: Page) -> None:
-    data = jpeg_bytes(3, (300, 200))
-    text = page(["cat", "dog"], mistakes=[mistake("a.jpg", data)])
+def test_thumbnails_are_small_jpegs_of_the_right_pictures(page: Page) -> None:
+    text = page(["cat", "dog"], mistakes=[mistake("a.jpg", smooth_picture(3))])
     (source,) = [a["src"] for tag, a in Elements(text).found if tag == "img"]
     assert source is not None
     shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
-    assert shown.format == "PNG" and max(shown.size) == THUMBNAIL_PIXELS
-    small = Image.open(io.BytesIO(data)).convert("RGB").resize(shown.size)
-    difference = np.abs(np.asarray(shown, float) - np.asarray(small, float)).mean()
-    assert difference < 12
-    other = Image.open(io.BytesIO(jpeg_bytes(4, (300, 200)))).convert("RGB").resize(shown.size)
-    assert np.abs(np.asarray(shown, float) - np.asarray(other, float)).mean() > 2 * difference
+    assert shown.format == "JPEG" and max(shown.size) == THUMBNAIL_PIXELS
+
+    def difference(data: bytes) -> float:
+        original = Image.open(io.BytesIO(data)).convert("RGB").resize(shown.size)
+        return float(np.abs(np.asarray(shown, float) - np.asarray(original, float)).mean())
+
+    assert difference(smooth_picture(3)) < 4 < 20 < difference(smooth_picture(4))
     words = "".join(Elements(text).text)
     assert "dog 87.6%, is cat" in words and "a.jpg" in words
 
 
-def test_small_pictures_are_enlarged_in_whole_pixels() -> None:
+def test_small_pictures_are_kept_pixel_by_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 6), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    png = mistake("digit.png", buffer.getvalue()).thumbnail()
-    assert png is not None
-    shown = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
-    assert np.array_equal(shown, pixels.repeat(20, 0).repeat(20, 1))
+    thumbnail = mistake("digit.png", buffer.getvalue()).thumbnail()
+    assert thumbnail is not None and thumbnail.kind == "png"
+    shown = np.asarray(Image.open(io.BytesIO(thumbnail.data)).convert("L"))
+    assert np.array_equal(shown, pixels)
 
 
 def test_thumbnails_are_turned_as_the_camera_was() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    png = mistake("a.jpg", jpeg_bytes(0, (80, 40), exif=exif)).thumbnail()
-    assert png is not None
-    width, height = Image.open(io.BytesIO(png)).size
+    thumbnail = mistake("a.jpg", jpeg_bytes(0, (80, 40), exif=exif)).thumbnail()
+    assert thumbnail is not None
+    width, height = Image.open(io.BytesIO(thumbnail.data)).size
     assert height == 2 * width
 
 
@@ -325,7 +274,7 @@ def _refuse(*_: object) -> None:
 def test_no_mistakes_are_said_to_be_none(page: Page) -> None:
     text = page(["cat", "dog"])
     assert "None: every picture was classified correctly." in text
-    assert "<figure>" not in text
+    assert "<figure" not in text
 
 
 def test_duplicates_are_warned_of(page: Page) -> None:
@@ -339,16 +288,120 @@ def test_duplicates_are_warned_of(page: Page) -> None:
     assert "<code>19.png</code> and 5 more</p>" in many and "20.png" not in many
 
 
+def test_every_note_is_a_warning(page: Page) -> None:
+    assert 'class="warn"' not in page(["cat", "dog"])
+    text = page(["cat", "dog"], notes=["few pictures", "<b>split</b>"])
+    assert '<p class="warn">few pictures</p>' in text
+    assert '<p class="warn">&lt;b&gt;split&lt;/b&gt;</p>' in text
+
+
 @pytest.mark.parametrize("k", [2, 20, 21, 30])
-def test_any_number_of_classes_is_drawn(k: int, page: Page) -> None:
+def test_any_number_of_classes_is_shown(k: int, page: Page) -> None:
     classes = [f"class number {i}" for i in range(k)]
-    seen = Elements(page(classes))
-    assert seen.count("svg") == 3
+    text = page(classes)
+    assert_self_contained(text)
+    seen = Elements(text)
+    confusion = evaluation_of(classes)["confusion"]
+    # Beyond twenty classes the numbers would be too small to read.
+    assert seen.count("svg") == (4 if k > 20 else 3)
+    if k <= 20:
+        cells = re.findall(r'data-cell="(\d+),(\d+)">(\d+)<', text)
+        found = {(int(i), int(j)): int(n) for i, j, n in cells}
+        assert found == {(i, j): confusion[i][j] for i in range(k) for j in range(k)}
+    else:
+        cells = re.findall(r'x="(\d+)" y="(\d+)" width="1".*? data-count="(\d+)"', text)
+        found = {(int(i), int(j)): int(n) for j, i, n in cells}
+        assert found == {
+            (i, j): confusion[i][j] for i in range(k) for j in range(k) if confusion[i][j]
+        }
     for name in classes:
         assert name in seen.text
-    figure = figures.confusion(np.eye(k, dtype=int).tolist(), classes)
-    # Beyond twenty the names would be too small to read.
-    assert ("<!-- class number 0 -->" in figure) == (k <= 20)
+
+
+def test_pairs_are_ordered_by_count_and_then_by_share(page: Page) -> None:
+    pairs = confused_pairs([[5, 3, 0], [3, 1, 0], [9, 0, 90]])
+    assert [(p.truth, p.predicted, p.count) for p in pairs] == [(2, 0, 9), (1, 0, 3), (0, 1, 3)]
+    assert pairs[1].share == 3 / 4
+    k = 40
+    text = page([str(i) for i in range(k)], confusion=np.ones((k, k), int).tolist())
+    table = text.split("Most confused")[1].split("</table>")[0]
+    assert table.count("<tr>") == LISTED_PAIRS + 1
+    assert f"The {LISTED_PAIRS} fullest of {k * (k - 1)} pairs" in table
+
+
+def test_classes_are_listed_worst_first_and_those_without_a_picture_last(page: Page) -> None:
+    scores = [
+        {"class": name, "precision": 0.5, "recall": f1, "f1": f1, "support": support}
+        for name, f1, support in [("good", 0.9, 9), ("none", 0.0, 0), ("bad", 0.1, 9)]
+    ]
+    confusion = [[8, 0, 1], [0, 0, 0], [7, 1, 1]]
+    text = page(["good", "none", "bad"], per_class=scores, confusion=confusion)
+    table = text.split('id="class-table"')[1].split("</table>")[0]
+    assert re.findall(r'<td class="left">(\w+)', table) == ["bad", "good", "none"]
+    # Missed and wrongly given.
+    counts = re.findall(
+        r"<td>(\d+)</td><td>(?:<button[^>]*>)?(\d+).*?(\d+)(?:</button>)?</td></tr>", table
+    )
+    assert counts == [("9", "8", "1"), ("9", "1", "7"), ("0", "0", "1")]
+
+
+def test_thumbnails_keep_to_their_budget_and_the_page_says_so(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [mistake(f"{i}.jpg", jpeg_bytes(i, (90, 90))) for i in range(6)]
+    sizes = [len(thumbnail.uri) for m in made if (thumbnail := m.thumbnail())]
+    some = thumbnails(made, budget=sum(sizes[:4]))
+    assert sorted(some) == [0, 1, 2, 3] and all(some.values())
+    monkeypatch.setattr(page_module, "thumbnails", lambda m: thumbnails(m, budget=sum(sizes[:4])))
+    text = page(["cat", "dog"], mistakes=made)
+    assert text.count("<img ") == 4 and text.count("<figure") == 6
+    assert "2 mistakes are listed without one" in text
+    assert "gone or changed" not in text
+
+
+def test_a_rare_confusion_has_its_turn_for_a_thumbnail() -> None:
+    picture = jpeg_bytes(0, (90, 90))
+    made = [mistake(f"{i}.jpg", picture) for i in range(FIRST_SHOWN + 50)]
+    made.append(mistake("rare.jpg", picture, truth="dog", predicted="cat"))
+    thumbnail = made[0].thumbnail()
+    assert thumbnail is not None
+    some = thumbnails(made, budget=(FIRST_SHOWN + 10) * len(thumbnail.uri))
+    assert len(some) == FIRST_SHOWN + 10
+    assert set(range(FIRST_SHOWN)) < set(some) and len(made) - 1 in some
+
+
+def test_slow_pictures_do_not_hold_up_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featpipe.reports.mistakes.THUMBNAIL_SECONDS", -1.0)
+    assert thumbnails([mistake("a.jpg", jpeg_bytes(0))]) == {}
+
+
+def test_more_mistakes_than_a_page_holds_are_counted(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "LISTED_MISTAKES", 3)
+    text = page(["cat", "dog"], mistakes=[mistake(f"{i}.jpg", None) for i in range(5)])
+    assert text.count("<figure") == 3 and "2 further mistakes are not listed here" in text
+
+
+def test_counts_by_threshold_are_those_of_the_probabilities() -> None:
+    y, p = predictions(3)
+    p[0] = [0.29, 0.71, 0.0]
+    first, *every = threshold_counts(y, p)
+    likeliest = p.argmax(axis=1)
+    for step in (0, 29, 50, 71, 100):
+        sure = p.max(axis=1) >= step / 100
+        assert sum(first["given"][step:]) == sure.sum()
+        assert sum(first["right"][step:]) == (sure & (likeliest == y)).sum()
+        for i, counts in enumerate(every):
+            given = p[:, i] >= step / 100
+            assert sum(counts["given"][step:]) == given.sum()
+            assert sum(counts["right"][step:]) == (given & (y == i)).sum()
+    assert [counts["of"] for counts in [first, *every]] == [12, 4, 4, 4]
+
+
+def test_a_page_repeats_byte_for_byte(page: Page) -> None:
+    made = [mistake(f"{i}.jpg", jpeg_bytes(i)) for i in range(3)]
+    assert page(["cat", "dog"], mistakes=made) == page(["cat", "dog"], mistakes=made)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +430,19 @@ def test_calibration_of_one_bin_is_drawn() -> None:
     ET.fromstring(drawn)
 
 
-def test_figures_repeat_byte_for_byte() -> None:
-    assert figures.curves(history()) == figures.curves(history())
-    matrix = [[3, 1], [0, 4]]
-    assert figures.confusion(matrix, ["a", "b"]) == figures.confusion(matrix, ["a", "b"])
-    assert figures.confusion(matrix, ["a", "b"]) != figures.confusion([[3, 2], [0, 4]], ["a", "b"])
+def test_figures_take_their_colours_from_the_page() -> None:
+    drawn = figures.curves(history())
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) <= {
+        "none",
+        "currentColor",
+        "var(--first)",
+        "var(--second)",
+        "var(--soft)",
+    }
+
+
+def test_figures_share_no_ids_and_repeat_byte_for_byte() -> None:
+    drawn = figures.curves(history())
+    assert drawn == figures.curves(history())
+    assert drawn != figures.curves(history(5))
+    assert "<g id=" not in drawn and "<metadata" not in drawn

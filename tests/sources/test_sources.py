@@ -77,16 +77,16 @@ def test_split_folders_are_known_however_they_are_spelt(
     }
 
 
-def test_pictures_under_a_split_without_class_are_unlabelled(write: Write, tmp_path: Path) -> None:
-    write("train/cats/1.jpg")
-    write("test/2.jpg")
-    write("stray.jpg")
+def test_pictures_without_class_are_unlabelled_at_any_depth(write: Write, tmp_path: Path) -> None:
+    for name in ("train/cats/1.jpg", "test/2.jpg", "stray.jpg", "notes.txt", "test/notes.txt"):
+        write(name)
     source = open_source(tmp_path)
     assert set(listed(source)) == {
         ("train/cats/1.jpg", "cats", "train"),
         ("test/2.jpg", None, "test"),
+        ("stray.jpg", None, None),
     }
-    assert source.ignored == 1
+    assert source.ignored == 2
 
 
 def test_without_train_a_folder_called_test_is_a_class(write: Write, tmp_path: Path) -> None:

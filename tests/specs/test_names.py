@@ -16,6 +16,7 @@ from featpipe.base.errors import UsageError
 from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
+from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
@@ -46,6 +47,8 @@ def options_on_the_command_line(command: str) -> dict[str, Any]:
         ("predict", set(PredictSpec.option_names()), {"probabilities"}),
         ("compare", set(CompareSpec.option_names()), set()),
         ("runs", set(RunsSpec.option_names()), set()),
+        ("audit", set(AuditSpec.option_names()), set()),
+        ("relabel", set(RelabelSpec.option_names()), set()),
     ],
 )
 def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) -> None:
@@ -61,6 +64,8 @@ def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) ->
         ("predict", PredictSpec),
         ("compare", CompareSpec),
         ("runs", RunsSpec),
+        ("audit", AuditSpec),
+        ("relabel", RelabelSpec),
     ],
 )
 def test_every_flag_has_the_fields_name_and_help_and_no_default_of_its_own(
@@ -101,8 +106,10 @@ def test_the_schema_is_printed(featpipe: Run) -> None:
         (lambda empty, **options: api.train_head("pets", **options), HeadSpec),
         (lambda empty, **options: api.evaluate(empty / "run", **options), EvaluateSpec),
         (lambda empty, **options: api.predict(empty / "run", [], **options), PredictSpec),
+        (lambda empty, **options: api.audit("pets", **options), AuditSpec),
+        (lambda empty, **options: api.relabel("pets", empty / "fixes", **options), RelabelSpec),
     ],
-    ids=["extract", "train_head", "evaluate", "predict"],
+    ids=["extract", "train_head", "evaluate", "predict", "audit", "relabel"],
 )
 def test_python_takes_the_fields_and_nothing_else(
     call: Any, spec: type[Spec], tmp_path: Path

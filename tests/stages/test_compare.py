@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.command import Run, json_of
 from support.library import evaluate, train_head
-from support.runs import load_head
+from support.runs import load_head, save_head, trained_head
 from support.samples import in_splits, small_space, stored_set
 
 import featpipe
 from featpipe.base.errors import DataError, NotFoundError, UsageError
+from featpipe.cli.comparing import of_runs
 
 
 @pytest.fixture
@@ -245,3 +250,38 @@ def test_a_run_below_folders_is_found_and_a_link_is_not_followed(
     assert [row["run"] for row in rows] == [str(deep / "head")]
     with pytest.raises(NotFoundError):
         featpipe.list_runs(tmp_path / "nowhere")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists))
+def test_a_list_of_runs_survives_metrics_that_say_anything(value: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        save_head(run, trained_head("logistic"))
+        document = {"split": "test", "dataset": "pets", "n": 3, "accuracy": 1.0}
+        (run / "metrics.json").write_text(json.dumps({**document, "accuracy_ci95": value}))
+        listed = featpipe.list_runs(folder)
+        assert len(listed.found.runs) + len(listed.found.damaged) == 1
+        of_runs(listed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("metrics", {"train": {}, "val": {}}),
+        ("metrics", {"train": 3, "val": 3}),
+        ("kind", "linea"),
+        ("params", {"learning_rate": -1}),
+        ("feature_space_id", "x"),
+    ],
+)
+def test_a_description_that_says_impossible_things_is_damaged(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    path = save_head(tmp_path / "run", trained_head()) / "head.json"
+    document = {**json.loads(path.read_text()), key: value}
+    del document["sha256"]
+    text = json.dumps(document, sort_keys=True).encode("ascii")
+    path.write_text(json.dumps({**document, "sha256": hashlib.sha256(text).hexdigest()}))
+    listed = featpipe.list_runs(tmp_path)
+    assert (listed.found.runs, len(listed.found.damaged)) == ([], 1)

@@ -19,11 +19,12 @@ import featpipe
 from featpipe.base.errors import DataError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.datasets.files import load_dataset
 from featpipe.integrations.arrays import open_features
-from featpipe.stages.evaluate import WORST_MISTAKES, Evaluation
+from featpipe.stages.evaluate import Evaluation
 
 KEYS = (
     "head dataset split n accuracy accuracy_ci95 balanced_accuracy macro_f1 baseline_accuracy "
-    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on report seconds"
+    "log_loss ece roc_auc per_class confusion calibration duplicates trained_on notes predictions "
+    "report seconds"
 ).split()
 
 
@@ -83,7 +84,7 @@ def test_metrics_and_report_are_written_beside_the_head(
     assert document["head"] == str(folder)
     page = found.report.read_text("utf-8")
     assert f"{found.metrics['accuracy']:.1%}" in page and "60 pictures" in page
-    names = ["head.json", "head.safetensors", "metrics.json", "report.html"]
+    names = "head.json head.safetensors metrics.json predictions.csv report.html".split()
     assert sorted(path.name for path in folder.iterdir()) == names
 
 
@@ -229,7 +230,7 @@ def test_a_missing_split_is_named_with_those_found(cache: Path, head: Callable[.
     stored_set(cache, in_splits(train=20, val=5))
     folder = head()
     with pytest.raises(NotFoundError, match=r"a split 'test' in data set 'set', found: train, val"):
-        evaluate(folder, cache=cache)
+        evaluate(folder, cache=cache, split="test")
     with pytest.raises(NotFoundError, match=r"a data set 'nowhere' .*, found: set"):
         evaluate(folder, cache=cache, on="nowhere")
     assert not (folder / "metrics.json").exists()
@@ -249,32 +250,31 @@ def test_unlabelled_pictures_cannot_be_scored(cache: Path, head: Callable[..., P
         evaluate(folder, cache=cache, on="bare")
 
 
-def test_mistakes_are_shown_worst_first(
+def test_all_mistakes_are_shown_worst_first(
     tmp_path: Path, cache: Path, tiny: dict[str, Any], head: Callable[..., Path]
 ) -> None:
     folder = picture_folders(tmp_path / "photos", train=15, test=3)
     # Red pictures among the blue ones: all of them are mistakes.
-    for i in range(WORST_MISTAKES + 3):
+    for i in range(15):
         class_picture(0, 9000 + i).save(folder / "test" / "blue" / f"red {i}.png")
     extracted(folder, cache, tiny)
     run = head()
     (folder / "test" / "blue" / "red 2.png").unlink()
     class_picture(0, 1).save(folder / "test" / "blue" / "red 3.png")
     found = evaluate(run, cache=cache)
-    assert found.metrics["confusion"] == [[3, WORST_MISTAKES + 3], [0, 3]]
+    assert found.metrics["confusion"] == [[3, 15], [0, 3]]
     page = found.report.read_text("utf-8")
-    assert page.count("<figure>") == WORST_MISTAKES
+    assert page.count("<figure ") == 15
     dataset = load_dataset(cache, "set")
     X, _ = open_features("set", "test", cache=cache)
     truth = load_head(run).head.predict_proba(X)[:, 0]
     paths = [dataset.paths[i] for i in dataset.in_split("test")]
-    worst = [paths[i] for i in np.argsort(truth) if "/red " in paths[i]][:WORST_MISTAKES]
+    worst = [paths[i] for i in np.argsort(truth) if "/red " in paths[i]]
     places = [page.index(f"<code>{path}</code>") for path in worst]
     assert places == sorted(places)
     # The two whose files are not what was scored are shown without their picture.
-    lost = sum(path.endswith(("red 2.png", "red 3.png")) for path in worst)
-    assert page.count("gone or changed</div>") == lost
-    assert page.count("<img ") == WORST_MISTAKES - lost
+    assert page.count("gone or changed</div>") == 2
+    assert page.count("<img ") == 13
 
 
 def test_pictures_that_are_gone_can_still_be_scored(

@@ -506,7 +506,7 @@ def test_one_picture_under_two_labels_is_warned_of(
     shutil.copy(photos / "red" / "00.png", photos / "blue" / "same.png")
     with caplog.at_level(logging.WARNING, "featpipe"):
         assert counts(go(photos, cache, tiny)) == (PICTURES, 0, 1, 0)
-    assert "1 pictures appear under more than one label" in caplog.text
+    assert "1 picture appears under more than one label: 'blue/same.png' as 'blue'" in caplog.text
 
 
 def test_digits_are_pictures_too(cache: Path, tiny: dict[str, Any], work: dict[str, int]) -> None:
@@ -537,13 +537,17 @@ def test_planning_tells_what_would_be_done_and_does_nothing(
     assert not cache.exists()
     (photos / "red" / "bad.jpg").write_bytes(b"no picture")
     settle(photos)
-    go(photos, cache, tiny)
+    splits = go(photos, cache, tiny).splits
     class_picture(0, 700).save(photos / "red" / "new.png")
     reset(work)
     plan = plan_extraction(photos, name="set", cache=cache, workers=1, **tiny)
     assert (plan.unchanged, plan.to_read, plan.quarantined) == (PICTURES, 1, 1)
+    assert (plan.classes, plan.split_by, plan.splits) == ({"blue": 20, "red": 22}, "content", {})
+    (photos / "red" / "new.png").unlink()
+    # What was read has its split.
+    assert plan_extraction(photos, name="set", cache=cache, **tiny).splits == splits
     other = {**tiny, "pool": ("avg",)}
-    assert plan_extraction(photos, name="set", cache=cache, **other).to_read == PICTURES + 1
+    assert plan_extraction(photos, name="set", cache=cache, **other).to_read == PICTURES
     assert work["pools"] == 0
 
 

@@ -158,6 +158,7 @@ def test_unreadable_files_are_lines_with_an_error(
 ) -> None:
     (fresh / "broken.png").write_bytes(b"no picture")
     (fresh / "empty.png").write_bytes(b"")
+    (fresh / "gone.png").symlink_to("nowhere.png")
     found = ask(
         fresh / "0.png",
         fresh / "gone.png",
@@ -180,6 +181,7 @@ def test_unreadable_files_are_lines_with_an_error(
 def test_all_unreadable_or_none_at_all(
     ask: Callable[..., list[Prediction]], fresh: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
     assert [p.label for p in ask(tmp_path / "gone.png")] == [None]
     (tmp_path / "nothing").mkdir()
     assert ask(tmp_path / "nothing") == []

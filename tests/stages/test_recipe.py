@@ -20,6 +20,7 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import Recipe, load_recipe
+from featpipe.stages.recipe import run_recipe
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
@@ -252,6 +253,20 @@ def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, 
     assert refusal(tmp_path, changed(head=[head])).startswith(
         f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, found {kind!r}"
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"kindd": "mlp"}, "expected a known key of [[head]], found 'kindd'; did you mean 'kind'?"),
+        ({"hidden": 3, "Kind": "mlp"}, "found 'Kind'; did you mean 'kind'?"),
+        ({"head": "mlp"}, "expected 'kind' in [[head]], found 'head'; call it 'kind'"),
+    ],
+)
+def test_a_misspelt_kind_of_head_is_named_with_the_key_that_is_meant(
+    tmp_path: Path, head: dict[str, Any], message: str
+) -> None:
+    assert refusal(tmp_path, changed(head=[head])).endswith(message)
 
 
 @pytest.mark.parametrize("head", [None, [], "linear", {"kind": "linear"}, ["linear"]])
@@ -545,3 +560,24 @@ def test_heads_train_on_the_recipes_own_features_whatever_else_there_is(
     document = json_of(done)
     (space,) = document["extract"]["spaces"]
     assert {head["train"]["space"] for head in document["heads"]} == {space["id"]}
+
+
+def test_a_head_may_name_its_space_by_the_beginning_of_the_id(own_workspace: Path) -> None:
+    cache = own_workspace / "cache"
+    extract = {**GOOD["extract"], "pool": ["avg", "max"]}
+    spaces = plan_features(ExtractSpec(name="x", **{**extract, "tap": ("block1_pool",)}), cache)
+    avg = next(space for space in spaces.spaces if space.pooling == "avg")
+    # Another extraction's features of the same pictures, not the recipe's.
+    (other,) = (path.name[-12:] for path in (cache / "spaces").iterdir())
+    heads = [{**GOOD["head"][0], "space": name} for name in (avg.id[:6], avg.name, other)]
+    path = write(own_workspace, changed(extract=extract, head=heads))
+    done = run_recipe(load_recipe(path), cache=cache, out=own_workspace / "runs")
+    assert [train.space[:12] for train, _ in done.heads] == [avg.id[:12], avg.id[:12], other]
+
+
+def test_a_space_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    head = [{**GOOD["head"][0], "space": "12"}]
+    assert refusal(tmp_path, changed(head=head)).startswith(
+        "expected the beginning of a feature space's id (at least 4 of its hexadecimal digits) or "
+        "the name of its folder for 'space' in [[head]], found '12'"
+    )

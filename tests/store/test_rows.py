@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.samples import image_ids, small_space
 
-from featpipe.base.errors import DamageError, StorageError
+from featpipe.base.errors import DamageError, NotFoundError
 from featpipe.store import rows as rows_module
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
@@ -296,10 +296,28 @@ def test_a_truncated_segment_is_damage(own_rows: FeatureRows, keep: float) -> No
     assert np.array_equal(own_rows[3:], VALUES[3:6])
 
 
-def test_a_segment_removed_in_use_is_a_storage_error(own_rows: FeatureRows) -> None:
+def test_rows_of_a_segment_removed_in_use_are_said_to_be_missing(own_rows: FeatureRows) -> None:
     files(own_rows)[0].unlink()
-    with pytest.raises(StorageError, match=r"removed while in use.*cache repair"):
+    with pytest.raises(NotFoundError, match=r"expected 6 rows in .*, found 3: 3 missing; run"):
         own_rows[0]
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["here", "in another process"])
+def test_rows_of_a_segment_that_was_replaced_are_found_again(
+    own_rows: FeatureRows, sent: bool
+) -> None:
+    old = files(own_rows)[0]
+    seen = own_rows[4]
+    part = own_rows.select(np.array([2, 4, 0]))
+    if sent:
+        own_rows, part = pickle.loads(pickle.dumps((own_rows, part)))
+    store = FeatureStore(old.parents[3], SPACE)
+    for names in ([0, 1], [2]):
+        store.append(image_ids(*names), VALUES[names], {})
+    old.unlink()
+    assert np.array_equal(own_rows[:], VALUES[:6])
+    assert np.array_equal(part[:], VALUES[[2, 4, 0]])
+    assert np.array_equal(seen, VALUES[4])
 
 
 def test_a_mapped_segment_outlives_its_name(own_rows: FeatureRows) -> None:

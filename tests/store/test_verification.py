@@ -19,7 +19,8 @@ from featpipe.datasets.files import save_dataset
 from featpipe.store import index as index_module
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.segments import read_segment
-from featpipe.store.verification import Damage, StoreSummary, summarise, verify
+from featpipe.store.summary import summarise
+from featpipe.store.verification import Damage, verify
 
 SPACE, OTHER = small_space(), small_space(view=1)
 N = 5
@@ -68,10 +69,12 @@ def flip(path: Path, place: int) -> bytes:
 
 
 def test_a_summary_counts_rows_segments_and_bytes(whole: Path) -> None:
-    names, stores = summarise(whole)
-    assert names == ["cars", "pets"]
+    datasets, stores = summarise(whole)
+    assert [found.name for found in datasets] == ["cars", "pets"]
     size = sum(path.stat().st_size for path in segments(whole))
-    assert StoreSummary(SPACE.name, 2 * N, 2, size) in stores
+    assert [(s.rows, s.segments, s.bytes) for s in stores if s.name == SPACE.name] == [
+        (2 * N, 2, size)
+    ]
     assert [(s.rows, s.segments) for s in stores if s.name == OTHER.name] == [(N, 1)]
     assert len(stores) == 2
 

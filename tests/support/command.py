@@ -24,5 +24,5 @@ def json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def files_in(folder: Path) -> int:
-    """Number of files, in folders of folders too."""
-    return sum(path.is_file() for path in folder.rglob("*"))
+    """Number of files, in folders of folders too; hidden ones, such as the lock, do not count."""
+    return sum(path.is_file() for path in folder.rglob("[!.]*"))

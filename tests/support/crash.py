@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featpipe.base.disk import Disk, use_disk
+from featpipe.base.errors import NotFoundError
 from featpipe.datasets.dataset import Dataset, DatasetInfo, SourceInfo
-from featpipe.datasets.files import save_dataset
+from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine.writer import SegmentWriter
-from featpipe.stages.maintain import verify
+from featpipe.specs.garbage import GarbageSpec
+from featpipe.stages.maintain import collect_garbage, verify
+from featpipe.stages.removal import find_removal, remove
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.segments import read_segment, whole_rows
 from featpipe.store.verification import Damage
@@ -38,15 +42,19 @@ def row_of(kind: int, name: int) -> np.ndarray:
 
 
 def dataset_of(batches: int) -> Dataset:
-    n = batches * BATCH
+    return dataset_of_pictures(range(batches * BATCH))
+
+
+def dataset_of_pictures(names: Sequence[int]) -> Dataset:
+    n = len(names)
     return Dataset(
         name="set",
         source=SourceInfo("folder", "pretended", "pretended"),
         classes=["cat", "dog"],
-        paths=[f"{name}.png" for name in range(n)],
-        label=np.arange(n) % 2,
+        paths=[f"{name}.png" for name in names],
+        label=np.array(names) % 2,
         split=np.zeros(n, np.int8),
-        image_sha256=image_ids(*range(n)),
+        image_sha256=image_ids(*names),
         status=np.zeros(n, np.int8),
         stat=np.full((n, 3), -1),
         spaces=[space.canonical_json for space in SPACES],
@@ -144,6 +152,57 @@ def damaged_cache(cache: Path) -> set[bytes]:
     stray = cache / "spaces" / SPACES[0].name / "segments" / "notes.txt"
     stray.write_text("not a segment")
     return {path.read_bytes() for path in [*victims, stray]}
+
+
+NAMED = (0, 2, 3, 4, 5, 10)
+"""Pictures that are named in a cache with garbage. Of the four segments of each store one stays,
+one goes, and two are replaced."""
+NAMED_ROWS = {(kind, name) for kind in (0, 1) for name in NAMED}
+ALL_ROWS = {(kind, name) for kind in (0, 1) for name in range(4 * BATCH)}
+
+
+def cache_with_garbage(cache: Path) -> None:
+    """Fill a cache, and let its data set name half of the rows."""
+    undisturbed(lambda: extract(cache, 4))
+    undisturbed(lambda: save_dataset(cache, dataset_of_pictures(NAMED)))
+
+
+def collect(cache: Path, grace: float = 0.0) -> None:
+    collect_garbage(cache, GarbageSpec(grace=grace))
+
+
+def assert_nothing_named_is_lost(cache: Path) -> None:
+    assert damages(cache) == []
+    rows = whole_rows_of(cache)
+    assert rows >= NAMED_ROWS, "a row that is named was lost"
+    assert_rows_are_handed_out(cache, rows)
+    assert load_dataset(cache, "set").digest() == dataset_of_pictures(NAMED).digest()
+
+
+def assert_collected(cache: Path) -> None:
+    assert_nothing_named_is_lost(cache)
+    assert whole_rows_of(cache) == NAMED_ROWS
+    no_temporary_files(cache)
+
+
+def remove_space(cache: Path) -> None:
+    """Remove the first feature space."""
+    remove(cache, find_removal(cache, SPACES[0].id[:6]))
+
+
+def assert_space_is_there_or_not_listed(cache: Path) -> None:
+    assert damages(cache) == []
+    rows = whole_rows_of(cache)
+    assert rows >= {row for row in ALL_ROWS if row[0] == 1}, "a row of another space was lost"
+    if SPACES[0].canonical_json in load_dataset(cache, "set").spaces:
+        assert rows == ALL_ROWS, "a space is listed that is not there"
+
+
+def remove_again(cache: Path) -> None:
+    """Go on with a removal that was cut."""
+    with contextlib.suppress(NotFoundError):
+        undisturbed(lambda: remove_space(cache))
+    undisturbed(lambda: collect(cache, grace=1e6))
 
 
 def whole_rows_of(cache: Path) -> set[tuple[int, int]]:

@@ -80,6 +80,9 @@ class FaultyDisk(Disk):
     def lock(self, fd: int) -> None:
         self._step("lock", super().lock, fd)
 
+    def share_lock(self, fd: int, *, wait: bool) -> None:
+        self._step("share_lock", lambda fd: super(FaultyDisk, self).share_lock(fd, wait=wait), fd)
+
     def write(self, fd: int, data: memoryview) -> int:
         return self._step("write", super().write, fd, data[: self._bytes_a_write])
 
@@ -100,6 +103,9 @@ class FaultyDisk(Disk):
 
     def mkdir(self, folder: Path) -> None:
         self._step("mkdir", super().mkdir, folder)
+
+    def rmdir(self, folder: Path) -> None:
+        self._step("rmdir", super().rmdir, folder)
 
     def fsync_folder(self, folder: Path) -> None:
         self._step("fsync_folder", super().fsync_folder if self._syncs else _nothing, folder)
@@ -160,11 +166,15 @@ class JournalDisk(FaultyDisk):
         """The process that was cut is started again; what it did so far stays in the journal."""
         self._dead, self._lose_power_after = False, -1
 
+    def forget_nothing(self) -> None:
+        """From now on the journal knows of every operation."""
+        self._forgets = ()
+
     def _step(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         def noted(*arguments: Any) -> Any:
             is_new = name != "mkdir" or not arguments[0].exists()
             result = call(*arguments)
-            if name not in ("lock", "close", *self._forgets) and is_new:
+            if name not in ("lock", "share_lock", "close", *self._forgets) and is_new:
                 self._note(name, arguments, result)
             return result
 
@@ -340,6 +350,9 @@ class PowerLossModel:
     def _mkdir(self, path: str) -> None:
         folder, name = self._place(path)
         self._change(folder, {name: _Folder()})
+
+    def _rmdir(self, path: str) -> None:
+        self._unlink(path)
 
     def _fsync_folder(self, path: str) -> None:
         folder = self._folder(path)

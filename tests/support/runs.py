@@ -29,7 +29,10 @@ def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
         weights_name="random:0",
         dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
         history=history,
-        metrics={"train": {"n": 30}, "val": {"n": 30}},
+        metrics={
+            "train": {"n": 30, "loss": 0.5, "accuracy": 0.9},
+            "val": {"n": 30, "loss": 0.6, "accuracy": 0.8},
+        },
         info={"seed": seed},
         train_ids=image_ids(*range(30)),
     )

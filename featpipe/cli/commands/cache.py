@@ -1,4 +1,4 @@
-"""``featpipe cache``: look at what is kept."""
+"""``featpipe cache``: look at what is kept, mend it, remove it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from featpipe.cli.console import Console, reporting_errors
-from featpipe.cli.formatting import counted
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
+from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, flag_of, given
+from featpipe.specs.garbage import GarbageSpec
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List, describe, verify and repair what is kept.\n\nExample: featpipe cache list",
+    help="List, describe, verify, repair and remove what is kept.\n\nExample: featpipe cache list",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -30,17 +30,16 @@ def list_contents(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.store.verification import summarise
+        from featpipe.cli import formatting_cache
+        from featpipe.store.summary import summarise
 
-        names, stores = summarise(cache_root(cache))
-        lines = [f"data set  {name}" for name in names]
-        lines += [
-            f"store     {s.name}: {counted(s.rows, 'row')}, {counted(s.segments, 'segment')}, "
-            f"{s.bytes / 2**20:.1f} MiB"
-            for s in stores
-        ]
-        document = {"datasets": names, "stores": [dataclasses.asdict(s) for s in stores]}
-        console.result(document, "\n".join(lines) or "empty")
+        datasets, stores = summarise(cache_root(cache))
+        document = {
+            "datasets": [d.name for d in datasets],
+            "dataset_details": [dataclasses.asdict(d) for d in datasets],
+            "stores": [dataclasses.asdict(s) for s in stores],
+        }
+        console.result(document, formatting_cache.of_contents(datasets, stores))
 
 
 @app.command()
@@ -51,17 +50,17 @@ def info(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Describe a data set: source, classes, splits, feature spaces, quarantine.
+    """Describe a data set: source, splits, counts by class, feature spaces, quarantine.
 
     Example: featpipe cache info pets
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.cli import formatting
+        from featpipe.cli import formatting_cache
         from featpipe.datasets.files import load_dataset
 
         found = load_dataset(cache_root(cache), name).describe()
-        console.result(found, formatting.of_pairs(found))
+        console.result(found, formatting_cache.of_dataset(found))
 
 
 @app.command()
@@ -121,6 +120,69 @@ def repair(
         ]
         lines = [f"{r.path}: {r.rows_kept} rows kept, set aside as {r.aside}" for r in done]
         console.result({"repaired": found}, "\n".join(lines) or "nothing is damaged")
+
+
+@app.command()
+def remove(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|SPACE",
+            help="Data set; or a feature space's folder, or the beginning of its id.",
+            show_default=False,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Remove a data set's list, or a feature space with all its rows.
+
+    Rows of a removed data set stay until 'featpipe cache gc'. Heads stay.
+
+    Example: featpipe cache remove pets
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting_cache
+        from featpipe.stages.removal import find_removal
+        from featpipe.stages.removal import remove as remove_found
+
+        root = cache_root(cache)
+        found = find_removal(root, name)
+        what = formatting_cache.of_removal(found)
+        if not yes and not console.confirm(f"remove {what}"):
+            console.warn("nothing was removed")
+            raise typer.Exit(1)
+        remove_found(root, found)
+        console.result(found.as_json(), f"removed {what}")
+
+
+@app.command()
+def gc(
+    context: typer.Context,
+    grace: Annotated[float | None, flag_of(GarbageSpec, "grace")] = None,
+    dry_run: Annotated[bool, flag_of(GarbageSpec, "dry_run")] = False,
+    cache: Cache = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Delete rows that no data set names, also those that 'predict' computed.
+
+    Example: featpipe cache gc --dry-run
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.cli import formatting_cache
+        from featpipe.stages.maintain import collect_garbage, garbage_document
+
+        spec = GarbageSpec.from_options(given(context, GarbageSpec))
+        found = collect_garbage(cache_root(cache), spec, progress=console.progress)
+        document = garbage_document(found, dry_run=spec.dry_run)
+        console.result(document, formatting_cache.of_garbage(document))
 
 
 def _rows(rows: list[int]) -> str:

@@ -36,6 +36,9 @@ def evaluate(
 ) -> None:
     """Score a head; write metrics.json and report.html beside it.
 
+    The split is test, or val where there is no test. predictions.csv, beside them too, has the
+    probabilities of every picture.
+
     Example: featpipe evaluate runs/pets-mlp-1
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)

@@ -62,6 +62,7 @@ def train_head(
     precision: Annotated[str | None, flag_of(HeadSpec, "precision")] = None,
     dtype: Annotated[str | None, flag_of(HeadSpec, "dtype")] = None,
     view: Annotated[int | None, flag_of(HeadSpec, "view")] = None,
+    space: Annotated[str | None, flag_of(HeadSpec, "space")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError
 from featpipe.base.hardware import free_memory
-from featpipe.heads.base import Head, History, Tick
+from featpipe.heads.base import Head, History, Tick, class_weights
 from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
@@ -93,6 +94,8 @@ def train_all(
         head.mean_, head.scale_ = mean, scale
     for part in (rows, val_rows):
         part.centre_on(mean)
+    options: Any = heads[0]
+    weights = class_weights(y, len(heads[0].classes_), options.class_weight)
     ends: dict[int, TrainedState] = {}
     for numbers in _parts(heads, rows, device):
         group = _GROUPS[heads[0].kind](
@@ -101,6 +104,8 @@ def train_all(
             width=rows.width,
             classes=len(heads[0].classes_),
             scale=float(scale[0]),
+            class_weights=weights,
+            log_prior=log_prior(y, weights),
             device=device,
         )
         first: Any = heads[numbers[0]]
@@ -114,6 +119,16 @@ def train_all(
             for i, end in ends.items():
                 end.layers = end.layers if i == best else {}
     return [ends[i] for i in range(len(heads))]
+
+
+def log_prior(y: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Logits of the classes' weighted shares of the training rows: (classes,) float32, sum 0.
+
+    A bias that starts there spares a head the thousands of steps that AdamW takes to reach it. A
+    class without rows counts as one with a single row.
+    """
+    logits = np.log(np.maximum(weights * np.bincount(y, minlength=len(weights)), 1))
+    return (logits - logits.mean()).astype(np.float32)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from featpipe.heads.base import Head
 from featpipe.heads.training.adamw import AdamW
@@ -42,6 +43,10 @@ class HeadGroup(ABC):
         Features of a row, and classes.
     scale : float
         Divides every row.
+    class_weights : ndarray of float64, shape (classes,)
+        Factor of a row's loss, by its class.
+    log_prior : ndarray of float32, shape (classes,)
+        Where the output's bias starts; sums to 0.
     device : str
     """
 
@@ -53,18 +58,29 @@ class HeadGroup(ABC):
         width: int,
         classes: int,
         scale: float,
+        class_weights: NDArray[np.float64],
+        log_prior: NDArray[np.float32],
         device: str,
     ) -> None:
         self.heads, self.seeds = list(heads), list(seeds)
         self.width, self.classes, self.device = width, classes, device
         self._inverse_scale = 1 / scale
+        self._log_prior = torch.from_numpy(log_prior)
+        self._class_weights: torch.Tensor | None = None
+        if (class_weights != 1).any():
+            self._class_weights = torch.from_numpy(class_weights).float().to(device)
         self.steps = 0
         self._class_numbers = torch.arange(classes, device=device)[:, None]
         drawn = {seed: self._initial(seed) for seed in dict.fromkeys(seeds)}
         names = next(iter(drawn.values()))
-        options = self._settings("learning_rate"), self._settings("weight_decay")
+        rates, decays = self._settings("learning_rate"), self._settings("weight_decay")
+        # A bias is not decayed: that would pull it from the classes' frequencies to equal ones.
         self._parts = {
-            name: AdamW(torch.stack([drawn[seed][name] for seed in seeds]).to(device), *options)
+            name: AdamW(
+                torch.stack([drawn[seed][name] for seed in seeds]).to(device),
+                rates,
+                [0.0] * len(decays) if name.endswith("bias") else decays,
+            )
             for name in names
         }
         self._first_heads, self._first_seeds = self.heads, self.seeds
@@ -105,7 +121,8 @@ class HeadGroup(ABC):
         """Write gradients, given those of the logits (K, classes, b)."""
 
     @abstractmethod
-    def _initial(self, seed: int) -> State: ...
+    def _initial(self, seed: int) -> State:
+        """Numbers at the start; the output's bias is ``log_prior``."""
 
     def layers(self, state: State, k: int, steps: int) -> dict[str, np.ndarray]:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""
@@ -126,6 +143,11 @@ class HeadGroup(ABC):
         losses, hits, _ = self._losses(self.logits(Z), y)
         return losses, hits
 
+    def weight(self, y: torch.Tensor) -> float:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        weights = self._class_weights
+        return float(len(y)) if weights is None else float(weights[y].double().sum())
+
     def keep(self, heads: list[int]) -> None:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""
         self.heads, self.seeds = [self.heads[k] for k in heads], [self.seeds[k] for k in heads]
@@ -139,21 +161,27 @@ class HeadGroup(ABC):
     def _losses(
         self, logits: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cross-entropy and hits (K,), summed over rows, and its gradient by the logits.
+        """Weighted cross-entropy and hits (K,), summed over rows, and its gradient by the logits.
 
         A tie between classes counts as a hit: looking for the first maximum is far slower.
         """
+        weights = None if self._class_weights is None else self._class_weights[y]
         if self.classes == 2:
             # softmax over a pair is the logistic function of the difference, in shorter passes.
             truth, margin = y.float(), logits[:, 1] - logits[:, 0]
-            losses = torch.nn.functional.softplus(margin * (1 - 2 * truth)).sum(dim=1)
+            losses = torch.nn.functional.softplus(margin * (1 - 2 * truth))
             hits = ((margin > 0) == y).sum(dim=1)
             half = margin.sigmoid_().sub_(truth)
-            return losses, hits, torch.stack([-half, half], dim=1)
-        logs = torch.log_softmax(logits, dim=1)
-        of_truth = logs.gather(1, y.expand(len(logs), 1, -1))[:, 0]
-        hits = (of_truth == logs.amax(dim=1)).sum(dim=1)
-        return -of_truth.sum(dim=1), hits, logs.exp_().sub_((y == self._class_numbers).float())
+            gradient = torch.stack([-half, half], dim=1)
+        else:
+            logs = torch.log_softmax(logits, dim=1)
+            of_truth = logs.gather(1, y.expand(len(logs), 1, -1))[:, 0]
+            hits = (of_truth == logs.amax(dim=1)).sum(dim=1)
+            losses = -of_truth
+            gradient = logs.exp_().sub_((y == self._class_numbers).float())
+        if weights is not None:
+            losses, gradient = losses.mul_(weights), gradient.mul_(weights)
+        return losses.sum(dim=1), hits, gradient
 
     def _settings(self, name: str) -> list[float]:
         return [float(getattr(head, name)) for head in self.heads]

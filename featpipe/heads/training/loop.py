@@ -12,9 +12,14 @@ import numpy as np
 import torch
 
 from featpipe.heads.base import History, HistoryRow
+from featpipe.heads.doubts import epoch_doubts
 from featpipe.heads.training.feature_rows import FeatureRowSet
 from featpipe.heads.training.trainer import Trainer
 
+MIN_STEPS = 5
+"""Steps that an epoch makes at least, in several passes over the rows where they are few.
+
+After one step a validation loss says little: patience would be spent before a head has learned."""
 _SCORE_BYTES = 16 * 2**20
 """Rows that are scored at once, as float32."""
 
@@ -32,7 +37,7 @@ class Schedule:
     batch_size : int
         Rows per step.
     epochs : int
-        Largest number of epochs.
+        Largest number of epochs; each makes at least ``MIN_STEPS`` steps.
     patience : int
         Epochs without a lower validation loss before a head stops.
     """
@@ -113,6 +118,8 @@ class EpochLoop:
             if not self.running:
                 break
             self._drop_finished()
+        for history in self.histories:
+            history.warnings += epoch_doubts(history, epochs)
         ends = [TrainedState(*end, {}) for end in zip(self.histories, self.diverged, strict=True)]
         everyone = range(len(ends))
         for k in (min(everyone, key=lambda k: ends[k].lowest),) if only_best else everyone:
@@ -122,17 +129,26 @@ class EpochLoop:
 
     def _train_epoch(self) -> list[list[float]]:
         """Train on every batch; training loss and accuracy, then validation's, of each head."""
-        batch_size = self.schedule.batch_size
+        batch_size, n = self.schedule.batch_size, len(self.rows)
+        passes = -(-MIN_STEPS // -(-n // batch_size))
         learned = [
-            self.trainer.learn(*batch) for batch in self.rows.shuffled(self.order, batch_size)
+            self.trainer.learn(*batch)
+            for _ in range(passes)
+            for batch in self.rows.shuffled(self.order, batch_size)
         ]
         step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.rows.width))))
         scored = [self.trainer.score(*batch) for batch in self.val_rows.in_order(step)]
+        return [*self._means(learned, self.rows, passes), *self._means(scored, self.val_rows, 1)]
+
+    def _means(
+        self, sums: list[tuple[torch.Tensor, torch.Tensor]], rows: FeatureRowSet, passes: int
+    ) -> list[list[float]]:
+        """Mean loss, rows weighted by class, and accuracy of each head from its sums of batches."""
         # Sums stay on the device until here: reading them earlier would wait at every batch.
+        totals = self.trainer.weight(rows.y), len(rows)
         return [
-            (torch.stack(numbers).double().sum(dim=0) / count).tolist()
-            for sums, count in ((learned, len(self.rows)), (scored, len(self.val_rows)))
-            for numbers in zip(*sums, strict=True)
+            (torch.stack(numbers).double().sum(dim=0) / (passes * total)).tolist()
+            for numbers, total in zip(zip(*sums, strict=True), totals, strict=True)
         ]
 
     def _judge_all(self, epoch: int, results: list[list[float]]) -> list[HistoryRow]:

@@ -97,11 +97,12 @@ class MLPGroup(HeadGroup):
             ("hidden", self.hidden, self.width),
             ("output", self.classes, self.hidden),
         )
-        return {
+        drawn = {
             f"{name}.{part}": value
             for name, outputs, inputs in shapes
             for part, value in draw_linear(generator, outputs, inputs).items()
         }
+        return {**drawn, "output.bias": self._log_prior}
 
 
 def _dropout_generator(seed: int, device: str) -> torch.Generator:

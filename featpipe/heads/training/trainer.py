@@ -41,11 +41,15 @@ class Trainer(Protocol):
         Returns
         -------
         losses, hits : Tensor, shape (K,)
-            Sums over the batch, as they were before the step.
+            Sums over the batch, as they were before the step; a loss counts by the weight of its
+            class.
         """
 
     def score(self, Z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses and hits as :meth:`learn` gives them, without learning."""
+
+    def weight(self, y: torch.Tensor) -> float:
+        """Sum of the class weights of rows of classes ``y``, (n,) int64."""
 
     def state(self) -> State:
         """What :meth:`layers` needs of the heads; the tensors change with the next step."""

@@ -11,11 +11,14 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from featpipe import api
+from featpipe.base import progress_bars as bars
 from featpipe.base.progress import no_progress
-from featpipe.cli import progress as bars
 
 
 class Clock:
@@ -105,6 +108,31 @@ def test_notes_follow_the_rate_and_those_of_zero_are_left_out(
     assert capsys.readouterr().err == line
 
 
+def test_what_was_there_before_counts_for_neither_rate_nor_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A resumed extraction: 400 pictures are known after 10 s, then two are computed a second.
+    with bars.line_progress("extract", 600) as bar:
+        for _ in range(40):
+            clock.now += 0.25
+            bar.advance(10, is_work=False)
+        for _ in range(50):
+            clock.now += 1
+            bar.advance(2, bad=0)
+            bar.advance(1, is_work=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "extract: 459/600, 2.0/s, 1:10 left",
+        "extract: 549/600, 2.0/s, 0:25 left",
+    ]
+
+
+def test_only_known_pictures_have_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with bars.line_progress("extract", 600) as bar:
+        clock.now += 31
+        bar.advance(is_work=False, bad=1)
+    assert capsys.readouterr().err == "extract: 1/600 bad=1\n"
+
+
 def test_without_a_terminal_lines_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert bars.choose_progress() is bars.line_progress
@@ -117,6 +145,73 @@ def test_on_a_terminal_a_bar_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bars.choose_progress() is bars.bar_progress
 
 
+class Notebook:
+    """What IPython is inside a Jupyter kernel."""
+
+    kernel = "there is one"
+
+    @classmethod
+    def get_ipython(cls) -> object:
+        return cls
+
+
+def test_in_a_notebook_its_bar_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Notebook)  # type: ignore[arg-type]
+    assert bars.choose_progress() is bars.notebook_progress
+    # IPython in a terminal has no kernel.
+    monkeypatch.setattr(Notebook, "kernel", None)
+    assert bars.choose_progress() is not bars.notebook_progress
+
+
+def test_a_notebooks_bar_redraws_its_line_and_stays(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bars.notebook_progress("extract", 60) as bar:
+        for _ in range(30):
+            clock.now += 0.125
+            bar.advance(2, bad=1)
+    out, err = capsys.readouterr()
+    drawn = err.split("\r")[1:]
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1
+    # Every other step, and at both ends.
+    assert len(drawn) == 1 + 15 + 1
+    assert drawn[0] == "extract " + 30 * "░" + " 0/60, 0.0/s"
+    half = next(line for line in drawn if " 32/60" in line)
+    assert half.startswith("extract " + 16 * "█" + 14 * "░" + " 32/60, 16.0/s, 0:01 left bad=1")
+    assert drawn[-1].startswith("extract " + 30 * "█" + " 60/60, 16.0/s, 0:00 left bad=1")
+    # What was longer before is painted over.
+    assert all(len(b) >= len(a.rstrip()) for a, b in itertools.pairwise(drawn))
+
+
+def test_a_notebooks_bar_may_not_know_the_total(capsys: pytest.CaptureFixture[str]) -> None:
+    with bars.notebook_progress("train logistic", 0) as bar:
+        bar.advance()
+    assert " 1/?, " in capsys.readouterr().err
+
+
+def test_python_asks_for_a_bar_with_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert bars.as_progress(True) is bars.line_progress
+    assert bars.as_progress(False) is bars.as_progress(None) is no_progress
+    assert bars.as_progress(bars.bar_progress) is bars.bar_progress
+
+
+def test_every_long_function_takes_true_or_a_callable(
+    photo_folder: Path, cache: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def note(what: str, total: int) -> Any:
+        opened.append(what)
+        return no_progress(what, total)
+
+    api.extract(photo_folder, name="set", cache=cache, workers=1, progress=note, **tiny)
+    monkeypatch.setattr(bars, "choose_progress", lambda: note)
+    run = api.train_head("set", cache=cache, out=cache / "run", epochs=1, progress=True).head
+    api.predict(run, photo_folder, cache=cache, device="cpu", workers=1, progress=True)
+    assert opened == ["extract", "train linear", "predict"]
+
+
 def test_a_library_call_tells_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     with no_progress("extract", 3) as bar:
         bar.advance(2, bad=1)
@@ -126,7 +221,7 @@ def test_a_library_call_tells_nobody(capsys: pytest.CaptureFixture[str]) -> None
 # Runs on the far side of a pseudo-terminal. The result goes to stdout, which is a pipe there.
 _WORK = """
 import sys, time
-from featpipe.cli.progress import choose_progress
+from featpipe.base.progress_bars import choose_progress
 with choose_progress()("extract", 40) as bar:
     for _ in range(40):
         time.sleep(0.02)
@@ -189,7 +284,7 @@ def test_a_terminal_shows_a_bar_that_is_gone_at_the_end() -> None:
     assert len(set(counts)) > 2, "the bar did not move"
     assert counts == sorted(counts)
     assert "extract" in err
-    assert re.search(r"\d+\.\d/s", err)
+    assert re.search(r"\d+\.\d/s, 0:0\d left", err)
     assert "bad=7" in err
     assert out == "result\n"
     assert screen_of(err) == ["after"]

@@ -1,0 +1,133 @@
+"""Give a data set other labels under another name. No picture is opened, nothing is computed."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featpipe.base.dataset_names import check_dataset_name
+from featpipe.base.disk import write_atomically
+from featpipe.base.errors import UsageError
+from featpipe.datasets.contents import conflicting_contents
+from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
+from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
+from featpipe.specs.audit import RelabelSpec
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import RelabelDocument
+
+
+@dataclass(frozen=True)
+class RelabelResult:
+    """A data set with other labels.
+
+    Attributes
+    ----------
+    dataset : str
+        The new data set.
+    made_from : str
+    pictures, relabelled, removed : int
+        In the new list; with another label than before; no longer in it.
+    new_classes, lost_classes : list of str
+        Classes that only the new list has, or only the old one.
+    conflicting : int
+        Contents that the new list has under more than one label.
+    data : Path or None
+        The new list as a CSV for ``extract``; None where pictures are not files.
+    root : str
+        Folder that its paths count from.
+    seconds : float
+    """
+
+    dataset: str
+    made_from: str
+    pictures: int
+    relabelled: int
+    removed: int
+    new_classes: list[str]
+    lost_classes: list[str]
+    conflicting: int
+    data: Path | None
+    root: str
+    seconds: float
+
+    def as_json(self) -> RelabelDocument:
+        """The result as the command prints it."""
+        return {
+            "dataset": self.dataset,
+            "made_from": self.made_from,
+            "pictures": self.pictures,
+            "relabelled": self.relabelled,
+            "removed": self.removed,
+            "new_classes": self.new_classes,
+            "lost_classes": self.lost_classes,
+            "conflicting": self.conflicting,
+            "data": None if self.data is None else str(self.data),
+            "root": self.root,
+            "seconds": self.seconds,
+        }
+
+
+def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> RelabelResult:
+    """Write a data set with the labels that a CSV gives, and its list for ``extract``.
+
+    Parameters
+    ----------
+    name : str
+        The data set; it stays as it is.
+    fixes : Path
+        See :func:`featpipe.datasets.fixes.read_fixes`.
+    spec : RelabelSpec
+    cache : Path
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    started = time.perf_counter()
+    check_dataset_name(name)
+    new_name = f"{name}-relabelled" if spec.name is None else spec.name
+    if new_name == name:
+        raise UsageError(f"expected another name than that of the data set, found --name {name}")
+    dataset = load_dataset(cache, name)
+    found = read_fixes(fixes, dataset)
+    new = apply_fixes(dataset, found, new_name)
+    target = None
+    if dataset.source.root:
+        target = (fixes.parent if spec.out is None else spec.out) / f"{new_name}.csv"
+        new.source = in_list(dataset.source, target)
+    for path in (dataset_path(cache, new_name), target):
+        if path is not None and os.path.lexists(path):
+            _check_may_replace(path, fixes, overwrite=spec.overwrite)
+    if target is not None:
+        write_atomically(target, as_list(new))
+    save_dataset(cache, new)
+    return RelabelResult(
+        dataset=new_name,
+        made_from=name,
+        pictures=len(new),
+        relabelled=sum(fix.label is not None for fix in found.values()),
+        removed=sum(fix.remove for fix in found.values()),
+        new_classes=sorted(set(new.classes) - set(dataset.classes)),
+        lost_classes=sorted(set(dataset.classes) - set(new.classes)),
+        conflicting=conflicting_contents(new),
+        data=target,
+        root=dataset.source.root,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _check_may_replace(path: Path, fixes: Path, *, overwrite: bool) -> None:
+    if os.path.abspath(path) == os.path.abspath(fixes):
+        raise UsageError(
+            f"expected to write the list to another file than the fixes, found {path}; name "
+            "another folder with --out"
+        )
+    if not overwrite:
+        raise UsageError(
+            f"expected a new name, found {path}; name another one with --name, or replace it "
+            "with --overwrite"
+        )
