@@ -35,14 +35,14 @@ def on_own_pictures(trained: TrainedHead, split: str, n: int, seen: int) -> str:
 
 def _chosen_by_validation(trained: TrainedHead) -> str:
     """What the lowest validation loss selected; empty if nothing."""
-    history = trained.history
-    if history.kept.cv_loss is not None:
-        return ""
-    chosen = []
-    if "sweep" in trained.info:
-        chosen.append("the hyper-parameters")
-    if history.axis == "epoch":
-        chosen.append("the epoch")
-    elif len(history.rows) > 1:
-        chosen.append(history.axis)
-    return " and ".join(chosen)
+    history, chosen = trained.history, []
+    if history.kept.cv_loss is None:
+        if "sweep" in trained.info or "n_shot" in trained.info:
+            chosen.append("this head among several")
+        if history.axis == "epoch":
+            chosen.append("the epoch")
+        elif len(history.rows) > 1:
+            chosen.append(history.axis)
+    if trained.head.temperature_ != 1.0:
+        chosen.append("the temperature")
+    return ", ".join(chosen[:-1]) + " and " * (len(chosen) > 1) + "".join(chosen[-1:])

@@ -175,7 +175,7 @@ def test_a_notebooks_bar_redraws_its_line_and_stays(
     assert out == "" and err.endswith("\n") and err.count("\n") == 1
     # Every other step, and at both ends.
     assert len(drawn) == 1 + 15 + 1
-    assert drawn[0] == "extract " + 30 * "░" + " 0/60, 0.0/s"
+    assert drawn[0] == "extract " + 30 * "░" + " 0/60"
     half = next(line for line in drawn if " 32/60" in line)
     assert half.startswith("extract " + 16 * "█" + 14 * "░" + " 32/60, 16.0/s, 0:01 left bad=1")
     assert drawn[-1].startswith("extract " + 30 * "█" + " 60/60, 16.0/s, 0:00 left bad=1")

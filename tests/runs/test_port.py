@@ -104,6 +104,8 @@ def rebuilt_probabilities(row: np.ndarray, tensors: dict[str, np.ndarray], kind:
         logits = tensors["output.weight"] @ hidden + tensors["output.bias"]
     else:
         logits = tensors["weight"] @ z + tensors["bias"]
+    if "temperature" in tensors:
+        logits = logits / tensors["temperature"]
     e = np.exp(logits.astype(float) - logits.max())
     return e / e.sum()
 
@@ -189,6 +191,10 @@ def test_predictions_are_rebuilt_from_the_documented_numbers(
     for kind, options in KINDS.items():
         run = place / name / kind
         api.train_head(name, cache=place / "cache", head=kind, out=run, device="cpu", **options)
+        if kind == "mlp":
+            calibrated = load_head(run)
+            calibrated.head.temperature_ = 1.7
+            save_head(run, calibrated)
         found = api.predict(run, place / "odd", cache=place / "cache", device="cpu", workers=1)
         document = json.loads((run / "head.json").read_text())
         tensors = load_file(run / "head.safetensors")

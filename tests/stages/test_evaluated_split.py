@@ -19,6 +19,7 @@ from support.samples import in_splits, stored_set
 
 from featpipe.base.errors import NotFoundError
 from featpipe.integrations.arrays import open_features
+from featpipe.reports.notes import on_own_pictures
 
 NO_TEST = "'set' has no labelled test split, so val is evaluated"
 CHOSE_C = "these pictures chose C: the scores are somewhat too high"
@@ -110,8 +111,8 @@ def test_neither_test_nor_val_is_not_found(cache: Path, head: Train) -> None:
         (
             "linear",
             {"epochs": 2, "sweep": True},
-            "these pictures chose the hyper-parameters and the epoch: the scores are somewhat too "
-            "high",
+            "these pictures chose this head among several and the epoch: the scores are somewhat "
+            "too high",
         ),
     ],
 )
@@ -120,6 +121,15 @@ def test_what_validation_chose_is_said(
 ) -> None:
     stored_set(cache, in_splits(train=20, val=5, test=5))
     assert evaluate(head(kind, **options), cache=cache, split="val").notes == [note]
+
+
+def test_a_temperature_was_chosen_by_validation_too(cache: Path, head: Train) -> None:
+    stored_set(cache, in_splits(train=20, val=5, test=5))
+    trained = load_head(head("linear", epochs=2))
+    trained.head.temperature_ = 1.5
+    assert on_own_pictures(trained, "val", 10, 10) == (
+        "these pictures chose the epoch and the temperature: the scores are somewhat too high"
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,7 +249,7 @@ def test_train_and_val_folders_go_all_the_way(
 
     text = inside("evaluate", "out/1-logistic").stdout.splitlines()
     assert text[0].endswith("on 10 pictures of given/val")
-    assert text[2:] == [
+    assert text[-4:] == [
         f"  {NO_TEST.replace('set', 'given')}",
         f"  {CHOSE_C}",
         "  predictions: out/1-logistic/predictions.csv",
