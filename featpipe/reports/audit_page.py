@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from markupsafe import Markup
-
 from featpipe.reports.documents import AuditDocument
 from featpipe.reports.templating import render
+from featpipe.reports.thumbnails import Thumbnail
 
 SHOWN = 60
 """Findings of each sort that are shown with their pictures."""
@@ -16,14 +15,14 @@ _LISTED = 1000
 """Rows of the longest table."""
 
 
-def audit_page(audit: AuditDocument, thumbnail: Callable[[str], Markup | None]) -> bytes:
+def audit_page(audit: AuditDocument, thumbnail: Callable[[str], Thumbnail | None]) -> bytes:
     """The page of an audit as UTF-8.
 
     Parameters
     ----------
     audit : AuditDocument
     thumbnail : callable
-        A small picture for a path, as an address that holds it; None where there is none.
+        A small picture for a path; None where there is none.
     """
     splits = list(audit["tiny_classes"][0]["splits"]) if audit["tiny_classes"] else []
     return render(

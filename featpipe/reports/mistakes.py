@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from featpipe.reports.thumbnails import Thumbnail, thumbnail_of
 
-from featpipe.decoding.pixels import decode_rgb
-
-THUMBNAIL_PIXELS = 160
 PAGE_THUMBNAIL_BYTES = 8_000_000
 """What all thumbnails of one page may take, as text in the page."""
 THUMBNAIL_SECONDS = 30.0
@@ -22,29 +16,6 @@ THUMBNAIL_SECONDS = 30.0
 evaluation. Only then do two pages of one evaluation differ."""
 FIRST_SHOWN = 24
 """How many mistakes a page shows before it is asked for more."""
-_LOSSLESS_PIXELS = 64
-_JPEG_QUALITY = 75
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small picture for a page.
-
-    Attributes
-    ----------
-    kind : {"png", "jpeg"}
-        PNG for pictures of at most 64 px a side, pixel by pixel; JPEG for others.
-    data : bytes
-    """
-
-    kind: str
-    data: bytes
-
-    @property
-    def uri(self) -> Markup:
-        """The picture as an address that holds it."""
-        encoded = base64.b64encode(self.data).decode("ascii")
-        return Markup(f"data:image/{self.kind};base64,{encoded}")
 
 
 @dataclass(frozen=True)
@@ -72,26 +43,7 @@ class Mistake:
 
     def thumbnail(self) -> Thumbnail | None:
         """At most 160 px a side; None if the picture is gone, changed or unreadable."""
-        try:
-            data = self.read(self.path)
-            if hashlib.sha256(data).digest() != self.image_id:
-                return None
-            return _thumbnail(data)
-        # Decoders raise all kinds of errors; none of them may prevent the page.
-        except Exception:
-            return None
-
-
-def _thumbnail(data: bytes) -> Thumbnail:
-    image = decode_rgb(data, smallest=THUMBNAIL_PIXELS)
-    buffer = io.BytesIO()
-    # A few pixels are exact and small as PNG; the browser enlarges them in whole pixels.
-    if max(image.size) <= _LOSSLESS_PIXELS:
-        image.save(buffer, "PNG", optimize=True)
-        return Thumbnail("png", buffer.getvalue())
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return Thumbnail("jpeg", buffer.getvalue())
+        return thumbnail_of(self.read, self.path, self.image_id)
 
 
 def thumbnails(

@@ -30,7 +30,7 @@ from featpipe.reports.audit_findings import Findings, WrongLabel, audit_document
 from featpipe.reports.audit_fixes import fix_rows
 from featpipe.reports.audit_page import audit_page
 from featpipe.reports.documents import AuditDocument, LabelCheckDocument
-from featpipe.reports.thumbnails import thumbnail_uri
+from featpipe.reports.thumbnails import thumbnail_of
 from featpipe.sources import image_reader
 from featpipe.specs.audit import AuditSpec
 from featpipe.store.feature_store import FeatureStore
@@ -181,7 +181,7 @@ def _write(folder: Path, dataset: Dataset, document: AuditDocument) -> None:
     """Write the CSV, the page and, last, the document."""
     read = image_reader(dataset.source.kind, dataset.source.root)
     id_of = dict(zip(dataset.paths, dataset.image_sha256, strict=True))
-    page = audit_page(document, lambda path: thumbnail_uri(read, path, id_of[path].tobytes()))
+    page = audit_page(document, lambda path: thumbnail_of(read, path, id_of[path].tobytes()))
     text = json.dumps({"schema": AUDIT_SCHEMA, **document}, indent=2) + "\n"
     write_atomically(folder / FIXES_NAME, csv_bytes(fix_rows(document)))
     write_atomically(folder / PAGE_NAME, page)

@@ -24,9 +24,10 @@ from featpipe.reports import figures
 from featpipe.reports import page as page_module
 from featpipe.reports.confusion import LISTED_PAIRS, confused_pairs
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import FIRST_SHOWN, THUMBNAIL_PIXELS, Mistake, thumbnails
+from featpipe.reports.mistakes import FIRST_SHOWN, Mistake, thumbnails
 from featpipe.reports.page import write_report
 from featpipe.reports.thresholds import threshold_counts
+from featpipe.reports.thumbnails import THUMBNAIL_PIXELS
 
 
 def predictions(k: int) -> tuple[np.ndarray, np.ndarray]:
