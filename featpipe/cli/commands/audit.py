@@ -58,9 +58,9 @@ def audit(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.cli import formatting
+        from featpipe.cli import formatting_audit
         from featpipe.stages.audit import audit as search
 
         spec = AuditSpec.from_options(given(context, AuditSpec))
         done = search(name, spec, cache=cache_root(cache), progress=console.progress)
-        console.result(done, formatting.of_audit(done))
+        console.result(done, formatting_audit.of_audit(done))
