@@ -35,6 +35,7 @@ def audit(
     max_pairs: Annotated[int | None, flag_of(AuditSpec, "max_pairs")] = None,
     max_outliers: Annotated[int | None, flag_of(AuditSpec, "max_outliers")] = None,
     min_class: Annotated[int | None, flag_of(AuditSpec, "min_class")] = None,
+    space: Annotated[str | None, flag_of(AuditSpec, "space")] = None,
     tap: Annotated[str | None, flag_of(AuditSpec, "tap")] = None,
     pool: Annotated[str | None, flag_of(AuditSpec, "pool")] = None,
     backbone: Annotated[str | None, flag_of(AuditSpec, "backbone")] = None,
