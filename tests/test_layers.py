@@ -138,6 +138,8 @@ def test_stages_meet_only_through_files() -> None:
     # A recipe chains the others; those that score heads share how it is done.
     allowed = {("recipe", stage) for stage in ("extract", "train", "evaluate", "compare")}
     allowed |= {(stage, "scoring") for stage in ("evaluate", "compare")}
+    # What is known beforehand, for the extraction and for its plan.
+    allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
     # Parts of training, which is more than one module can hold.
     allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}

@@ -15,8 +15,9 @@ from featpipe.cli.comparing import of_pairs_of_heads
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
     from featpipe.backbones.catalog import Backbone
+    from featpipe.stages.dry_run import DryRun
     from featpipe.stages.evaluate import Evaluation
-    from featpipe.stages.extract import DryRun, ExtractResult
+    from featpipe.stages.extract import ExtractResult
     from featpipe.stages.predict import Prediction
     from featpipe.stages.recipe import RecipeResult
     from featpipe.stages.sweep_result import SweepResult

@@ -11,37 +11,33 @@ import dataclasses
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
-from featpipe.base.errors import NotFoundError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import coverage_warnings
-from featpipe.datasets.dataset import SPLITS, Dataset
-from featpipe.datasets.draft import DatasetDraft, source_info
-from featpipe.datasets.files import load_dataset, save_dataset
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.draft import source_info
+from featpipe.datasets.files import save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
-from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import plan_features
-from featpipe.sources import Source, label_warnings, open_source
-from featpipe.specs.extract import EngineOptions, ExtractSpec
+from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.shards import Shard
+from featpipe.stages.known_pictures import load_before, look_up, open_data, split_sizes
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
-    from featpipe.stages.documents import DryRunDocument, ExtractDocument
+    from featpipe.stages.documents import ExtractDocument
 
 log = logging.getLogger("featpipe")
 
@@ -139,14 +135,6 @@ def extract(
         return extraction.result()
 
 
-def _open(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
-    """The source; what is odd about its labels is said at once."""
-    source = open_source(data, root=spec.root, follow_links=spec.follow_links)
-    for warning in label_warnings(source):
-        log.warning("%s", warning)
-    return source
-
-
 class _Extraction:
     """One extraction; making it lists the source and looks up what is already known.
 
@@ -162,7 +150,7 @@ class _Extraction:
     ) -> None:
         self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
-        self.source = _open(data, spec)
+        self.source = open_data(data, spec)
         self.dataset_name = spec.name
         self.list_digest = ""
         if spec.shard is not None:
@@ -180,9 +168,9 @@ class _Extraction:
                 "%d files passed over: their names say they are no pictures", self.source.ignored
             )
         held.enter_context(shared_lease(cache))
-        self.before = _load_before(cache, self.dataset_name)
+        self.before = load_before(cache, self.dataset_name)
         self._warn_of_other_source()
-        self.draft = _draft(self.source, self.before, self.stores, spec)
+        self.draft = look_up(self.source, self.before, self.stores, spec)
         self.timings = Timings()
         self.computed = 0
         self.dataset: Dataset | None = None
@@ -287,127 +275,9 @@ class _Extraction:
             stage_seconds={"list": round(self.listed_s, 3), **self.timings.as_dict()},
             bottleneck=self.timings.bottleneck if self.computed else "none",
             classes=self.dataset.classes,
-            splits=_split_sizes(whole),
+            splits=split_sizes(whole),
             bad=[(records[i].path, *reason) for i, reason in sorted(draft.reasons.items())],
         )
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What an extraction would do, as far as the last run's record of the files tells.
-
-    Attributes
-    ----------
-    dataset : str
-    spaces : list of FeatureSpace
-    images : int
-        Records of the source: unchanged + to_read + quarantined.
-    unchanged, to_read, quarantined : int
-        Pictures that are cached; that are new or changed; that could not be read before.
-    classes : dict of str to int
-        Records of each class.
-    split_by : {"given", "content", "none"}
-        Whether DATA has splits, or they follow from the content, or there are none: no labels.
-    splits : dict of str to int
-        Records in each split. Splits by content are empty while there are pictures to read: what
-        was not read has no split yet.
-    """
-
-    dataset: str
-    spaces: list[FeatureSpace]
-    images: int
-    unchanged: int
-    to_read: int
-    quarantined: int
-    classes: dict[str, int]
-    split_by: str
-    splits: dict[str, int]
-
-    def as_json(self) -> DryRunDocument:
-        """The plan as the command prints it."""
-        return {
-            "dataset": self.dataset,
-            "spaces": [{"id": s.id, "tap": s.tap} for s in self.spaces],
-            "images": self.images,
-            "unchanged": self.unchanged,
-            "to_read": self.to_read,
-            "quarantined": self.quarantined,
-            "classes": self.classes,
-            "split_by": self.split_by,
-            "splits": self.splits,
-        }
-
-
-def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: Path) -> DryRun:
-    """Decide without acting: no picture is opened, nothing is written.
-
-    ``to_read`` pictures are new or changed; those whose content turns out to be known are
-    read but not decoded.
-    """
-    source = _open(data, spec)
-    plan = plan_features(spec, cache, remember=False)
-    stores = [FeatureStore(cache, space) for space in plan.spaces]
-    draft = _draft(source, _load_before(cache, spec.name), stores, spec)
-    return DryRun(
-        dataset=spec.name,
-        spaces=plan.spaces,
-        images=len(source.records),
-        unchanged=len(draft.fine),
-        to_read=len(draft.todo),
-        quarantined=len(draft.reasons),
-        classes=_counts(record.label for record in source.records),
-        **_planned_splits(draft, spec),
-    )
-
-
-def _planned_splits(draft: DatasetDraft, spec: ExtractSpec) -> dict[str, Any]:
-    """``split_by`` and ``splits`` of a :class:`DryRun`."""
-    records = draft.source.records
-    given = _counts(record.split for record in records)
-    if given:
-        return {"split_by": "given", "splits": {s: given[s] for s in SPLITS if s in given}}
-    if all(record.label is None for record in records):
-        return {"split_by": "none", "splits": {}}
-    if len(draft.todo):
-        return {"split_by": "content", "splits": {}}
-    return {"split_by": "content", "splits": _split_sizes(draft.freeze(spec.name, spec.split))}
-
-
-def _counts(names: Iterable[str | None]) -> dict[str, int]:
-    """How often each name occurs, sorted; what has none is left out."""
-    return dict(sorted(Counter(name for name in names if name is not None).items()))
-
-
-def _draft(
-    source: Source, before: Dataset | None, stores: list[FeatureStore], spec: ExtractSpec
-) -> DatasetDraft:
-    """What is known of every record of a source without opening a picture."""
-    draft = DatasetDraft(source, _decoder(spec))
-    draft.recall(before, retry_quarantined=spec.retry_quarantined, rehash=spec.rehash)
-    # An unchanged file still has work to do where a store lacks its row.
-    ids = draft.ids[draft.fine]
-    has_row = np.ones(len(ids), bool)
-    for store in stores:
-        has_row &= store.contains(ids)
-    draft.require_rows(has_row)
-    return draft
-
-
-def _split_sizes(dataset: Dataset | None) -> dict[str, int]:
-    """Usable pictures per split; a part of a sharded data set has no splits of its own yet."""
-    return {s: len(dataset.in_split(s)) for s in dataset.split_names} if dataset else {}
-
-
-def _decoder(options: EngineOptions) -> str:
-    """What decides whether a picture is readable; a change tries quarantined ones again."""
-    return f"edition {DECODER_EDITION}, pillow {PIL.__version__}, {options.max_pixels} pixels"
-
-
-def _load_before(cache: Path, name: str) -> Dataset | None:
-    try:
-        return load_dataset(cache, name)
-    except NotFoundError:
-        return None
 
 
 def _spaces_held(

@@ -13,9 +13,10 @@ from featpipe.engine.outcome import Outcome, Timings
 from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.specs.extract import EngineOptions, ExtractSpec, FeatureOptions
 from featpipe.specs.predict import PredictSpec
+from featpipe.stages.dry_run import DryRun
+from featpipe.stages.dry_run import plan_extraction as plan_by_spec
 from featpipe.stages.evaluate import Evaluation
-from featpipe.stages.extract import DryRun, ExtractResult
-from featpipe.stages.extract import plan_extraction as plan_by_spec
+from featpipe.stages.extract import ExtractResult
 from featpipe.stages.predict import Prediction
 from featpipe.stages.predict import predict as predict_by_spec
 from featpipe.stages.train import TrainResult

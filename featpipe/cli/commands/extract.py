@@ -74,8 +74,8 @@ def extract(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
         from featpipe.cli import formatting
+        from featpipe.stages.dry_run import plan_extraction
         from featpipe.stages.extract import extract as extract_features
-        from featpipe.stages.extract import plan_extraction
 
         options = given(context, ExtractSpec)
         if strict:

@@ -1,0 +1,62 @@
+"""What is known of the pictures of a source before any of them is opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from featpipe.base.errors import NotFoundError
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.draft import DatasetDraft
+from featpipe.datasets.files import load_dataset
+from featpipe.decoding.pixels import DECODER_EDITION
+from featpipe.sources import Source, label_warnings, open_source
+from featpipe.specs.extract import EngineOptions, ExtractSpec
+from featpipe.store.feature_store import FeatureStore
+
+log = logging.getLogger("featpipe")
+
+
+def open_data(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
+    """The source; what is odd about its labels is said at once."""
+    source = open_source(data, root=spec.root, follow_links=spec.follow_links)
+    for warning in label_warnings(source):
+        log.warning("%s", warning)
+    return source
+
+
+def look_up(
+    source: Source, before: Dataset | None, stores: list[FeatureStore], spec: ExtractSpec
+) -> DatasetDraft:
+    """What is known of every record of a source without opening a picture."""
+    draft = DatasetDraft(source, _decoder(spec))
+    draft.recall(before, retry_quarantined=spec.retry_quarantined, rehash=spec.rehash)
+    # An unchanged file still has work to do where a store lacks its row.
+    ids = draft.ids[draft.fine]
+    has_row = np.ones(len(ids), bool)
+    for store in stores:
+        has_row &= store.contains(ids)
+    draft.require_rows(has_row)
+    return draft
+
+
+def split_sizes(dataset: Dataset | None) -> dict[str, int]:
+    """Usable pictures per split; a part of a sharded data set has no splits of its own yet."""
+    return {s: len(dataset.in_split(s)) for s in dataset.split_names} if dataset else {}
+
+
+def _decoder(options: EngineOptions) -> str:
+    """What decides whether a picture is readable; a change tries quarantined ones again."""
+    return f"edition {DECODER_EDITION}, pillow {PIL.__version__}, {options.max_pixels} pixels"
+
+
+def load_before(cache: Path, name: str) -> Dataset | None:
+    """The data set that already has the name; None where there is none."""
+    try:
+        return load_dataset(cache, name)
+    except NotFoundError:
+        return None
