@@ -239,8 +239,9 @@ def audit(
         Data set.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    progress : Progress
-        Opens a progress bar; default: none.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
     **options
         As in ``featpipe audit``; see :class:`featpipe.specs.audit.AuditSpec`.
 

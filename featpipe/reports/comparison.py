@@ -113,5 +113,5 @@ def _draw_losses(axes: Any, curve: Curves, label: str) -> None:
     axes.plot([row.at for row in rows], [row.val_loss for row in rows], label=label)
     axes.set_xlabel(curve.history.axis)
     axes.set_ylabel("validation loss")
-    if curve.history.axis == "C":
+    if curve.history.axis in ("C", "k"):
         axes.set_xscale("log")

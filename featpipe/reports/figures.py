@@ -92,7 +92,7 @@ def curves(history: History) -> str:
             axes.axvline(x[history.best], color=_SOFT, linestyle=":", label="kept")
             axes.set_xlabel(history.axis)
             axes.set_ylabel(what)
-            if history.axis == "C" and len(x) > 1:
+            if history.axis in ("C", "k") and len(x) > 1:
                 axes.set_xscale("log")
             axes.grid(alpha=0.3)
             axes.legend()
