@@ -42,6 +42,7 @@ def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
         "split": "test",
         "duplicates": [],
         "trained_on": 0,
+        "notes": [],
         **changes,
     }
 
