@@ -37,7 +37,7 @@ from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
 from featpipe.stages.relabel import RelabelResult
-from featpipe.stages.train import TrainResult
+from featpipe.stages.train_result import TrainResult
 
 PathLike = str | os.PathLike[str]
 

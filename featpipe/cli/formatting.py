@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,14 +15,12 @@ from featpipe.cli.comparing import of_pairs_of_heads
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
     from featpipe.backbones.catalog import Backbone
-    from featpipe.reports.documents import AuditDocument
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import DryRun, ExtractResult
     from featpipe.stages.predict import Prediction
     from featpipe.stages.recipe import RecipeResult
-    from featpipe.stages.relabel import RelabelResult
     from featpipe.stages.sweep_result import SweepResult
-    from featpipe.stages.train import TrainResult
+    from featpipe.stages.train_result import TrainResult
 
 _SHOWN_BAD = 10
 _SHOWN_CLASSES = 10
@@ -57,11 +54,12 @@ def of_extraction(done: ExtractResult) -> str:
     if done.splits:
         lines.append("  " + ", ".join(f"{name} {n}" for name, n in done.splits.items()))
     if done.classes:
-        lines.append("  " + _classes(done.classes))
+        lines.append("  " + class_list(done.classes))
     return "\n".join(lines + _bad(done))
 
 
-def _classes(classes: Sequence[str]) -> str:
+def class_list(classes: Sequence[str]) -> str:
+    """``classes: cat, dog``; of many, the first."""
     shown = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
     more = f", … ({len(classes)} in all)" if len(classes) > _SHOWN_CLASSES else ""
     return f"classes: {shown}{more}"
@@ -143,7 +141,7 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
         scores = ["diverged"]
         if not row["diverged"]:
             scores = [_score(name, row[name]) for name in columns]
-        table.append([*(f"{values[name]:g}" for name in sweep.varied), *scores])
+        table.append([*(probes.value_text(values[name]) for name in sweep.varied), *scores])
     widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
     if len(sweep.rows) > _SHOWN_TRIALS:
@@ -284,66 +282,3 @@ def write_json_lines(
         errors += prediction.error is not None
         stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
     return errors
-
-
-_SHOWN_FINDINGS = 5
-
-
-def of_audit(done: AuditDocument) -> str:
-    """What an audit found, the gravest of each sort."""
-    errors, pairs, check = done["label_errors"], done["near_duplicates"], done["label_check"]
-    lines = [f"{done['dataset']}: {done['pictures']} pictures in {done['seconds']:.1f} s"]
-    if check["skipped"]:
-        lines.append(f"  label errors: not searched for: {check['skipped']}")
-    else:
-        lines.append(f"  {counted(len(errors), 'probable label error')}")
-    for error in errors[:_SHOWN_FINDINGS]:
-        lines.append(
-            f"    {escape(error['path'])}: labelled {escape(error['label'])}, looks like "
-            f"{escape(error['suggested'])} ({error['probability']:.1%})"
-        )
-    lines.append(
-        f"  {counted(done['near_duplicates_found'], 'pair')} of near duplicates, "
-        f"{done['near_duplicates_across_splits']} across splits"
-    )
-    for pair in pairs[:_SHOWN_FINDINGS]:
-        a, b = (split or "no split" for split in pair["splits"])
-        lines.append(
-            f"    {escape(pair['a'])} ({a}), {escape(pair['b'])} ({b}): {pair['similarity']:.4f}"
-        )
-    lines += [
-        f"  {counted(len(done['exact_duplicates']), 'content')} in several files",
-        f"  {counted(len(done['outliers']), 'outlier')}",
-    ]
-    if done["tiny_classes"]:
-        names = [tiny["class"] for tiny in done["tiny_classes"]]
-        lines.append(f"  tiny {_classes(names)}")
-    lines += [
-        f"  report: {done['report']}",
-        f"  to act on: edit {done['fixes']}, then: featpipe relabel {done['dataset']} "
-        f"{shlex.quote(done['fixes'])}",
-    ]
-    return "\n".join(lines)
-
-
-def of_relabelling(done: RelabelResult) -> str:
-    """What a new list holds, and how its labels become the source's."""
-    lines = [
-        f"{done.dataset}: {done.pictures} pictures of {done.made_from}: {done.relabelled} "
-        f"relabelled, {done.removed} removed; nothing was computed"
-    ]
-    if done.new_classes:
-        lines.append(f"  new {_classes(done.new_classes)}")
-    if done.lost_classes:
-        lines.append(f"  no longer there, {_classes(done.lost_classes)}")
-    if done.conflicting:
-        lines.append(
-            f"  warning: {counted(done.conflicting, 'content')} in several files under different "
-            "labels; fix every one of the files"
-        )
-    if done.data is not None:
-        lines.append(
-            f"  to add pictures or features: featpipe extract {shlex.quote(str(done.data))} "
-            f"--root {shlex.quote(done.root)} --name {done.dataset} …"
-        )
-    return "\n".join(lines)

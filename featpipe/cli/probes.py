@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featpipe.base.text import escape
 
@@ -38,7 +38,7 @@ def seeds_table(sweep: SweepResult) -> list[str]:
     for row in sweep.by_seed[:_SHOWN_COMBINATIONS]:
         loss, accuracy = row["val_loss"], row["val_accuracy"]
         scores = ["", ""] if loss is None or accuracy is None else [_loss(loss), _share(accuracy)]
-        table.append([*(f"{row['params'][name]:g}" for name in varied), *scores])
+        table.append([*(value_text(row["params"][name]) for name in varied), *scores])
         table[-1].append(str(row["diverged"]))
     if not any(row["diverged"] for row in sweep.by_seed):
         table = [row[:-1] for row in table]
@@ -89,3 +89,8 @@ def _loss(spread: Spread) -> str:
 def _aligned(table: list[list[str]]) -> list[str]:
     widths = [max(8, *map(len, column)) for column in itertools.zip_longest(*table, fillvalue="")]
     return [" ".join(map(str.rjust, row, widths)) for row in table]
+
+
+def value_text(value: Any) -> str:
+    """A value of a hyper-parameter, or the name of a tap or pooling."""
+    return value if isinstance(value, str) else f"{value:g}"

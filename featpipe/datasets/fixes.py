@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.disk import read_regular
 from featpipe.base.errors import DataError, NotFoundError, StorageError
 from featpipe.base.text import escape
@@ -22,7 +22,7 @@ from featpipe.datasets.dataset import (
     SourceInfo,
 )
 from featpipe.datasets.splits import split_unsplit
-from featpipe.sources.listing import csv_rows
+from featpipe.sources.listing import csv_rows, decoded
 
 ACTIONS = ("keep", "relabel", "remove")
 
@@ -66,7 +66,7 @@ def read_fixes(path: Path, dataset: Dataset) -> dict[int, Fix]:
     """
     shown = escape(str(path))
     try:
-        text = read_regular(path).decode("utf-8-sig", errors="surrogateescape")
+        data = read_regular(path)
     except FileNotFoundError:
         raise NotFoundError(
             f"expected a CSV of path,label in {shown}, found none; 'featpipe audit "
@@ -76,7 +76,7 @@ def read_fixes(path: Path, dataset: Dataset) -> dict[int, Fix]:
         raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
     row_of = {known: row for row, known in enumerate(dataset.paths)}
     found: dict[int, Fix] = {}
-    for place, fields in csv_rows(text, shown):
+    for place, fields in csv_rows(decoded(data, shown), shown):
         if fields["path"] not in row_of:
             raise DataError(
                 f"expected paths as data set '{dataset.name}' has them, such as "
@@ -205,11 +205,9 @@ def as_list(dataset: Dataset) -> bytes:
 def csv_bytes(rows: list[list[str]]) -> bytes:
     """Rows as CSV in UTF-8; bytes of file names that are not UTF-8 stay as they are."""
     stream = io.StringIO()
-    plain = csv.writer(stream, lineterminator="\n")
-    # The csv module does not quote a lone carriage return, which readers take for a line's end.
-    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    table = CsvWriter(stream)
     for row in rows:
-        (quoted if any("\r" in text for text in row) else plain).writerow(row)
+        table.write(row)
     return stream.getvalue().encode("utf-8", errors="surrogateescape")
 
 

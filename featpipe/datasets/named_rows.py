@@ -50,7 +50,7 @@ class NamedRows:
             self._ids.setdefault(space, []).append(ids)
 
     def of_space(self, space: FeatureSpace) -> NDArray[np.uint8]:
-        """Image ids (n, 32) whose rows of a space are named, each once."""
+        """Image ids (n, 32) whose rows of a space are named, sorted, each once."""
         ids = np.concatenate([NO_IDS, *self._ids.get(space.id, [])])
         return ids[np.unique(sortable(ids), return_index=True)[1]]
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import (
@@ -19,7 +19,7 @@ from featpipe.base.errors import (
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.specs.fields import flag
-from featpipe.specs.spaces import SpaceQuery
+from featpipe.specs.spaces import ALL, SpaceQuery
 
 ErrorT = TypeVar("ErrorT", bound=FeatpipeError)
 
@@ -70,6 +70,28 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
             "run the same 'featpipe extract' again"
         )
     return space, weights
+
+
+def choose_spaces(dataset: Dataset, query: SpaceQuery) -> list[tuple[FeatureSpace, str]]:
+    """As :func:`choose_space`, one for every value of a tap or pooling that is ``all``.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+    """
+    ranging = [name for name in ("tap", "pool") if getattr(query, name) == ALL]
+    if not ranging:
+        return [choose_space(dataset, query)]
+    nothing: dict[str, Any] = dict.fromkeys(ranging)
+    open_query = dataclasses.replace(query, **nothing)
+    held = _held(dataset)
+    asked = _with_own_tap_name(open_query, held)
+    fitting = [space for space in held if _has(space, _weights_name(dataset, space), asked)]
+    values: dict[tuple[Any, ...], None] = dict.fromkeys(
+        tuple(_fields(space)[name] for name in ranging) for space in fitting
+    )
+    named = [dict(zip(ranging, one, strict=True)) for one in values] or [nothing]
+    return [choose_space(dataset, dataclasses.replace(open_query, **one)) for one in named]
 
 
 def _weights_name(dataset: Dataset, space: FeatureSpace) -> str:

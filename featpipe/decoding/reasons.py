@@ -86,10 +86,13 @@ def too_many_pixels(data: bytes, max_pixels: int, said: str = "") -> BadImageErr
     width, height = _declared_size(data, max_pixels) or (0, 0)
     count, size = width * height, f"{width} x {height}"
     if count <= max_pixels:
-        # A frame or a tile may be larger than the picture it is a part of; only Pillow knows.
+        # A frame may be larger than its animation, and a damaged header may open only once.
         counted = re.search(r"\((\d+) pixels\)", said)
-        count = int(counted[1]) if counted else max_pixels + 1
-        size = f"a part of {count if counted else 'its'} pixels"
+        if counted is None:
+            advice = "shrink it, or allow more with --max-pixels"
+            return BadImageError("open", f"more than {max_pixels} pixels; {advice}")
+        count = int(counted[1])
+        size = f"a picture or frame of {count} pixels"
     reason = f"{size} is more than {max_pixels} pixels; "
     if count > _MAX_DECLARED:
         return BadImageError("open", reason + "the file is damaged, or the picture too large")
@@ -98,7 +101,7 @@ def too_many_pixels(data: bytes, max_pixels: int, said: str = "") -> BadImageErr
 
 def _declared_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
     """Width and height as the file's header says them; no pixel is decoded."""
-    if data[:3] == b"GIF":
+    if data[:3] == b"GIF" and len(data) >= 10:
         # Opening a GIF may fill a frame.
         width, height = struct.unpack_from("<HH", data, 6)
         return width, height

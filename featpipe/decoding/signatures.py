@@ -11,6 +11,7 @@ READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 _HEAD_BYTES = 4096
 _CONVERT = "convert it to JPEG or PNG"
+_FRAMES = "extract its frames as JPEG or PNG"
 
 _READ_SIGNATURES = (
     (rb"\xff\xd8\xff", "JPEG"),
@@ -24,7 +25,7 @@ _OTHER_SIGNATURES = (
     (rb"version https://git-lfs", "a Git LFS pointer", "get the picture with 'git lfs pull'"),
     (rb"....ftyp(?:hei[cxmsf]|hev[cx]|mi[fa]1|msf1)", "a HEIC picture", _CONVERT),
     (rb"....ftypcrx ", "a Canon raw picture (CR3)", _CONVERT),
-    (rb"....ftyp", "a video", "extract its frames as JPEG or PNG"),
+    (rb"....ftyp(?:iso|mp4|avc|M4V|qt|3g|dash|MSNV)", "a video", _FRAMES),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture", _CONVERT),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture", _CONVERT),
     (rb"II\xbc", "a JPEG XR picture", _CONVERT),
@@ -57,7 +58,7 @@ _OTHER_SIGNATURES = (
     (rb"%PDF-", "a PDF document", "save its pages as PNG"),
     (rb"PK\x03\x04|Rar!\x1a|7z\xbc\xaf|BZh\d1AY", "an archive", "unpack it"),
     (rb"\x1f\x8b|\xfd7zXZ|\x28\xb5\x2f\xfd", "an archive", "unpack it"),
-    (rb"\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "extract its frames as JPEG or PNG"),
+    (rb"\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", _FRAMES),
     (rb"RIFF....WAVE|ID3[\x02-\x04]|OggS|fLaC", "a sound", "remove it"),
     (rb"\x7fELF|MZ[^ -~]", "a program", "remove it"),
     (rb"\x89HDF|\x93NUMPY", "an array", "save its pictures as PNG"),

@@ -22,7 +22,7 @@ SMOOTHING = 0.02
 _TRAIN_SCORED = 5000
 """Training rows that are scored, each among all others; their cost grows with rows squared."""
 _QUERIES = 4096
-_SIMILARITIES = 2**24
+_SIMILARITIES = 2**22
 """Rows that are compared at once, and the similarities of them that are held at once."""
 _ROW_NUMBERS = 2**24
 """Numbers of the training rows that are held as float32 at once."""
@@ -185,11 +185,7 @@ class KNNHead(KNNParams, Head):
             if own is not None:
                 here = (own >= start) & (own < start + len(part))
                 found[here, own[here] - start] = -np.inf
-            both = np.concatenate([similarity, found], axis=1)
-            place = np.argpartition(both, len(part), axis=1)[:, len(part) :]
-            similarity = np.take_along_axis(both, place, axis=1)
-            earlier = np.take_along_axis(number, np.minimum(place, k - 1), axis=1)
-            number = np.where(place < k, earlier, place - k + start)
+            similarity, number = _merged(similarity, number, found, start)
         order = np.argsort(-similarity, axis=1, kind="stable")
         ordered = np.take_along_axis(similarity, order, axis=1).astype(np.float64)
         return ordered, np.take_along_axis(number, order, axis=1)
@@ -223,3 +219,30 @@ def _unit(Z: NDArray[np.float32]) -> NDArray[np.float32]:
     norm[norm == 0] = 1
     unit: NDArray[np.float32] = Z / norm
     return unit
+
+
+def _merged(
+    similarity: NDArray[np.float32],
+    number: NDArray[np.int64],
+    found: NDArray[np.float32],
+    start: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k highest similarities (q, k) and their numbers, of those so far and of a block (q, b).
+
+    Only what is above the lowest so far is looked at: after the first blocks that is little, and
+    selecting from whole blocks takes longer than their products.
+    """
+    k = similarity.shape[1]
+    query, column = np.nonzero(found > similarity.min(axis=1, keepdims=True))
+    if not len(query):
+        return similarity, number
+    counts = np.bincount(query, minlength=len(found))
+    place = k + np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Shorter rows are filled up with what is never among the k highest.
+    more = ((0, 0), (0, int(counts.max())))
+    similarity = np.pad(similarity, more, constant_values=-np.inf)
+    number = np.pad(number, more)
+    similarity[query, place] = found[query, column]
+    number[query, place] = start + column
+    best = np.argpartition(similarity, -k, axis=1)[:, -k:]
+    return np.take_along_axis(similarity, best, axis=1), np.take_along_axis(number, best, axis=1)

@@ -20,7 +20,7 @@ class Spread(TypedDict):
 class SeedsDocument(TypedDict):
     """One combination over its seeds; the scores are those of seeds that did not diverge."""
 
-    params: dict[str, float | int | None]
+    params: dict[str, float | int | str | None]
     seeds: int
     diverged: int
     val_loss: Spread | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -28,7 +28,7 @@ OnProgress = Callable[[int, HistoryRow], None]
 class CombinationDocument(TypedDict):
     """One combination of a sweep; losses and accuracies are null where training diverged."""
 
-    params: dict[str, float | int | None]
+    params: dict[str, float | int | str | None]
     seed: int
     best_epoch: int | None
     train_loss: float | None
@@ -98,6 +98,13 @@ class Sweep:
     by_seed: list[SeedsDocument] = field(default_factory=list)
 
     @property
+    def rank(self) -> tuple[int, float]:
+        """What its best combination is compared by with that of another sweep: lower is better."""
+        if self.by_seed:
+            return _seeds_rank(self.by_seed[0])
+        return (int(self.trials[0].row is None), self.trials[0].loss)
+
+    @property
     def at_edge(self) -> dict[str, str]:
         """Hyper-parameters whose best value is the ``smallest`` or the ``largest`` tried.
 
@@ -106,6 +113,8 @@ class Sweep:
         edges: dict[str, str] = {}
         for name in (name for name in self.varied if name != "seed"):
             best = self.trials[0].params[name]
+            if isinstance(best, str):
+                continue
             tried = [trial.params[name] for trial in self.trials]
             if best == max(tried):
                 edges[name] = "largest"
@@ -232,6 +241,39 @@ def run_sweep(
         winner = min(best, key=lambda i: (outcomes[i].lowest, i))
     plan.heads[winner].set_layers(outcomes[winner].layers)
     return _summary(plan, outcomes, winner)
+
+
+def merged_sweeps(sweeps: Sequence[tuple[dict[str, str], Sweep]]) -> Sweep:
+    """One table of several sweeps of one grid, each on other features.
+
+    Parameters
+    ----------
+    sweeps : sequence of (dict, Sweep)
+        What tells the features apart, added to the hyper-parameters of each trial; the sweep.
+    """
+    trials: list[list[Trial]] = []
+    by_seed: list[SeedsDocument] = []
+    for fields, sweep in sweeps:
+        each = len({trial.seed for trial in sweep.trials}) if sweep.by_seed else 1
+        named = [replace(trial, params={**fields, **trial.params}) for trial in sweep.trials]
+        trials += [named[i : i + each] for i in range(0, len(named), each)]
+        by_seed += [{**row, "params": {**fields, **row["params"]}} for row in sweep.by_seed]
+    ranks = [_seeds_rank(row) for row in by_seed] or [
+        (int(one[0].row is None), one[0].loss) for one in trials
+    ]
+    order = sorted(range(len(trials)), key=ranks.__getitem__)
+    _, best = min(sweeps, key=lambda part: part[1].rank)
+    return Sweep(
+        best.winner,
+        best.history,
+        [trial for i in order for trial in trials[i]],
+        [*sweeps[0][0], *dict.fromkeys(name for _, sweep in sweeps for name in sweep.varied)],
+        [by_seed[i] for i in order] if by_seed else [],
+    )
+
+
+def _seeds_rank(row: SeedsDocument) -> tuple[int, float]:
+    return row["diverged"], np.inf if row["val_loss"] is None else row["val_loss"]["mean"]
 
 
 def _ranked(plan: SweepPlan, outcomes: Sequence[TrainedState]) -> list[list[int]]:

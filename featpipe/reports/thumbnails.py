@@ -13,7 +13,8 @@ from PIL import Image
 from featpipe.decoding.pixels import decode_rgb
 
 SIDE = 160
-_QUALITY = 80
+_LOSSLESS_SIDE = 64
+_QUALITY = 75
 
 
 def thumbnail_uri(read: Callable[[str], bytes], path: str, image_id: bytes) -> Markup | None:
@@ -30,22 +31,26 @@ def thumbnail_uri(read: Callable[[str], bytes], path: str, image_id: bytes) -> M
     Returns
     -------
     Markup or None
-        None if the picture is gone, changed or unreadable.
+        A PNG, pixel by pixel, of a picture of at most 64 px a side; a JPEG of others. None if the
+        picture is gone, changed or unreadable.
     """
     try:
         data = read(path)
         if hashlib.sha256(data).digest() != image_id:
             return None
-        image = decode_rgb(data)
-        if max(image.size) < SIDE:
-            factor = SIDE // max(image.size)
-            size = (image.width * factor, image.height * factor)
-            image = image.resize(size, Image.Resampling.NEAREST)
-        image.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=_QUALITY)
+        kind, small = _encoded(decode_rgb(data, smallest=SIDE))
     # Decoders raise all kinds of errors; none of them may prevent the page.
     except Exception:
         return None
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Markup(f"data:image/jpeg;base64,{encoded}")
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}")
+
+
+def _encoded(image: Image.Image) -> tuple[str, bytes]:
+    buffer = io.BytesIO()
+    # A few pixels are exact and small as PNG; the browser enlarges them in whole pixels.
+    if max(image.size) <= _LOSSLESS_SIDE:
+        image.save(buffer, "PNG", optimize=True)
+        return "png", buffer.getvalue()
+    image.thumbnail((SIDE, SIDE))
+    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "jpeg", buffer.getvalue()

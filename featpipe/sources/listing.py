@@ -52,7 +52,7 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
         data = read_regular(path)
     except OSError as error:
         raise StorageError(f"expected to read {shown}, but: {error.strerror}") from error
-    text = _decoded(data, shown)
+    text = decoded(data, shown)
     rows = _json_rows(text, shown) if path.suffix.lower() == ".jsonl" else csv_rows(text, shown)
     records: dict[str, Record] = {}
     folders: dict[str, str] = {}
@@ -81,7 +81,7 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
     return Source("list", str(path), Path(roots[0]), listed, unused_columns=unused)
 
 
-def _decoded(data: bytes, shown: str) -> str:
+def decoded(data: bytes, shown: str) -> str:
     """Text of a list; bytes that are not UTF-8 as surrogate escapes, until their use is known."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from featpipe.base.choices import POOLINGS
 from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
-from featpipe.specs.spaces import SpaceQuery
+from featpipe.specs.spaces import ALL, SpaceQuery
 from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole, Wholes
 
 MAX_HIDDEN = 65_536
@@ -177,6 +178,16 @@ class HeadSpec(SpaceQuery):
         "and width; logistic, knn: their path over C or k, as without.",
         default=False,
     )
+    tap: str | None = option(
+        Text(),
+        "Which tap, where there are several; all with --sweep: each that is cached.",
+        default=None,
+    )
+    pool: str | None = option(
+        Choice((*POOLINGS, ALL)),
+        "Which pooling, where there are several; all with --sweep: each that is cached.",
+        default=None,
+    )
     seeds: int = option(
         Whole(high=MAX_SEEDS),
         "Heads that differ in their seed alone, counted from --seed; with a sweep, of each "
@@ -242,6 +253,12 @@ class HeadSpec(SpaceQuery):
                 f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
                 "which comes out the same with every seed"
             )
+        for name in ("tap", "pool"):
+            if getattr(self, name) == ALL and not self.sweep:
+                raise UsageError(
+                    f"expected --{name} all only with --sweep, found it without; add --sweep or "
+                    f"name one {name}"
+                )
         self._check_shots()
         number, name = (self.seeds, "seeds") if self.n_shot is None else (self.all_tries, "tries")
         if self.seed + number > SEEDS:

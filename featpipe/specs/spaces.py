@@ -10,6 +10,9 @@ from featpipe.base.space import MIN_ID_BEGINNING, may_call_a_space
 from featpipe.specs.fields import Spec, option, spec
 from featpipe.specs.value_kinds import Choice, Text, Whole
 
+ALL = "all"
+"""As tap or pooling of a sweep: every one that the data set has features of."""
+
 
 class SpaceName:
     """The beginning of a feature space's id, or the name of its folder."""

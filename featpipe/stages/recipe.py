@@ -15,10 +15,12 @@ from featpipe.base.text import escape
 from featpipe.specs.compare import CompareSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import Recipe
+from featpipe.specs.spaces import ALL
 from featpipe.stages.compare import Comparison, compare
 from featpipe.stages.evaluate import Evaluation, evaluate
 from featpipe.stages.extract import ExtractResult, extract
-from featpipe.stages.train import TrainResult, train_head
+from featpipe.stages.train import train_head
+from featpipe.stages.train_result import TrainResult
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import HeadDocument, RecipeDocument
@@ -124,13 +126,15 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     fitting = [
         space
         for space in extracted
-        if head.tap in (None, space.tap)
-        and head.pool in (None, space.pooling)
+        if head.tap in (None, ALL, space.tap)
+        and head.pool in (None, ALL, space.pooling)
         and (head.space is None or space.is_called(head.space))
     ]
-    if len(fitting) != 1:
+    ranging = [name for name in ("tap", "pool") if getattr(head, name) == ALL]
+    if not fitting or (len(fitting) > 1 and not ranging):
         return head
-    (space,) = fitting
+    # Spaces of one extraction differ in tap and pooling alone.
+    space = fitting[0]
     own: dict[str, Any] = {
         "backbone": space.backbone,
         "weights": space.weights,
@@ -146,4 +150,4 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     if any(getattr(head, name) not in (None, own[name]) for name in others):
         # It asks for other features than this recipe's.
         return head
-    return dataclasses.replace(head, **own)
+    return dataclasses.replace(head, **{**own, **dict.fromkeys(ranging, ALL)})

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import logging
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,11 @@ from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
+from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import training_warnings
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_space
+from featpipe.datasets.spaces import choose_spaces
 from featpipe.datasets.training_split import (
     classes_in,
     renumbered_labels,
@@ -30,91 +30,21 @@ from featpipe.datasets.training_split import (
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.doubts import baseline_doubts
-from featpipe.heads.sweep import Sweep, SweepPlan, plan_sweep, run_sweep
+from featpipe.heads.sweep import Sweep, SweepPlan, merged_sweeps, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
 from featpipe.stages.calibration import calibrate
 from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
-from featpipe.stages.sweep_result import SweepResult, sweep_result, sweep_table
+from featpipe.stages.sweep_result import sweep_result, sweep_table
+from featpipe.stages.train_result import TrainResult
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.rows import FeatureRows
 
 if TYPE_CHECKING:
-    from featpipe.stages.documents import (
-        CalibrationDocument,
-        ShotDocument,
-        TrainDocument,
-    )
+    from featpipe.stages.documents import CalibrationDocument, ShotDocument
 
 log = logging.getLogger("featpipe")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained head.
-
-    Attributes
-    ----------
-    head : Path
-        Its run folder.
-    kind : str
-    classes : list of str
-    space : str
-        Id of its feature space.
-    train, val : SplitScores
-        Of the kept state.
-    best : HistoryRow
-        The kept row of the history.
-    axis : {"epoch", "C", "k"}
-        What the row's ``at`` is.
-    seconds : float
-    sweep : SweepResult, optional
-        What it was chosen from.
-    n_shot : NShotResult, optional
-        Scores of heads of a few pictures per class, of which it is one.
-    calibration : CalibrationDocument, optional
-        Its temperature, and validation scores without and with it.
-    warnings : list of str
-        What casts doubt on it; also logged, and kept in its run folder.
-    """
-
-    head: Path
-    kind: str
-    classes: list[str]
-    space: str
-    train: SplitScores
-    val: SplitScores
-    best: HistoryRow
-    axis: str
-    seconds: float
-    sweep: SweepResult | None = None
-    n_shot: NShotResult | None = None
-    calibration: CalibrationDocument | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def as_json(self) -> TrainDocument:
-        """The result as the command prints it."""
-        document: TrainDocument = {
-            "head": str(self.head),
-            "kind": self.kind,
-            "classes": self.classes,
-            "space": self.space,
-            "train": self.train,
-            "val": self.val,
-            "best": self.best.as_json(self.axis),
-            "seconds": self.seconds,
-            "warnings": self.warnings,
-        }
-        if self.sweep is not None:
-            document["sweep"] = self.sweep.as_json()
-            if self.sweep.by_seed:
-                document["seeds"] = self.sweep.by_seed[0]
-        if self.n_shot is not None:
-            document["n_shot"] = self.n_shot.as_json()
-        if self.calibration is not None:
-            document["calibration"] = self.calibration
-        return document
 
 
 def train_head(
@@ -143,13 +73,8 @@ class _Training:
     """One training; making it reads the list of pictures and finds their rows."""
 
     def __init__(self, name: str, spec: HeadSpec, cache: Path) -> None:
-        self.spec = spec
+        self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
-        self.model = new_head(spec.head, spec.params)
-        self.grid: SweepPlan | None = None
-        if spec.sweep or spec.seeds > 1:
-            fixed = spec.params if spec.sweep else self.model.params
-            self.grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
         self.run = None if spec.out is None else Run(spec.out)
         if self.run is not None and self.run.has_head and not spec.overwrite:
             raise UsageError(
@@ -157,7 +82,8 @@ class _Training:
                 "name another --out, or replace it with --overwrite"
             )
         self.dataset = load_dataset(cache, name)
-        self.space, self.weights_name = choose_space(self.dataset, spec)
+        self.spaces = choose_spaces(self.dataset, spec)
+        self.space, self.weights_name = self.spaces[0]
         train, val = training_rows(self.dataset, spec.val)
         self.classes = classes_in(self.dataset, train)
         label = renumbered_labels(self.dataset, self.classes)
@@ -168,29 +94,51 @@ class _Training:
         for warning in training_warnings(self.dataset, train, val):
             log.warning("%s", warning)
         self.train, self.val = train, val
-        ids = self.dataset.image_sha256[np.concatenate([train, val])]
-        rows = FeatureStore(cache, self.space).rows(ids)
-        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
-        self.data = (X, label[train], X_val, label[val])
+        self.labels = label[train], label[val]
+        self.data = self._rows_of(self.space)
+        self.model = new_head(spec.head, spec.params)
         self.history = History("epoch")
         self.sweep: Sweep | None = None
+        self.winning_seed = spec.seed
         self.kept_try: Try | None = None
         self.shots: list[ShotDocument] = []
         self.calibration: CalibrationDocument | None = None
+
+    def _rows_of(self, space: FeatureSpace) -> _Data:
+        train, val = self.train, self.val
+        ids = self.dataset.image_sha256[np.concatenate([train, val])]
+        rows = FeatureStore(self.cache, space).rows(ids)
+        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
+        return X, self.labels[0], X_val, self.labels[1]
 
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
         options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
         if self.spec.n_shot is not None:
             self._fit_few(progress)
-        elif self.grid is None:
+        elif self.spec.sweep or self.spec.seeds > 1:
+            self._fit_sweeps(progress, options)
+        else:
             self.model.classes_ = np.array(self.classes)
             self.history = _fit_one(self.model, self.data, progress, options)
-        else:
-            self.sweep = _fit_all(self.grid, self.data, self.classes, progress, options)
-            self.model, self.history = self.grid.heads[self.sweep.winner], self.sweep.history
         if self.spec.calibrate:
             self.calibration = calibrate(self.model, *self.data[2:])
+
+    def _fit_sweeps(self, progress: Progress, options: dict[str, Any]) -> None:
+        """Train the same sweep in every feature space; only the best head's tensors are kept."""
+        spec = self.spec
+        fixed = spec.params if spec.sweep else self.model.params
+        done: list[tuple[FeatureSpace, Sweep]] = []
+        for space, weights_name in self.spaces:
+            grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
+            data = self._rows_of(space)
+            sweep = _fit_all(grid, data, self.classes, progress, options)
+            if not done or sweep.rank < min(earlier.rank for _, earlier in done):
+                self.space, self.weights_name, self.data = space, weights_name, data
+                self.model, self.history = grid.heads[sweep.winner], sweep.history
+                self.winning_seed = grid.seeds[sweep.winner]
+            done.append((space, sweep))
+        self.sweep = done[0][1] if len(done) == 1 else merged_sweeps(_named_by_fields(done))
 
     def _fit_few(self, progress: Progress) -> None:
         ids = self.dataset.image_sha256[self.train]
@@ -216,12 +164,12 @@ class _Training:
         if warnings:
             info["warnings"] = warnings
         table = None
-        if self.grid is not None and self.sweep is not None:
+        if self.sweep is not None:
             table = sweep_result(run.sweep_path, self.sweep)
             digest = run.save_sweep(sweep_table(table, self.dataset.name, spec))
             info["sweep"] = {
                 "trained": len(table.rows),
-                "seed": self.grid.seeds[self.sweep.winner],
+                "seed": self.winning_seed,
                 "table_sha256": digest,
             }
         n_shot = self._save_shots(run, info)
@@ -302,6 +250,18 @@ def _fit_all(
             bar.advance(steps, val_loss=f"{lowest:.4f}")
 
         return run_sweep(grid, *data, classes=classes, on_progress=on_progress, **options)
+
+
+def _named_by_fields(
+    done: list[tuple[FeatureSpace, Sweep]],
+) -> list[tuple[dict[str, str], Sweep]]:
+    """Each sweep with the tap and the pooling of its feature space, where those differ."""
+    named = [{"tap": space.tap, "pool": space.pooling} for space, _ in done]
+    varied = [key for key in ("tap", "pool") if len({fields[key] for fields in named}) > 1]
+    return [
+        ({key: fields[key] for key in varied}, sweep)
+        for fields, (_, sweep) in zip(named, done, strict=True)
+    ]
 
 
 def _describe(

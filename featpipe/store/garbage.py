@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from featpipe.base.disk import remove_file, remove_leftovers, remove_tree, sync_folder
 from featpipe.base.errors import DamageError
-from featpipe.base.ids import DIGEST_BYTES, sortable
+from featpipe.base.ids import DIGEST_BYTES
 from featpipe.store.feature_store import FeatureStore
-from featpipe.store.index import segment_names
+from featpipe.store.index import Index, segment_names
 from featpipe.store.segments import (
     Segment,
     build_segment,
@@ -69,7 +69,7 @@ def collect_store(
     ----------
     store : FeatureStore
     named : ndarray of uint8, shape (n, 32)
-        Image ids whose rows stay.
+        Image ids whose rows stay, sorted, each once.
     before : float
         Segments that were written later (seconds since the epoch) stay whole.
     dry_run : bool
@@ -83,9 +83,10 @@ def collect_store(
     """
     doomed: list[tuple[Segment, NDArray[np.bool_]]] = []
     kept = young = 0
+    names = Index(ids=named)
     for name in segment_names(store.folder):
         segment = read_segment(store.segments_folder / f"{name}.h5", store.space)
-        stays = np.isin(sortable(segment.ids), sortable(named))
+        stays = names.find(segment.ids) >= 0
         unnamed = int((~stays).sum())
         if segment.path.stat().st_mtime > before:
             young += unnamed

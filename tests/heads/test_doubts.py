@@ -8,6 +8,7 @@ import pytest
 from featpipe.heads import new_head
 from featpipe.heads.base import History, HistoryRow
 from featpipe.heads.doubts import baseline_doubts, epoch_doubts
+from featpipe.specs.heads import CLASS_WEIGHTS
 
 Y_VAL = np.array([0] * 18 + [1, 2])
 
@@ -41,10 +42,11 @@ def test_a_balanced_head_must_beat_equal_probabilities(loss: float, expected: bo
     ]
 
 
-def test_a_perfect_head_on_one_class_is_no_warning() -> None:
-    head = new_head("linear", {})
-    head.classes_ = np.array(["ant", "bee"])
-    assert baseline_doubts(head, row(accuracy=1.0), np.zeros(5, np.int64)) == []
+@pytest.mark.parametrize("class_weight", CLASS_WEIGHTS)
+def test_a_perfect_head_on_one_class_is_no_warning(class_weight: str) -> None:
+    head = new_head("linear", {"class_weight": class_weight})
+    head.classes_ = np.array(["ant"])
+    assert baseline_doubts(head, row(loss=0.0, accuracy=1.0), np.zeros(5, np.int64)) == []
 
 
 @pytest.mark.parametrize(

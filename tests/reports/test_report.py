@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import re
@@ -19,14 +20,15 @@ from PIL import Image
 from support.reports import HOSTILE, history, mistake, trained_head
 from support.samples import jpeg_bytes, small_space
 
-from featpipe.base.errors import BadImageError
+from featpipe.decoding.pixels import decode_rgb
 from featpipe.reports import figures
 from featpipe.reports import page as page_module
 from featpipe.reports.confusion import LISTED_PAIRS, confused_pairs
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import FIRST_SHOWN, THUMBNAIL_PIXELS, Mistake, thumbnails
+from featpipe.reports.mistakes import FIRST_SHOWN, Mistake, thumbnails
 from featpipe.reports.page import write_report
 from featpipe.reports.thresholds import threshold_counts
+from featpipe.reports.thumbnails import SIDE
 
 
 def predictions(k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +45,7 @@ def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
         "duplicates": [],
         "trained_on": 0,
         "notes": [],
+        "predictions": "run/predictions.csv",
         **changes,
     }
 
@@ -201,6 +204,10 @@ def test_class_names_that_are_no_text_are_shown_as_such(page: Page) -> None:
     assert r"caf\udce9" in page([name, "b"])
 
 
+def picture_in(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
 def smooth_picture(seed: int) -> bytes:
     """300 x 200 pixels, as a JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
@@ -213,8 +220,8 @@ def test_thumbnails_are_small_jpegs_of_the_right_pictures(page: Page) -> None:
     text = page(["cat", "dog"], mistakes=[mistake("a.jpg", smooth_picture(3))])
     (source,) = [a["src"] for tag, a in Elements(text).found if tag == "img"]
     assert source is not None
-    shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
-    assert shown.format == "JPEG" and max(shown.size) == THUMBNAIL_PIXELS
+    shown = picture_in(source)
+    assert shown.format == "JPEG" and max(shown.size) == SIDE
 
     def difference(data: bytes) -> float:
         original = Image.open(io.BytesIO(data)).convert("RGB").resize(shown.size)
@@ -230,8 +237,8 @@ def test_small_pictures_are_kept_pixel_by_pixel() -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     thumbnail = mistake("digit.png", buffer.getvalue()).thumbnail()
-    assert thumbnail is not None and thumbnail.kind == "png"
-    shown = np.asarray(Image.open(io.BytesIO(thumbnail.data)).convert("L"))
+    assert thumbnail is not None and thumbnail.startswith("data:image/png;base64,")
+    shown = np.asarray(picture_in(thumbnail).convert("L"))
     assert np.array_equal(shown, pixels)
 
 
@@ -240,7 +247,7 @@ def test_thumbnails_are_turned_as_the_camera_was() -> None:
     exif[0x0112] = 6
     thumbnail = mistake("a.jpg", jpeg_bytes(0, (80, 40), exif=exif)).thumbnail()
     assert thumbnail is not None
-    width, height = Image.open(io.BytesIO(thumbnail.data)).size
+    width, height = picture_in(thumbnail).size
     assert height == 2 * width
 
 
@@ -264,12 +271,11 @@ def test_a_picture_that_is_not_the_one_scored_is_not_shown(broken: Mistake, page
 
 
 def test_a_picture_too_large_to_open_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featpipe.decoding.pixels._check_size", _refuse)
-    assert mistake("a.jpg", jpeg_bytes(0)).thumbnail() is None
-
-
-def _refuse(*_: object) -> None:
-    raise BadImageError("open", "too many pixels")
+    picture = mistake("a.jpg", jpeg_bytes(0))
+    assert picture.thumbnail() is not None
+    strict = functools.partial(decode_rgb, max_pixels=100)
+    monkeypatch.setattr("featpipe.reports.thumbnails.decode_rgb", strict)
+    assert picture.thumbnail() is None
 
 
 def test_no_mistakes_are_said_to_be_none(page: Page) -> None:
@@ -280,12 +286,12 @@ def test_no_mistakes_are_said_to_be_none(page: Page) -> None:
 
 def test_duplicates_are_warned_of(page: Page) -> None:
     assert "also trained on" not in page(["cat", "dog"])
+    # Those of an own split are no duplicates: a note speaks of them.
+    assert "also trained on" not in page(["cat", "dog"], trained_on=7)
     few = page(["cat", "dog"], trained_on=2, duplicates=["a.png", "b.png"])
     assert "2 of these pictures were also trained on" in few
     assert "<code>a.png</code>, <code>b.png</code></p>" in few
     many = page(["cat", "dog"], trained_on=25, duplicates=[f"{i}.png" for i in range(25)])
-    own = page(["cat", "dog"], trained_on=7)
-    assert "7 of these pictures were also trained on" in own
     assert "<code>19.png</code> and 5 more</p>" in many and "20.png" not in many
 
 
@@ -350,7 +356,7 @@ def test_thumbnails_keep_to_their_budget_and_the_page_says_so(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [mistake(f"{i}.jpg", jpeg_bytes(i, (90, 90))) for i in range(6)]
-    sizes = [len(thumbnail.uri) for m in made if (thumbnail := m.thumbnail())]
+    sizes = [len(thumbnail) for m in made if (thumbnail := m.thumbnail())]
     some = thumbnails(made, budget=sum(sizes[:4]))
     assert sorted(some) == [0, 1, 2, 3] and all(some.values())
     monkeypatch.setattr(page_module, "thumbnails", lambda m: thumbnails(m, budget=sum(sizes[:4])))
@@ -366,7 +372,7 @@ def test_a_rare_confusion_has_its_turn_for_a_thumbnail() -> None:
     made.append(mistake("rare.jpg", picture, truth="dog", predicted="cat"))
     thumbnail = made[0].thumbnail()
     assert thumbnail is not None
-    some = thumbnails(made, budget=(FIRST_SHOWN + 10) * len(thumbnail.uri))
+    some = thumbnails(made, budget=(FIRST_SHOWN + 10) * len(thumbnail))
     assert len(some) == FIRST_SHOWN + 10
     assert set(range(FIRST_SHOWN)) < set(some) and len(made) - 1 in some
 
@@ -382,6 +388,7 @@ def test_more_mistakes_than_a_page_holds_are_counted(
     monkeypatch.setattr(page_module, "LISTED_MISTAKES", 3)
     text = page(["cat", "dog"], mistakes=[mistake(f"{i}.jpg", None) for i in range(5)])
     assert text.count("<figure") == 3 and "2 further mistakes are not listed here" in text
+    assert "<code>run/predictions.csv</code> has every picture" in text
 
 
 def test_counts_by_threshold_are_those_of_the_probabilities() -> None:

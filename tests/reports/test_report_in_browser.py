@@ -58,6 +58,7 @@ def opened(tmp_path: Path, chromium: Any) -> Iterator[Open]:
             "duplicates": [],
             "trained_on": 0,
             "notes": classes[:1],
+            "predictions": "predictions.csv",
         }
         path = tmp_path / "report.html"
         write_report(path, trained_head(classes), evaluation, mistakes, threshold_counts(y, p))

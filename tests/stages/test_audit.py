@@ -233,7 +233,7 @@ def test_the_page_shows_only_pictures_of_the_very_bytes(
     assert {e["path"] for e in found["label_errors"]} >= {"red/00.png", "red/01.png"}
     text = Path(found["report"]).read_text()
     assert "gone or changed" in text
-    assert "data:image/jpeg;base64," in text
+    assert "data:image/png;base64," in text
     shutil.rmtree(tmp_path / "photos")
     again = api.audit("colours", cache=cache, out=tmp_path / "audit", overwrite=True)
     assert "data:image" not in Path(again["report"]).read_text()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from safetensors.numpy import save_file
 from support.library import extract, plan_extraction, plan_of
@@ -20,7 +21,13 @@ from support.samples import class_picture, jpeg_bytes
 
 from featpipe.backbones import network
 from featpipe.backbones.catalog import get_backbone
-from featpipe.base.errors import DataError, FeatureOverflowError, NotFoundError, UsageError
+from featpipe.base.errors import (
+    DataError,
+    FeatureOverflowError,
+    NotFoundError,
+    Reason,
+    UsageError,
+)
 from featpipe.datasets.dataset import SPLITS, Status
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine import extractor as runner
@@ -583,3 +590,24 @@ def test_rehash_reads_every_file_and_computes_none(
     assert counts(go(photos, cache, tiny, rehash=True)) == (0, PICTURES, 0, 0)
     assert (work["pools"], work["networks"], work["computed"]) == (1, 0, 0)
     assert load_dataset(cache, "set").image_sha256[0].any()
+
+
+def test_what_an_older_edition_quarantined_is_tried_once_more(
+    photos: Path, cache: Path, tiny: dict[str, Any], work: dict[str, int]
+) -> None:
+    (photos / "red" / "grey.tif").write_bytes(b"refused once")
+    settle(photos)
+    go(photos, cache, tiny)
+    dataset = load_dataset(cache, "set")
+    (row,) = dataset.reasons
+    dataset.reasons[row] = Reason("convert", "ValueError: conversion from La to RGBA not supported")
+    dataset.info.decoder = f"pillow {PIL.__version__}, 50000000 pixels"
+    save_dataset(cache, dataset)
+    reset(work)
+    assert plan_extraction(photos, name="set", cache=cache, **tiny).to_read == 1
+    result = go(photos, cache, tiny)
+    assert counts(result) == (0, PICTURES, 0, 1)
+    assert [reason for _, _, reason in result.bad] == [
+        "not a picture but text; remove it, or give it an ending such as .txt"
+    ]
+    assert plan_extraction(photos, name="set", cache=cache, **tiny).to_read == 0

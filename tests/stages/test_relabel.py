@@ -195,7 +195,7 @@ def test_labels_for_pictures_without_any_split_them(cache: Path, relabel: Any) -
         ("path,label\ntrain/cat/0.png\n", "expected 2 fields in FIXES, line 2, found fewer"),
         ("", "expected a header line with 'path'"),
         ('path,label\n"train/cat/0.png,dog\n', "expected CSV in FIXES"),
-        ("path,label\ntrain/cat/0.png,dog\n".encode("utf-16"), "expected"),
+        ("path,label\ntrain/cat/0.png,dog\n".encode("utf-16")[:-1], "expected UTF-16"),
     ],
 )
 def test_a_wrong_row_is_named(
@@ -218,6 +218,26 @@ def test_missing_fixes_are_named(cache: Path, tmp_path: Path) -> None:
     stored_set(cache, in_splits(train=1))
     with pytest.raises(NotFoundError, match="featpipe audit set"):
         api.relabel("set", tmp_path / "none.csv", cache=cache)
+
+
+def test_fixes_saved_by_a_spreadsheet_are_read(cache: Path, relabel: Any) -> None:
+    stored_set(cache, in_splits(train=3))
+    text = "path,label\r\ntrain/cat/0.png,dög\r\n"
+    for number, encoding in enumerate(("utf-8-sig", "utf-16")):
+        relabel(text.encode(encoding), name=f"new{number}")
+        assert labels_of(load_dataset(cache, f"new{number}"))["train/cat/0.png"] == "dög"
+
+
+def test_a_file_name_that_is_not_utf8_comes_back_from_the_list(
+    cache: Path, relabel: Any, tmp_path: Path
+) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    dataset = stored_set(cache, [("a.png", "cat", "train"), ("b.png", "dog", "train")])
+    dataset.paths[1], dataset.source = name, SourceInfo("folder", "x", str(tmp_path))
+    save_dataset(cache, dataset)
+    (tmp_path / name).write_bytes(b"")
+    done = relabel(b"path,label\ncaf\xe9.png,cat\n")
+    assert [r.path for r in open_list(done.data, root=tmp_path).records] == ["a.png", name]
 
 
 def test_two_rows_that_say_the_same_are_one(cache: Path, relabel: Any) -> None:
@@ -247,7 +267,7 @@ def test_a_list_of_any_names_comes_back(
         name="set",
         source=SourceInfo("folder", "x", str(folder)),
         classes=classes,
-        paths=[*paths[:-1], paths[-1] + b"\xe9".decode("utf-8", "surrogateescape")],
+        paths=paths,
         label=np.array([classes.index(label) for label in labels[:n]], np.int64),
         split=np.full(n, 1 if split else NO_SPLIT, np.int8),
         image_sha256=np.zeros((n, 32), np.uint8),

@@ -35,6 +35,7 @@ def audit(
     max_pairs: Annotated[int | None, flag_of(AuditSpec, "max_pairs")] = None,
     max_outliers: Annotated[int | None, flag_of(AuditSpec, "max_outliers")] = None,
     min_class: Annotated[int | None, flag_of(AuditSpec, "min_class")] = None,
+    space: Annotated[str | None, flag_of(AuditSpec, "space")] = None,
     tap: Annotated[str | None, flag_of(AuditSpec, "tap")] = None,
     pool: Annotated[str | None, flag_of(AuditSpec, "pool")] = None,
     backbone: Annotated[str | None, flag_of(AuditSpec, "backbone")] = None,
@@ -58,9 +59,9 @@ def audit(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.cli import formatting
+        from featpipe.cli import formatting_audit
         from featpipe.stages.audit import audit as search
 
         spec = AuditSpec.from_options(given(context, AuditSpec))
         done = search(name, spec, cache=cache_root(cache), progress=console.progress)
-        console.result(done, formatting.of_audit(done))
+        console.result(done, formatting_audit.of_audit(done))

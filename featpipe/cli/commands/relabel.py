@@ -51,9 +51,9 @@ def relabel(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.cli import formatting
+        from featpipe.cli import formatting_audit
         from featpipe.stages.relabel import relabel as give_labels
 
         spec = RelabelSpec.from_options(given(context, RelabelSpec))
         done = give_labels(data_set, fixes, spec, cache=cache_root(cache))
-        console.result(done.as_json(), formatting.of_relabelling(done))
+        console.result(done.as_json(), formatting_audit.of_relabelling(done))
