@@ -15,6 +15,7 @@ from featpipe.datasets.contents import conflicting_contents
 from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
 from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
 from featpipe.specs.audit import RelabelSpec
+from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import RelabelDocument
@@ -92,19 +93,23 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
     new_name = f"{name}-relabelled" if spec.name is None else spec.name
     if new_name == name:
         raise UsageError(f"expected another name than that of the data set, found --name {name}")
-    dataset = load_dataset(cache, name)
-    found = read_fixes(fixes, dataset)
-    new = apply_fixes(dataset, found, new_name)
-    target = None
-    if dataset.source.root:
-        target = (fixes.parent if spec.out is None else spec.out) / f"{new_name}.csv"
-        new.source = in_list(dataset.source, target)
-    for path in (dataset_path(cache, new_name), target):
-        if path is not None and os.path.lexists(path):
-            _check_may_replace(path, fixes, overwrite=spec.overwrite)
-    if target is not None:
-        write_atomically(target, as_list(new))
-    save_dataset(cache, new)
+    if not dataset_path(cache, name).exists():
+        load_dataset(cache, name)  # says so; the lease would make a cache that is not there
+    # What the new list names must not be removed before the list is there.
+    with shared_lease(cache):
+        dataset = load_dataset(cache, name)
+        found = read_fixes(fixes, dataset)
+        new = apply_fixes(dataset, found, new_name)
+        target = None
+        if dataset.source.root:
+            target = (fixes.parent if spec.out is None else spec.out) / f"{new_name}.csv"
+            new.source = in_list(dataset.source, target)
+        for path in (dataset_path(cache, new_name), target):
+            if path is not None and os.path.lexists(path):
+                _check_may_replace(path, fixes, overwrite=spec.overwrite)
+        if target is not None:
+            write_atomically(target, as_list(new))
+        save_dataset(cache, new)
     return RelabelResult(
         dataset=new_name,
         made_from=name,

@@ -314,3 +314,10 @@ def test_any_file_is_read_or_refused_by_an_error_of_ours(
     )
     with contextlib.suppress(DataError):
         apply_fixes(dataset, read_fixes(path, dataset), "new")
+
+
+def test_a_cache_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "fixes.csv").write_text("path,label\n")
+    with pytest.raises(NotFoundError):
+        api.relabel("pets", tmp_path / "fixes.csv", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
