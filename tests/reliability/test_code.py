@@ -422,6 +422,9 @@ def test_commands_refuse_payloads_with_one_line(
     }
     ways |= {
         "evaluate": ("run/head.json", ["evaluate", "run"]),
+        "compare": ("run/head.safetensors", ["compare", "run", "other"]),
+        "relabel": ("fixes.csv", ["relabel", "colours", "fixes.csv"]),
+        "audit": ("cache/datasets/colours.h5", ["audit", "colours"]),
         "predict": ("run/head.safetensors", ["predict", "run", "photos/red/00.png"]),
         "run": ("recipe.toml", ["run", "recipe.toml"]),
         "extract LIST": ("list.jsonl", ["extract", "list.jsonl", "--name", "x", *TINY_FLAGS]),

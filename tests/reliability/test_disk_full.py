@@ -112,6 +112,29 @@ def evaluated(folder: Path) -> object:
     return {**found, "seconds": 0}
 
 
+def second_head(folder: Path) -> None:
+    """Another head of the same data set, and what the earlier attempts of a command left."""
+    shutil.copytree(folder / "run", folder / "other", dirs_exist_ok=True)
+    (folder / "fixes.csv").write_text("path,label\nred/00.png,blue\n")
+
+
+def compared(folder: Path) -> object:
+    found = json.loads((folder / "compared" / "comparison.json").read_text())
+    assert "</html>" in (folder / "compared" / "comparison.html").read_text()
+    return {**found, "seconds": 0}
+
+
+def audited(folder: Path) -> object:
+    found = json.loads((folder / "audited" / "audit.json").read_text())
+    assert "</html>" in (folder / "audited" / "audit.html").read_text()
+    return {**found, "seconds": 0}, (folder / "audited" / "fixes.csv").read_text()
+
+
+def relabelled(folder: Path) -> object:
+    named = load_dataset(folder / "cache", "colours-relabelled")
+    return (folder / "colours-relabelled.csv").read_text(), named.label.tolist()
+
+
 def predicted(folder: Path) -> object:
     return (folder / "stdout").read_text()
 
@@ -172,6 +195,13 @@ WORKS = {
         tuple("train-head colours --head logistic --C 1 --out new --overwrite".split()), trained
     ),
     "evaluate": Work(("evaluate", "run"), evaluated),
+    "compare": Work(
+        ("compare", "run", "other", "--out", "compared"), compared, prepare=second_head
+    ),
+    "audit": Work(("audit", "colours", "--out", "audited", "--overwrite"), audited),
+    "relabel": Work(
+        ("relabel", "colours", "fixes.csv", "--overwrite"), relabelled, prepare=second_head
+    ),
     "predict": Work(("predict", "run", "photos"), predicted),
     "cache repair": Work(("cache", "repair"), repaired, damage, assert_no_worse),
     "cache gc": Work(

@@ -392,13 +392,25 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "train-head": (
         ["train-head", "colours", "--epochs", "2", "--out", "new", "--overwrite"],
         "head tap pool learning-rate weight-decay batch-size epochs patience hidden dropout C "
-        "max-iter seed val device cache space".split(),
+        "max-iter seed val device cache space class-weight folds seeds n-shot tries k "
+        "vote-temperature".split(),
     ),
     "train-head mlp": (
         ["train-head", "colours", "--head", "mlp", "--epochs", "1", "--out", "new", "--overwrite"],
         "learning-rate weight-decay batch-size patience dropout seed val".split(),
     ),
+    "train-head knn": (
+        ["train-head", "colours", "--head", "knn", "--out", "new", "--overwrite"],
+        "k vote-temperature class-weight n-shot tries val".split(),
+    ),
     "evaluate": (["evaluate", "run"], "on split cache".split()),
+    "compare": (["compare", "run", "again", "--out", "compared"], "on split cache".split()),
+    "runs": (["runs", "."], ["sort"]),
+    "audit": (
+        ["audit", "colours", "--out", "audited", "--overwrite"],
+        "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
+    ),
+    "relabel": (["relabel", "colours", "fixes.csv", "--overwrite"], "name out cache".split()),
     "predict": (
         ["predict", "run", "photos/red/00.png"],
         "weights device batch-size workers cache".split(),
@@ -419,6 +431,10 @@ ARGUMENTS = {
     "extract": 1,
     "train-head": 1,
     "evaluate": 1,
+    "compare": 2,
+    "runs": 1,
+    "audit": 1,
+    "relabel": 2,
     "predict": 2,
     "run": 1,
     "backbones": 1,
@@ -483,6 +499,8 @@ def test_any_command_line_works_or_says_why_in_one_line(
 ) -> None:
     t = tally(PROMISE, "command lines with any value of any option")
     shutil.copytree(own_workspace / "photos", own_workspace / "spare")
+    shutil.copytree(own_workspace / "run", own_workspace / "again")
+    (own_workspace / "fixes.csv").write_text("path,label\nred/00.png,blue\n")
     (own_workspace / "list.csv").write_text("path,label\nphotos/red/00.png,a\n")
     (own_workspace / "recipe.toml").write_text(
         "[dataset]\nname = 'colours'\ndata = 'photos'\n[[head]]\nkind = 'linear'\n"
@@ -506,6 +524,10 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["cache", "info", "x", "--cache=@"],
         ["train-head", "colours", "--cache=@"],
         ["evaluate", "@"],
+        ["compare", "@", "run"],
+        ["runs", "@"],
+        ["relabel", "colours", "@"],
+        ["audit", "colours", "--cache=@"],
         ["run", "@"],
         ["extract", "@", "--name", "x", *TINY_FLAGS],
         ["extract", "photos", "--name", "x", *TINY_FLAGS, "--weights", "@.safetensors"],
@@ -596,7 +618,8 @@ def test_any_head_json_is_read_as_written_or_refused_in_one_line(
         # What was let in can be worked with.
         used += 1
         if used <= limit:
-            for command in (["evaluate", "run"], ["predict", "run", "photos/red/00.png"]):
+            predict = ["predict", "run", "photos/red/00.png"]
+            for command in (["evaluate", "run"], predict, ["runs", "."]):
                 done = inside(*command)
                 assert_tidy(done.returncode, done.stderr)
 
