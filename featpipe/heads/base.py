@@ -83,7 +83,7 @@ class History:
     axis: str
     rows: list[HistoryRow] = field(default_factory=list)
     best: int = 0
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list, compare=False)
 
     @property
     def kept(self) -> HistoryRow:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,8 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
         MissingPackageError
             pandas is not installed.
         """
-        pandas = _optional("pandas", "to_pandas", "pandas")
+        with _needing("pandas", "to_pandas", "pandas"):
+            import pandas
         values = np.asarray(self.X).reshape(len(self.y), -1).astype(np.float32)
         frame = pandas.DataFrame(values, columns=self.feature_names)
         for place, (name, column) in enumerate(self._columns().items()):
@@ -125,8 +126,9 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
         StorageError
             The file cannot be written.
         """
-        arrow = _optional("pyarrow", "to_parquet", "parquet")
-        parquet = _optional("pyarrow.parquet", "to_parquet", "parquet")
+        with _needing("pyarrow", "to_parquet", "parquet"):
+            import pyarrow as arrow
+            from pyarrow import parquet
         width = int(np.prod(self.space.shape))
         columns = {name: list(map(_as_utf8, column)) for name, column in self._columns().items()}
         fields = [(name, arrow.string()) for name in columns]
@@ -171,11 +173,13 @@ def _as_utf8(text: str | None) -> str | None:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _optional(module: str, what: str, extra: str) -> Any:
+@contextlib.contextmanager
+def _needing(package: str, what: str, extra: str) -> Iterator[None]:
+    """Say how to install a package that is imported inside."""
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
         raise MissingPackageError(
-            f"expected the package {module.partition('.')[0]} for {what}(), found none; "
+            f"expected the package {package} for {what}(), found none; "
             f"install it with: pip install 'featpipe[{extra}]'"
         ) from error

@@ -114,7 +114,9 @@ def test_the_list_is_what_extract_takes_and_gives_the_same_set(
     assert second.digest() == first.digest()
     assert second.paths == first.paths
     assert second.source == first.source
-    assert np.array_equal(second.stat, first.stat)
+    # A file that was written just before it was read is read again the next time.
+    trusted = first.stat[:, 0] >= 0
+    assert np.array_equal(second.stat[trusted], first.stat[trusted])
     plan = json_of(featpipe(*args, "--dry-run", "--json"))
     assert plan["to_read"] == 0
 

@@ -437,7 +437,7 @@ def test_only_given_hyper_parameters_are_passed_on() -> None:
     given = {"head": "mlp", "hidden": 5, "dropout": None}
     assert HeadSpec.from_options(given).params == {"hidden": 5}
     with pytest.raises(
-        UsageError, match=r"hyper-parameters of 'logistic' \(C, .*max_iter.*\), found "
+        UsageError, match=r"hyper-parameters of 'logistic' \(.*C, .*max_iter.*\), found "
     ):
         check_params("logistic", {"batch_size": 5})
 
