@@ -46,4 +46,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs audits comparisons build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,9 +10,11 @@ from typing import Any
 
 from featpipe.base.disk import write_atomically
 from featpipe.base.errors import StorageError
-from featpipe.runs.run import Run
+from featpipe.runs.numbered import next_free
 
 COMPARISON_SCHEMA = 1
+DEFAULT_COMPARISONS = Path("comparisons")
+"""Not among the runs, so that ``runs/pets-*`` names heads only."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,14 @@ class ComparisonFolder:
 
     @classmethod
     def make(cls, out: Path | None, dataset: str) -> ComparisonFolder:
-        """Make the folder asked for, or the next free ``runs/<dataset>-compare-<number>``.
+        """Make the folder asked for, or the next free ``comparisons/<dataset>-<number>``.
 
         Raises
         ------
         StorageError
         """
         if out is None:
-            return cls(Run.next_free(f"{dataset}-compare").folder)
+            return cls(next_free(DEFAULT_COMPARISONS, dataset))
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

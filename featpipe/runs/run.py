@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from featpipe.base.disk import keep_as, read_regular, remove_file, write_atomically
 from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.runs.numbered import next_free
 from featpipe.runs.trained_head import (
     DESCRIPTION_NAME,
     TENSORS_NAME,
@@ -67,19 +67,7 @@ class Run:
         ------
         StorageError
         """
-        number = 1
-        while True:
-            folder = DEFAULT_RUNS / f"{stem}-{number}"
-            try:
-                os.makedirs(folder)
-                return cls(folder)
-            except FileExistsError:
-                number += 1
-            except OSError as error:
-                raise StorageError(
-                    f"expected to make the run folder {folder}, but: {error.strerror}; "
-                    "name a writable one with --out"
-                ) from error
+        return cls(next_free(DEFAULT_RUNS, stem, what="run folder"))
 
     @property
     def head_path(self) -> Path:

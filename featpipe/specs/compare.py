@@ -26,7 +26,7 @@ class CompareSpec(Spec):
     out: Path | None = option(
         Folder(),
         "Folder for comparison.html and comparison.json.",
-        default_text="runs/NAME-compare-NUMBER",
+        default_text="comparisons/NAME-NUMBER",
         default=None,
     )
 

@@ -6,7 +6,6 @@ Pictures are opened only for the page's thumbnails.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from featpipe.auditing.neighbours import nearest
 from featpipe.auditing.outliers import outlier_scores, outside
 from featpipe.auditing.rows import directions, pooled
 from featpipe.base.disk import write_atomically
-from featpipe.base.errors import DataError, StorageError, UsageError
+from featpipe.base.errors import DataError, UsageError
 from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
 from featpipe.datasets.dataset import NO_LABEL, Dataset
@@ -31,6 +30,7 @@ from featpipe.reports.audit_fixes import fix_rows
 from featpipe.reports.audit_page import audit_page
 from featpipe.reports.documents import AuditDocument, LabelCheckDocument
 from featpipe.reports.thumbnails import thumbnail_uri
+from featpipe.runs.numbered import next_free
 from featpipe.sources import image_reader
 from featpipe.specs.audit import AuditSpec
 from featpipe.store.feature_store import FeatureStore
@@ -75,7 +75,7 @@ def audit(
     document = audit_document(
         dataset, found, space=space.name, max_pairs=spec.max_pairs, min_class=spec.min_class
     )
-    folder = _next_free(name) if spec.out is None else spec.out
+    folder = next_free(DEFAULT_AUDITS, name) if spec.out is None else spec.out
     document["report"], document["fixes"] = str(folder / PAGE_NAME), str(folder / FIXES_NAME)
     document["seconds"] = round(time.perf_counter() - started, 3)
     _write(folder, dataset, document)
@@ -158,23 +158,6 @@ def _check_free(folder: Path) -> None:
             f"expected a folder without an audit, found one in {folder}, whose fixes may have "
             "been edited; name another --out, or replace it with --overwrite"
         )
-
-
-def _next_free(name: str) -> Path:
-    """Make the next free ``audits/<name>-<number>``: an edited CSV is never replaced."""
-    number = 1
-    while True:
-        folder = DEFAULT_AUDITS / f"{name}-{number}"
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise StorageError(
-                f"expected to make the folder {folder}, but: {error.strerror}; name a writable "
-                "one with --out"
-            ) from error
 
 
 def _write(folder: Path, dataset: Dataset, document: AuditDocument) -> None:

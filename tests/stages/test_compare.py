@@ -169,10 +169,10 @@ def test_compare_on_the_command_line(featpipe: Run, own_workspace: Path) -> None
     done = featpipe("compare", "run", "other", "--json", *common)
     assert done.returncode == 0, done.stderr
     document = json_of(done)
-    assert Path(document["report"]) == Path("runs/colours-compare-1/comparison.html")
+    assert Path(document["report"]) == Path("comparisons/colours-1/comparison.html")
     done = featpipe("compare", "run", "other", *common)
     assert "McNemar's exact test" in done.stdout
-    assert done.stdout.splitlines()[-1] == "comparison: runs/colours-compare-2/comparison.html"
+    assert done.stdout.splitlines()[-1] == "comparison: comparisons/colours-2/comparison.html"
 
 
 def test_runs_are_listed_with_their_scores_best_validation_first(
