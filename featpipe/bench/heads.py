@@ -22,7 +22,7 @@ from featpipe.datasets.dataset import SPLITS, Dataset, DatasetInfo, SourceInfo, 
 from featpipe.datasets.files import save_dataset
 from featpipe.heads import new_head
 from featpipe.heads.base import mean_and_scale
-from featpipe.heads.logistic import C_GRID
+from featpipe.heads.logistic_path import C_GRID
 from featpipe.store.feature_store import FeatureStore
 
 FOLDS = 5

@@ -76,11 +76,14 @@ class History:
         In the order of training.
     best : int
         Index of the kept row: the one with the lowest :attr:`HistoryRow.selection_loss`.
+    untried : list of float
+        Values that were meant to be tried, but could not win any more.
     """
 
     axis: str
     rows: list[HistoryRow] = field(default_factory=list)
     best: int = 0
+    untried: list[float] = field(default_factory=list)
 
     @property
     def kept(self) -> HistoryRow:

@@ -16,6 +16,7 @@ from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole
 MAX_HIDDEN = 65_536
 MAX_SEEDS = 1000
 CLASS_WEIGHTS = ("none", "balanced")
+LOGISTIC_SOLVERS = ("featpipe", "sklearn")
 SEEDS = 2**32
 """Seeds are smaller than this."""
 
@@ -77,8 +78,13 @@ class LogisticParams(HeadParams):
     C: float | None = option(
         Number(above=True),
         "Inverse strength of the regularisation.",
-        default_text="the best of 13 from 1e-6 to 1",
+        default_text="the best of 13 from 1e-6 to 1, or beyond while that is better",
         default=None,
+    )
+    solver: str = option(
+        Choice(LOGISTIC_SOLVERS),
+        "featpipe, or sklearn: scikit-learn's LogisticRegression (lbfgs, tol 1e-6).",
+        default="featpipe",
     )
     max_iter: int = option(Whole(), "Largest number of iterations.", default=1000)
     folds: int | None = option(

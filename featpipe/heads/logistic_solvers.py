@@ -1,0 +1,253 @@
+"""The ways to solve a path of C: all together, one after the other, or by scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.errors import UsageError
+from featpipe.base.hardware import cpu_count
+from featpipe.heads import logistic_reduced
+from featpipe.heads.logistic_newton import Fit, NewtonSolver
+from featpipe.heads.logistic_newton import loss_and_probabilities as sample_losses
+from featpipe.heads.logistic_path import Candidate, PathSolver
+from featpipe.heads.logistic_problem import DenseMatrix, losses
+from featpipe.heads.logistic_reduced import Standardise, held, reduced
+from featpipe.heads.logistic_rows import FeatureRows, GramRows, Rows
+from featpipe.heads.logistic_solver import TOLERANCE, Solution, solve
+
+TOGETHER_NUMBERS = 2**22
+"""Numbers of rotated samples of two classes up to which all C are solved together."""
+PATH_TOLERANCE = 1e-6
+"""Relative gap to the optimum of a head that may not be kept."""
+SKLEARN_TOLERANCE = 1e-6
+"""With this ``tol``, scikit-learn ends within about 1e-6 of the optimum; with its default, 1e-2."""
+
+
+@dataclass(frozen=True)
+class PathProblem:
+    """What all values of C have in common.
+
+    Attributes
+    ----------
+    standardise : callable
+    X : array-like, shape (n, …)
+    y : ndarray of int64, shape (n,)
+    classes : int
+    weight : ndarray of float64, shape (n,)
+        Weight of each sample.
+    held_out : ndarray of bool, shape (1 + folds, n)
+        Samples that each problem leaves out: the first none, the others a fold.
+    max_iter : int
+    """
+
+    standardise: Standardise
+    X: Any
+    y: NDArray[np.int64]
+    classes: int
+    weight: NDArray[np.float64]
+    held_out: NDArray[np.bool_]
+    max_iter: int
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether there are folds."""
+        return len(self.held_out) > 1
+
+
+def path_solver(problem: PathProblem, solver: str) -> PathSolver:
+    """The way to solve a problem.
+
+    Raises
+    ------
+    UsageError
+        scikit-learn is asked for, and the samples do not fit into memory.
+    """
+    if solver == "sklearn":
+        return SklearnSolver(problem)
+    n, d = len(problem.X), int(np.prod(problem.X.shape[1:]))
+    if problem.classes == 2 and n * min(n, d) <= TOGETHER_NUMBERS:
+        return TogetherSolver(problem)
+    most = logistic_reduced.MAX_DENSE_BYTES
+    fits = 4 * n * d <= most
+    if n < d and 12 * n * n <= most and (fits or n <= logistic_reduced.MAX_ROTATED):
+        return OneByOneSolver(problem, GramRows(held(problem.standardise, problem.X)))
+    if fits:
+        return OneByOneSolver(problem, FeatureRows(held(problem.standardise, problem.X)))
+    return TogetherSolver(problem)
+
+
+class TogetherSolver:
+    """All C and folds by one call of L-BFGS: for two classes, and for samples that are read again.
+
+    A product with few columns takes as long as with one, or the reading does.
+    """
+
+    together = True
+
+    def __init__(self, problem: PathProblem) -> None:
+        self._problem = problem
+        self._matrix, self._back = reduced(problem.standardise, problem.X)
+
+    def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
+        """See :class:`PathSolver`."""
+        problem, grid = self._problem, len(Cs)
+        kept = np.where(problem.held_out, 0, problem.weight)
+        solution = solve(
+            self._matrix,
+            problem.y,
+            problem.classes,
+            np.tile(np.array(Cs), len(kept)),
+            np.repeat(kept, grid, axis=0),
+            max_iter=problem.max_iter,
+        )
+        gap = solution.gap.reshape(len(kept), grid).max(axis=0)
+        weight = self._back(solution.weights[:grid])
+        cv = self._held_out_loss(solution) if problem.has_folds else [None] * grid
+        yield [
+            Candidate(C, *per_class(weight[i], solution.intercepts[i]), float(gap[i]), cv[i])
+            for i, C in enumerate(Cs)
+        ]
+
+    def _held_out_loss(self, solution: Solution) -> list[float]:
+        """Mean loss for each C over all held-out samples."""
+        problem = self._problem
+        p, k, _ = solution.weights.shape
+        grid = p // len(problem.held_out)
+        total = np.zeros(grid)
+        for fold, rows in enumerate(problem.held_out):
+            part = slice(fold * grid, (fold + 1) * grid)
+            weights = solution.weights[part].reshape(grid * k, -1)
+            logits = self._matrix.logits(weights)[:, rows].reshape(grid, k, -1)
+            logits += solution.intercepts[part, :, None]
+            total += losses(logits, problem.y[rows]) @ problem.weight[rows]
+        return (total / (problem.held_out @ problem.weight).sum()).tolist()
+
+    def finish(self, candidate: Candidate) -> Candidate:
+        """See :class:`PathSolver`; all are finished."""
+        return candidate
+
+
+class OneByOneSolver:
+    """Each C by Newton's method from the solution of the one before, in float32.
+
+    A fold starts from the solution of all samples.
+    """
+
+    together = False
+
+    def __init__(self, problem: PathProblem, rows: Rows) -> None:
+        self._problem = problem
+        self._newton = NewtonSolver(rows, problem.y, problem.classes)
+        self._last = self._newton.start()
+        self._last_C = 0.0
+
+    def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
+        """See :class:`PathSolver`."""
+        problem = self._problem
+        for C in Cs:
+            start = self._last if self._last_C < C else self._newton.start()
+            fit = self._fit(C * problem.weight, start, PATH_TOLERANCE)
+            gap, total = fit.gap, 0.0
+            for rows in problem.held_out[1:]:
+                fold = self._fit(C * np.where(rows, 0, problem.weight), fit, PATH_TOLERANCE)
+                gap = max(gap, fold.gap)
+                loss, _ = sample_losses(fold.logits, problem.y)
+                total += float(loss[rows] @ problem.weight[rows])
+            cv_loss = None
+            if problem.has_folds:
+                cv_loss = total / float((problem.held_out @ problem.weight).sum())
+            self._last, self._last_C = fit, C
+            yield [self._candidate(C, fit, gap, cv_loss)]
+
+    def finish(self, candidate: Candidate) -> Candidate:
+        """See :class:`PathSolver`."""
+        C = candidate.C
+        fit = self._fit(C * self._problem.weight, candidate.state, TOLERANCE)
+        return self._candidate(C, fit, fit.gap, candidate.cv_loss)
+
+    def _fit(self, cost: NDArray[np.float64], start: Fit, tolerance: float) -> Fit:
+        return self._newton.solve(cost, start, tolerance=tolerance, max_iter=self._problem.max_iter)
+
+    def _candidate(self, C: float, fit: Fit, gap: float, cv_loss: float | None) -> Candidate:
+        weight = self._newton.rows.features(fit.coefficients)
+        return Candidate(C, *per_class(weight, fit.intercepts), gap, cv_loss, fit)
+
+
+class SklearnSolver:
+    """scikit-learn's own estimator on the rotated samples, each C and fold in a thread of its own.
+
+    Raises
+    ------
+    UsageError
+        The samples do not fit into memory.
+    """
+
+    together = True
+
+    def __init__(self, problem: PathProblem) -> None:
+        self._problem = problem
+        matrix, self._back = reduced(problem.standardise, problem.X)
+        if not isinstance(matrix, DenseMatrix):
+            most = logistic_reduced.MAX_DENSE_BYTES / 2**30
+            raise UsageError(
+                f"expected at most {most:g} GiB of samples (as float64) for --solver sklearn, found "
+                f"{8 * np.prod(matrix.shape) / 2**30:.1f} GiB; use --solver featpipe"
+            )
+        self._Z = matrix.Z
+
+    def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
+        """See :class:`PathSolver`."""
+        from joblib import Parallel, delayed
+        from threadpoolctl import threadpool_limits
+
+        folds = self._problem.held_out
+        tasks = (delayed(self._fit)(C, rows) for C in Cs for rows in folds)
+        # Threads share the samples; each product has a core of its own.
+        with threadpool_limits(1):
+            done = Parallel(cpu_count(), prefer="threads", return_as="generator")(tasks)
+            for C in Cs:
+                yield [self._candidate(C, [next(done) for _ in folds])]
+
+    def _fit(self, C: float, held_out: NDArray[np.bool_]) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        problem, kept = self._problem, ~held_out
+        model = LogisticRegression(C=C, tol=SKLEARN_TOLERANCE, max_iter=problem.max_iter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the head warns itself
+            return model.fit(self._Z[kept], problem.y[kept], sample_weight=problem.weight[kept])
+
+    def _candidate(self, C: float, models: list[Any]) -> Candidate:
+        problem = self._problem
+        stopped = max(int(model.n_iter_.max()) for model in models) >= problem.max_iter
+        total = 0.0
+        for rows, model in zip(problem.held_out[1:], models[1:], strict=True):
+            logits = model.coef_ @ self._Z[rows].T + model.intercept_[:, None]
+            total += float(losses(logits[None], problem.y[rows])[0] @ problem.weight[rows])
+        cv_loss = None
+        if problem.has_folds:
+            cv_loss = total / float((problem.held_out @ problem.weight).sum())
+        weight = self._back(models[0].coef_)
+        gap = np.inf if stopped else 0.0
+        return Candidate(C, *per_class(weight, models[0].intercept_), gap, cv_loss)
+
+    def finish(self, candidate: Candidate) -> Candidate:
+        """See :class:`PathSolver`; all are finished."""
+        return candidate
+
+
+def per_class(
+    weight: NDArray[np.float64], intercepts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One row per class, float32: (k, d) and (k,); the solvers have one row for two classes."""
+    if len(weight) == 1:
+        # softmax(0, z) is the logistic function of z.
+        weight = np.concatenate([np.zeros_like(weight), weight])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    return weight.astype(np.float32), intercepts.astype(np.float32)
