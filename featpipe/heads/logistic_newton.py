@@ -1,14 +1,13 @@
 """One L2-regularised logistic regression by Newton's method, in float32 until the last digits.
 
 Each step solves the Newton system by preconditioned conjugate gradients (Nocedal & Wright,
-*Numerical Optimization*, 7.1), just as exactly as pays. The Hessian is
+*Numerical Optimization*, 7.1), only as exactly as pays. The Hessian times V (k, size) is
 
-    H(V) = V + Zᵀ (cost · (diag p - p pᵀ) (Z V)),    summed over the samples' rows of Z,
+    H(V) = V + Zᵀ (cost · (diag p - p pᵀ) (Z V))
 
-and the preconditioner takes a sample's curvature for uncorrelated with its features: then H is
-1 + μ ⊗ λ, with the eigenvalues μ of Σ cost · (diag p - p pᵀ) between classes and λ of ZᵀZ / n
-between features. Gradients are float32 until that is what limits the result, then float64, with
-the steps still in float32 (iterative refinement).
+with each sample's own probabilities p; ``featpipe.heads.logistic_preconditioner`` approximates its
+inverse. Gradients are float32 until that is what limits the result, then float64; the steps stay
+float32 (iterative refinement).
 """
 
 from __future__ import annotations
@@ -18,11 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.heads.logistic_rows import Axes, Rows
+from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes, Preconditioner
+from featpipe.heads.logistic_rows import FeatureRows, Rows
 
 _LOOSEST = 0.3
 """Largest relative residual at which conjugate gradients stop."""
 _HALVINGS = 30
+_LINE_STEPS = 4
+_FURTHEST = 4.0
+"""Largest step beyond the last solution, in its distance from the one before."""
 _STALLED = 0.5
 """A step that leaves more than this of the gap, in float32, calls for float64."""
 
@@ -54,6 +57,10 @@ class Fit:
     iterations: int = 0
 
 
+def _column(intercepts: NDArray[np.float64]) -> NDArray[np.float32]:
+    return intercepts[:, None].astype(np.float32)
+
+
 class NewtonSolver:
     """Solves problems that differ in the cost of each sample.
 
@@ -74,6 +81,31 @@ class NewtonSolver:
         """Where all weights are zero."""
         zeros = np.zeros((self.k, self.rows.size), np.float32)
         return Fit(zeros, np.zeros(self.k), np.zeros((self.k, self.rows.n), np.float32))
+
+    def between(self, cost: NDArray[np.float64], older: Fit, last: Fit) -> Fit:
+        """Where the objective is lowest on the line through two solutions, about.
+
+        Along the path of C, solutions lie nearly on a line; their logits are known, so that it
+        takes no product with the samples.
+        """
+        v = last.coefficients - older.coefficients
+        b = last.intercepts - older.intercepts
+        logits = last.logits - older.logits
+        bare = logits - _column(b)
+        linear = self.rows.inner(last.coefficients, v, bare)
+        square = self.rows.inner(v, v, bare)
+        cost32, t = cost.astype(np.float32), 1.0
+        for _ in range(_LINE_STEPS):
+            _, p, residual = losses_and_residuals(last.logits + np.float32(t) * logits, self.y)
+            slope = float((residual * logits).sum(axis=0) @ cost32) + linear + t * square
+            bent = p * logits
+            curvature = (bent * logits).sum(axis=0) - bent.sum(axis=0) ** 2
+            t -= slope / max(float(curvature @ cost32) + square, 1e-30)
+            t = float(np.clip(t, 0, _FURTHEST))
+        step = np.float32(t)
+        return Fit(
+            last.coefficients + step * v, last.intercepts + t * b, last.logits + step * logits
+        )
 
     def solve(
         self, cost: NDArray[np.float64], start: Fit, *, tolerance: float, max_iter: int
@@ -122,25 +154,22 @@ class _Problem:
         self.dtype = np.dtype(np.float64 if exact else np.float32)
         self.cost32 = cost.astype(np.float32)
         v = start.coefficients.astype(self.dtype)
-        logits = start.logits
-        if logits.dtype != self.dtype:
-            logits = self.rows.logits(v) + start.intercepts[:, None].astype(self.dtype)
+        # Computed anew: what each step adds to them comes with rounding errors.
+        logits = self.rows.logits(v) + start.intercepts[:, None].astype(self.dtype)
         self.fit = Fit(v, start.intercepts.astype(np.float64), logits)
         self._arrive(*self._value(self.fit))
 
-    def _value(self, fit: Fit) -> tuple[float, np.ndarray]:
-        """Objective and probabilities (k, n)."""
-        loss, p = loss_and_probabilities(fit.logits, self.solver.y)
+    def _value(self, fit: Fit) -> tuple[float, np.ndarray, np.ndarray]:
+        """Objective, probabilities (k, n) and residuals (k, n)."""
+        loss, p, residual = losses_and_residuals(fit.logits, self.solver.y)
         logits = fit.logits - fit.intercepts[:, None].astype(self.dtype)
         square = self.rows.inner(fit.coefficients, fit.coefficients, logits)
-        return float(self.cost @ loss) + 0.5 * square, p
+        return float(self.cost @ loss) + 0.5 * square, p, residual
 
-    def _arrive(self, objective: float, p: np.ndarray) -> None:
+    def _arrive(self, objective: float, p: np.ndarray, residual: np.ndarray) -> None:
         """Compute all that is needed at a new iterate."""
         self.fit.objective, self.p = objective, p
-        residual = _minus_targets(p, self.solver.y)
-        residual *= self.cost
-        residual = residual.astype(self.dtype, copy=False)
+        residual = residual * self.cost.astype(self.dtype)
         self.gradient = self.rows.gradients(residual)
         self.gradient += self.fit.coefficients
         self.intercept_gradient = residual.sum(axis=1, dtype=np.float64)
@@ -156,16 +185,24 @@ class _Problem:
         # Of a float32 gradient, float32 is enough to know the norm.
         square = self.rows.square(self.gradient.astype(np.float32))
         curvature = np.einsum("kn,n->k", self.p * (1 - self.p), self.cost)
+        self.intercept_curvature = np.maximum(curvature, 1e-300)
         if (self.intercept_gradient[curvature <= 0] != 0).any():
             return np.inf
-        decrease = (self.intercept_gradient**2 / np.maximum(curvature, 1e-300)).sum()
+        decrease = (self.intercept_gradient**2 / self.intercept_curvature).sum()
         return float(0.5 * (square + decrease) / max(self.fit.objective, 1e-300))
+
+    def _preconditioner(self) -> Preconditioner:
+        p = self.p.astype(np.float32, copy=False)
+        axes = self.solver.axes
+        if isinstance(self.rows, FeatureRows) and axes.vectors is None:
+            return ClassByClass(p, self.cost, axes, self.rows.Z)
+        return CommonAxes(p, self.cost, axes)
 
     def step(self, tolerance: float, most: int) -> tuple[int, bool]:
         """One Newton step; return its steps of conjugate gradients, and whether it descended."""
         pays = 0.7 * np.sqrt(tolerance / self.gap) if np.isfinite(self.gap) else 0.0
-        residual = float(np.clip(max(min(self.gap, 1.0) ** 0.25, pays), 1e-3, _LOOSEST))
-        direction, steps = self._newton_direction(residual, most)
+        relative = float(np.clip(max(min(self.gap, 1.0) ** 0.25, pays), 1e-3, _LOOSEST))
+        direction, steps = self._newton_direction(relative, most)
         v, b, logits = direction
         start = self.fit
         value, tried = start.objective, 1.0
@@ -175,11 +212,11 @@ class _Problem:
             fit = Fit(
                 start.coefficients + t * v, start.intercepts + tried * b, start.logits + t * logits
             )
-            objective, p = self._value(fit)
+            objective, p, residual = self._value(fit)
             noise = 1e-6 if self.dtype == np.float32 else 1e-13
             if objective <= value + 1e-4 * tried * slope + noise * abs(value):
                 self.fit = fit
-                self._arrive(objective, p)
+                self._arrive(objective, p, residual)
                 return steps, True
             tried /= 2
         return steps, False
@@ -188,7 +225,7 @@ class _Problem:
         self, tolerance: float, most: int
     ) -> tuple[tuple[np.ndarray, NDArray[np.float64], np.ndarray], int]:
         """Solve H x = -gradient to a relative residual; x, its intercepts and its logits."""
-        rows, precondition = self.rows, _Preconditioner(self)
+        rows, precondition = self.rows, self._preconditioner()
         # Scaled, so that float32 does not underflow.
         scale = float(max(np.abs(self.gradient).max(), np.abs(self.intercept_gradient).max()))
         r = (self.gradient / -scale).astype(np.float32)
@@ -200,15 +237,20 @@ class _Problem:
         previous, first, steps = np.inf, 0.0, 0
         while steps < most:
             z, zb = precondition(r, rb)
-            z_logits = rows.logits(z)
+            z_logits = rows.logits(z) if rows.through_logits else z
             rz = rows.inner(r, z, z_logits) + float(rb @ zb)
-            first = first or rz
-            if rz <= tolerance**2 * first or rz <= 0:
+            # What is left of the gradient, by the norm that bounds the gap where it costs nothing.
+            left = rz
+            if not rows.through_logits:
+                left = rows.square(r) + float((rb**2 / self.intercept_curvature).sum())
+            first = first or left
+            if left <= tolerance**2 * first or rz <= 0:
                 break
-            z_logits += zb[:, None]
             beta = np.float32(rz / previous)
-            p, pb, p_logits = z + beta * p, zb + beta * pb, z_logits + beta * p_logits
-            h, hb = self._times_hessian(curvature, p, p_logits)
+            p, pb = z + beta * p, zb + beta * pb
+            if rows.through_logits:
+                p_logits = z_logits + zb[:, None] + beta * p_logits
+            h, hb = self._times_hessian(curvature, p, pb, p_logits)
             bend = rows.inner(h, p, p_logits - pb[:, None]) + float(hb @ pb)
             steps += 1
             if bend <= 0:
@@ -231,77 +273,55 @@ class _Problem:
         return (move, intercepts, logits), steps
 
     def _times_hessian(
-        self, curvature: np.ndarray, v: np.ndarray, logits: np.ndarray
+        self, p: np.ndarray, v: np.ndarray, b: np.ndarray, logits: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """H times coefficients (k, size) whose logits, intercepts included, are given."""
-        bent = curvature * logits
-        if len(v) == 1:
-            bent -= curvature * bent
-        else:
-            bent -= curvature * bent.sum(axis=0)
-        bent *= self.cost32
-        gradient = self.rows.gradients(bent)
-        gradient += v
-        return gradient, bent.sum(axis=1)
+        """H times coefficients (k, size) and intercepts (k,), at probabilities p (k, n).
+
+        ``logits`` (k, n), intercepts included, are given or computed, see ``through_logits``.
+        """
+        gradient, intercepts = v.copy(), np.zeros_like(b)
+        for part in self.rows.parts(len(v)):
+            if not self.rows.through_logits:
+                logits[:, part] = self.rows.logits(v, part) + b[:, None]
+            bent = p[:, part] * logits[:, part]
+            if len(v) == 1:
+                bent -= p[:, part] * bent
+            else:
+                bent -= p[:, part] * bent.sum(axis=0)
+            bent *= self.cost32[part]
+            gradient += self.rows.gradients(bent, part)
+            intercepts += bent.sum(axis=1)
+        return gradient, intercepts
 
 
-class _Preconditioner:
-    """Approximate inverse of the Hessian; see the head of this file."""
-
-    def __init__(self, problem: _Problem) -> None:
-        axes: Axes = problem.solver.axes
-        p, cost = problem.p.astype(np.float32, copy=False), problem.cost32
-        weighted = p * cost
-        if len(p) == 1:
-            values = np.array([float((weighted * (1 - p)).sum(dtype=np.float64))])
-            self.turn = np.ones((1, 1), np.float32)
-            flat = np.array([False])
-        else:
-            hessian = -(weighted @ p.T).astype(np.float64)
-            diagonal = np.arange(len(p))
-            hessian[diagonal, diagonal] += weighted.sum(axis=1, dtype=np.float64)
-            values, turn = np.linalg.eigh((hessian + hessian.T) / 2)
-            self.turn = turn.astype(np.float32)
-            # The same shift of all intercepts changes nothing: float32 must not blow it up.
-            flat = np.abs(turn.sum(axis=0)) > 0.99 * np.sqrt(len(p))
-        values = np.maximum(values, 1e-12 * float(problem.cost.sum()))
-        rest = 1 / (1 + values * axes.rest)
-        self.rest = rest.astype(np.float32)[:, None]
-        inside = 1 / (1 + values[:, None] * axes.values) - rest[:, None]
-        self.inside, self.vectors = inside.astype(np.float32), axes.vectors
-        self.intercepts = np.where(flat, 0, 1 / values).astype(np.float32)
-
-    def __call__(self, r: np.ndarray, rb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        turned = self.turn.T @ r
-        along = turned @ self.vectors
-        along *= self.inside
-        turned *= self.rest
-        turned += along @ self.vectors.T
-        return self.turn @ turned, self.turn @ ((self.turn.T @ rb) * self.intercepts)
-
-
-def loss_and_probabilities(
+def losses_and_residuals(
     logits: np.ndarray, y: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], np.ndarray]:
-    """Logits (k, n) → loss of each sample (n,) float64 and probabilities (k, n) of their dtype."""
+) -> tuple[NDArray[np.float64], np.ndarray, np.ndarray]:
+    """Logits (k, n) → losses (n,) float64; probabilities and residuals (k, n) of their dtype.
+
+    The residual is probability - target. Where a sample is classified with confidence, the
+    probability's difference from 1 is summed over the other classes: in float32, subtracting
+    would leave no digit of it.
+    """
     if len(logits) == 1:
-        z = logits[0]
+        # The logit of the true class against the other.
+        z = np.where(y == 1, logits[0], -logits[0])
         small = np.exp(-np.abs(z))
-        loss = np.log1p(small) + np.maximum(z, 0) - y * z
-        return loss.astype(np.float64), (np.where(z >= 0, 1, small) / (1 + small))[None]
-    top = logits.max(axis=0)
-    p = logits - top
-    chosen = p[y, np.arange(len(y))].astype(np.float64)
+        wrong = np.where(z >= 0, small, 1) / (1 + small)
+        loss = np.log1p(small) + np.maximum(-z, 0)
+        p = np.where(y == 1, 1 - wrong, wrong)
+        return loss.astype(np.float64), p[None], np.where(y == 1, -wrong, wrong)[None]
+    at = y, np.arange(len(y))
+    p = logits - logits.max(axis=0)
+    chosen = p[at]
     np.exp(p, out=p)
-    total = p.sum(axis=0)
+    right = p[at]
+    p[at] = 0
+    others = p.sum(axis=0)
+    total = others + right
     p /= total
-    return np.log(total).astype(np.float64) - chosen, p
-
-
-def _minus_targets(p: np.ndarray, y: NDArray[np.int64]) -> np.ndarray:
     residual = p.copy()
-    if len(p) == 1:
-        residual[0] -= y.astype(p.dtype)
-    else:
-        residual[y, np.arange(len(y))] -= 1
-    return residual
+    residual[at] = -others / total
+    p[at] = right / total
+    loss = np.where(chosen == 0, np.log1p(others), np.log(total) - chosen)
+    return loss.astype(np.float64), p, residual

@@ -11,13 +11,22 @@ from numpy.typing import NDArray
 
 _ALL_AXES = 1024
 """Dimensions up to which all principal axes are computed."""
-_SOME_AXES = 512
+_SOME_AXES = 256
 """Principal axes that are computed beyond that."""
+_SOME_ROWS = 2048
+"""Samples from which they are computed."""
 _ROUNDS = 2
 _COLUMNS = 1024
 """Columns whose inner products are summed in float32."""
+_FEW = 4
+"""Rows of coefficients up to which a product takes less time than reading the samples."""
+_CACHED = 2**20
+"""Numbers of samples that stay in the processor's cache."""
 _BLOCK = 2**22
 """Numbers that are converted to float64 at a time."""
+
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,15 @@ class Axes:
 
     Attributes
     ----------
-    vectors : ndarray of float32, shape (dimensions, m)
+    vectors : ndarray of float32, shape (size, m), or None
+        None: the coefficients' own axes.
     values : ndarray of float64, shape (m,)
         Mean square of the samples along each.
     rest : float
         Mean square along any other direction.
     """
 
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float32] | None
     values: NDArray[np.float64]
     rest: float
 
@@ -46,18 +56,23 @@ class Rows(Protocol):
 
     n: int
     size: int
+    through_logits: bool
+    """Whether inner products need the logits of coefficients, and gradients no product."""
 
-    def logits(self, coefficients: np.ndarray) -> np.ndarray:
-        """(k, size) → (k, n)."""
+    def logits(self, coefficients: np.ndarray, part: slice = ALL) -> np.ndarray:
+        """(k, size) → (k, n), or of some samples."""
 
-    def gradients(self, residuals: np.ndarray) -> np.ndarray:
-        """(k, n) → (k, size)."""
+    def gradients(self, residuals: np.ndarray, part: slice = ALL) -> np.ndarray:
+        """(k, n) → (k, size), or the share of some samples, from their residuals."""
 
     def inner(self, gradient: np.ndarray, step: np.ndarray, logit_step: np.ndarray) -> float:
         """Inner product of a gradient with coefficients of which the logits are known."""
 
     def square(self, gradient: np.ndarray) -> float:
         """Squared norm of a float32 gradient."""
+
+    def parts(self, k: int) -> Iterator[slice]:
+        """Samples whose logits and gradients are computed together, for k rows of coefficients."""
 
     def axes(self) -> Axes:
         """The principal axes, in coordinates of the coefficients."""
@@ -67,7 +82,7 @@ class Rows(Protocol):
 
 
 class FeatureRows:
-    """Samples whose coefficients are those of the features.
+    """Samples whose coefficients are those of the features, rotated where they are few.
 
     Parameters
     ----------
@@ -75,24 +90,42 @@ class FeatureRows:
         Centred samples.
     """
 
-    def __init__(self, Z: NDArray[np.float32]) -> None:
-        self.Z = Z
-        self.n, self.size = Z.shape
+    through_logits = False
 
-    def logits(self, coefficients: np.ndarray) -> np.ndarray:
+    def __init__(self, Z: NDArray[np.float32]) -> None:
+        self.Z, self.turn = Z, None
+        self.n, self.size = Z.shape
+        if self.size <= _ALL_AXES:
+            gram = np.zeros((self.size, self.size))
+            for _, wide in self._wide():
+                gram += wide.T @ wide
+            self.turn = np.linalg.eigh(gram)[1].astype(np.float32)
+            self.Z = Z @ self.turn
+
+    def logits(self, coefficients: np.ndarray, part: slice = ALL) -> np.ndarray:
         """See :class:`Rows`."""
         if coefficients.dtype == np.float32:
-            return coefficients @ self.Z.T
+            return coefficients @ self.Z[part].T
         return np.concatenate([coefficients @ wide.T for _, wide in self._wide()], axis=1)
 
-    def gradients(self, residuals: np.ndarray) -> np.ndarray:
+    def gradients(self, residuals: np.ndarray, part: slice = ALL) -> np.ndarray:
         """See :class:`Rows`."""
         if residuals.dtype == np.float32:
-            return residuals @ self.Z
+            return residuals @ self.Z[part]
         total = np.zeros((len(residuals), self.size))
-        for part, wide in self._wide():
-            total += residuals[:, part] @ wide
+        for block, wide in self._wide():
+            total += residuals[:, block] @ wide
         return total
+
+    def parts(self, k: int) -> Iterator[slice]:
+        """See :class:`Rows`."""
+        if k > _FEW:
+            yield ALL
+            return
+        # Reading the samples takes longest: what is in the processor's cache is used twice.
+        step = max(1, _CACHED // max(self.size, 1))
+        for start in range(0, self.n, step):
+            yield slice(start, start + step)
 
     def inner(self, gradient: np.ndarray, step: np.ndarray, logit_step: np.ndarray) -> float:
         """See :class:`Rows`."""
@@ -104,17 +137,25 @@ class FeatureRows:
 
     def axes(self) -> Axes:
         """See :class:`Rows`."""
-        trace = float(np.einsum("ij,ij->", self.Z, self.Z, dtype=np.float64)) / self.n
-        if self.size <= _ALL_AXES:
-            gram = np.zeros((self.size, self.size))
-            for _, wide in self._wide():
-                gram += wide.T @ wide
-            return _all_axes(gram / self.n)
-        return _some_axes(lambda block: self.Z.T @ (self.Z @ block), self.size, self.n, trace)
+        power = np.zeros(self.size)
+        for _, wide in self._wide():
+            power += np.einsum("ij,ij->j", wide, wide)
+        power /= self.n
+        if self.turn is not None:
+            return Axes(None, power, 0.0)
+        # Of evenly spaced rows Y: Y Yᵀ / m = V Λ Vᵀ, and the axes are Yᵀ V / √(m Λ).
+        some = self.Z[np.linspace(0, self.n - 1, min(self.n, _SOME_ROWS)).astype(np.int64)]
+        found = _some_axes(some @ some.T / np.float32(len(some)), float(power.sum()))
+        assert found.vectors is not None
+        root = np.sqrt(len(some) * np.maximum(found.values, 1e-9 * power.sum()))
+        vectors = some.T @ (found.vectors / root.astype(np.float32))
+        rest = max(power.sum() - found.values.sum(), 0.0)
+        return Axes(vectors, found.values, rest / (self.size - len(found.values)))
 
     def features(self, coefficients: np.ndarray) -> NDArray[np.float64]:
         """See :class:`Rows`."""
-        return coefficients.astype(np.float64)
+        wide = coefficients.astype(np.float64)
+        return wide if self.turn is None else wide @ self.turn.T
 
     def _wide(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         return _wide_blocks(self.Z)
@@ -134,6 +175,8 @@ class GramRows:
         Centred samples.
     """
 
+    through_logits = True
+
     def __init__(self, Z: NDArray[np.float32]) -> None:
         self.Z = Z
         self.n = self.size = len(Z)
@@ -144,16 +187,21 @@ class GramRows:
             gram += part @ part.T
         self.gram = gram.astype(np.float32)
 
-    def logits(self, coefficients: np.ndarray) -> np.ndarray:
+    def logits(self, coefficients: np.ndarray, part: slice = ALL) -> np.ndarray:
         """See :class:`Rows`."""
         if coefficients.dtype == np.float32:
-            return coefficients @ self.gram
-        parts = [coefficients @ wide.T for _, wide in _wide_blocks(self.gram)]
-        return np.concatenate(parts, axis=1)
+            return coefficients @ self.gram[:, part]
+        # Inner products rounded to float32 would be those of other samples.
+        weights = self.features(coefficients)
+        return np.concatenate([weights @ wide.T for _, wide in _wide_blocks(self.Z)], axis=1)
 
-    def gradients(self, residuals: np.ndarray) -> np.ndarray:
+    def gradients(self, residuals: np.ndarray, part: slice = ALL) -> np.ndarray:
         """See :class:`Rows`."""
         return residuals.copy()
+
+    def parts(self, k: int) -> Iterator[slice]:
+        """See :class:`Rows`."""
+        yield ALL
 
     def inner(self, gradient: np.ndarray, step: np.ndarray, logit_step: np.ndarray) -> float:
         """See :class:`Rows`."""
@@ -166,9 +214,10 @@ class GramRows:
     def axes(self) -> Axes:
         """See :class:`Rows`."""
         if self.n <= _ALL_AXES:
-            return _all_axes(self.gram.astype(np.float64) / self.n)
-        trace = float(np.trace(self.gram, dtype=np.float64)) / self.n
-        return _some_axes(lambda block: self.gram @ block, self.n, self.n, trace)
+            values, vectors = np.linalg.eigh(self.gram.astype(np.float64) / self.n)
+            return Axes(vectors.astype(np.float32), np.maximum(values, 0), 0.0)
+        gram = self.gram / np.float32(self.n)
+        return _some_axes(gram, float(np.trace(gram, dtype=np.float64)))
 
     def features(self, coefficients: np.ndarray) -> NDArray[np.float64]:
         """See :class:`Rows`."""
@@ -191,21 +240,17 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
 
-def _all_axes(gram: NDArray[np.float64]) -> Axes:
-    values, vectors = np.linalg.eigh(gram)
-    return Axes(vectors.astype(np.float32), np.maximum(values, 0), 0.0)
-
-
-def _some_axes(product, size: int, n: int, trace: float) -> Axes:  # type: ignore[no-untyped-def]
-    """The first principal axes by randomised subspace iteration.
+def _some_axes(gram: NDArray[np.float32], trace: float) -> Axes:
+    """The first principal axes of a matrix of inner products, by randomised subspace iteration.
 
     Halko, Martinsson & Tropp, *Finding structure with randomness* (2011), algorithms 4.4 and 5.3.
     """
-    block = np.random.default_rng(0).standard_normal((size, _SOME_AXES), np.float32)
+    size, many = len(gram), min(_SOME_AXES, len(gram) - 1)
+    block = np.random.default_rng(0).standard_normal((size, many), np.float32)
     for _ in range(_ROUNDS):
-        block, _ = np.linalg.qr(product(block) / np.float32(n))
-    small = block.T @ (product(block) / np.float32(n))
-    values, vectors = np.linalg.eigh((small + small.T).astype(np.float64) / 2)
+        block, _ = np.linalg.qr(gram @ block)
+    small = (block.T @ (gram @ block)).astype(np.float64)
+    values, vectors = np.linalg.eigh((small + small.T) / 2)
     values = np.maximum(values, 0)
-    rest = max(trace - float(values.sum()), 0.0) / (size - _SOME_AXES)
+    rest = max(trace - float(values.sum()), 0.0) / (size - many)
     return Axes(block @ vectors.astype(np.float32), values, rest)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from featpipe.base.errors import UsageError
 from featpipe.base.hardware import cpu_count
 from featpipe.heads import logistic_reduced
-from featpipe.heads.logistic_newton import Fit, NewtonSolver
-from featpipe.heads.logistic_newton import loss_and_probabilities as sample_losses
+from featpipe.heads.logistic_newton import Fit, NewtonSolver, losses_and_residuals
 from featpipe.heads.logistic_path import Candidate, PathSolver
 from featpipe.heads.logistic_problem import DenseMatrix, losses
 from featpipe.heads.logistic_reduced import Standardise, held, reduced
@@ -144,25 +143,23 @@ class OneByOneSolver:
     def __init__(self, problem: PathProblem, rows: Rows) -> None:
         self._problem = problem
         self._newton = NewtonSolver(rows, problem.y, problem.classes)
-        self._last = self._newton.start()
-        self._last_C = 0.0
+        self._done: list[tuple[float, Fit]] = []
 
     def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
         """See :class:`PathSolver`."""
         problem = self._problem
         for C in Cs:
-            start = self._last if self._last_C < C else self._newton.start()
-            fit = self._fit(C * problem.weight, start, PATH_TOLERANCE)
+            fit = self._fit(C * problem.weight, self._start(C), PATH_TOLERANCE)
+            self._done = [*self._done[-1:], (C, fit)]
             gap, total = fit.gap, 0.0
             for rows in problem.held_out[1:]:
                 fold = self._fit(C * np.where(rows, 0, problem.weight), fit, PATH_TOLERANCE)
                 gap = max(gap, fold.gap)
-                loss, _ = sample_losses(fold.logits, problem.y)
+                loss, _, _ = losses_and_residuals(fold.logits, problem.y)
                 total += float(loss[rows] @ problem.weight[rows])
             cv_loss = None
             if problem.has_folds:
                 cv_loss = total / float((problem.held_out @ problem.weight).sum())
-            self._last, self._last_C = fit, C
             yield [self._candidate(C, fit, gap, cv_loss)]
 
     def finish(self, candidate: Candidate) -> Candidate:
@@ -170,6 +167,13 @@ class OneByOneSolver:
         C = candidate.C
         fit = self._fit(C * self._problem.weight, candidate.state, TOLERANCE)
         return self._candidate(C, fit, fit.gap, candidate.cv_loss)
+
+    def _start(self, C: float) -> Fit:
+        """On the line through the last two solutions, if these are of smaller C."""
+        below = [fit for smaller, fit in self._done if smaller < C]
+        if len(below) == 2:
+            return self._newton.between(C * self._problem.weight, *below)
+        return below[0] if below else self._newton.start()
 
     def _fit(self, cost: NDArray[np.float64], start: Fit, tolerance: float) -> Fit:
         return self._newton.solve(cost, start, tolerance=tolerance, max_iter=self._problem.max_iter)
@@ -196,7 +200,7 @@ class SklearnSolver:
         if not isinstance(matrix, DenseMatrix):
             most = logistic_reduced.MAX_DENSE_BYTES / 2**30
             raise UsageError(
-                f"expected at most {most:g} GiB of samples (as float64) for --solver sklearn, found "
+                f"expected at most {most:g} GiB of samples in float64 for --solver sklearn, found "
                 f"{8 * np.prod(matrix.shape) / 2**30:.1f} GiB; use --solver featpipe"
             )
         self._Z = matrix.Z

@@ -16,7 +16,7 @@ from featpipe.base.errors import UsageError
 from featpipe.heads import base, logistic_reduced, logistic_solvers
 from featpipe.heads.base import History
 from featpipe.heads.logistic import LogisticHead, stratified_folds
-from featpipe.heads.logistic_path import C_GRID
+from featpipe.heads.logistic_path import BEYOND, C_GRID
 from featpipe.heads.logistic_problem import Matrix
 from featpipe.heads.logistic_solver import Solution
 
@@ -361,7 +361,7 @@ def test_a_c_that_falls_short_is_told_of(caplog: pytest.LogCaptureFixture) -> No
         told = caplog.text
         caplog.clear()
         fitted(LogisticHead(folds=2), noisy(80, 30, 3))
-    assert "C = 0.1 stopped short of its best" in told and "--max-iter 4" in told
+    assert "C = 0.316228 stopped short of its best" in told and "--max-iter 4" in told
     # The smallest C needs no more.
     assert "C = 1e-06" not in told
     assert not caplog.records
