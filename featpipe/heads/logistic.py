@@ -18,8 +18,8 @@ from featpipe.heads.base import (
     class_weights,
     softmax,
 )
-from featpipe.heads.logistic_path import C_GRID, Candidate, PathSearch
-from featpipe.heads.logistic_solvers import PathProblem, path_solver
+from featpipe.heads.logistic_path import C_GRID, Candidate, PathProblem, PathSearch
+from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
 log = logging.getLogger("featpipe")

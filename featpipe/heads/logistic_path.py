@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.heads.base import History, HistoryRow, Tick
+from featpipe.heads.logistic_reduced import Standardise
 
 log = logging.getLogger("featpipe")
 
@@ -21,6 +22,37 @@ BEYOND = 6
 RISEN = 1.01
 """A loss above the lowest times this has risen for good; so has the second in a row above it."""
 _STEP = float(np.sqrt(10))
+
+
+@dataclass(frozen=True)
+class PathProblem:
+    """What all values of C have in common.
+
+    Attributes
+    ----------
+    standardise : callable
+    X : array-like, shape (n, …)
+    y : ndarray of int64, shape (n,)
+    classes : int
+    weight : ndarray of float64, shape (n,)
+        Weight of each sample.
+    held_out : ndarray of bool, shape (1 + folds, n)
+        Samples that each problem leaves out: the first none, the others a fold.
+    max_iter : int
+    """
+
+    standardise: Standardise
+    X: Any
+    y: NDArray[np.int64]
+    classes: int
+    weight: NDArray[np.float64]
+    held_out: NDArray[np.bool_]
+    max_iter: int
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether there are folds."""
+        return len(self.held_out) > 1
 
 
 @dataclass
@@ -46,6 +78,17 @@ class Candidate:
     gap: float
     cv_loss: float | None = None
     state: Any = None
+
+
+def per_class(
+    weight: NDArray[np.float64], intercepts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One row per class, float32: (k, d) and (k,); the solvers have one row for two classes."""
+    if len(weight) == 1:
+        # softmax(0, z) is the logistic function of z.
+        weight = np.concatenate([np.zeros_like(weight), weight])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    return weight.astype(np.float32), intercepts.astype(np.float32)
 
 
 class PathSolver(Protocol):

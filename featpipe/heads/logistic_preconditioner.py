@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.heads.logistic_rows import Axes
+from featpipe.heads.logistic_axes import Axes
 
 _DECISIVE = 32
 """Samples of each class whose curvature is taken as it is."""

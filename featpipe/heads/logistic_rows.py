@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.heads.logistic_axes import Axes, some_axes
+
 _ALL_AXES = 1024
 """Dimensions up to which all principal axes are computed."""
-_SOME_AXES = 256
-"""Principal axes that are computed beyond that."""
 _SOME_ROWS = 2048
 """Samples from which they are computed."""
-_ROUNDS = 2
 _COLUMNS = 1024
 """Columns whose inner products are summed in float32."""
 _FEW = 4
@@ -27,25 +25,6 @@ _BLOCK = 2**22
 
 
 ALL = slice(None)
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Principal axes of the samples.
-
-    Attributes
-    ----------
-    vectors : ndarray of float32, shape (size, m), or None
-        None: the coefficients' own axes.
-    values : ndarray of float64, shape (m,)
-        Mean square of the samples along each.
-    rest : float
-        Mean square along any other direction.
-    """
-
-    vectors: NDArray[np.float32] | None
-    values: NDArray[np.float64]
-    rest: float
 
 
 class Rows(Protocol):
@@ -145,7 +124,7 @@ class FeatureRows:
             return Axes(None, power, 0.0)
         # Of evenly spaced rows Y: Y Yᵀ / m = V Λ Vᵀ, and the axes are Yᵀ V / √(m Λ).
         some = self.Z[np.linspace(0, self.n - 1, min(self.n, _SOME_ROWS)).astype(np.int64)]
-        found = _some_axes(some @ some.T / np.float32(len(some)), float(power.sum()))
+        found = some_axes(some @ some.T / np.float32(len(some)), float(power.sum()))
         assert found.vectors is not None
         root = np.sqrt(len(some) * np.maximum(found.values, 1e-9 * power.sum()))
         vectors = some.T @ (found.vectors / root.astype(np.float32))
@@ -217,7 +196,7 @@ class GramRows:
             values, vectors = np.linalg.eigh(self.gram.astype(np.float64) / self.n)
             return Axes(vectors.astype(np.float32), np.maximum(values, 0), 0.0)
         gram = self.gram / np.float32(self.n)
-        return _some_axes(gram, float(np.trace(gram, dtype=np.float64)))
+        return some_axes(gram, float(np.trace(gram, dtype=np.float64)))
 
     def features(self, coefficients: np.ndarray) -> NDArray[np.float64]:
         """See :class:`Rows`."""
@@ -238,19 +217,3 @@ def _wide_blocks(matrix: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[n
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     """Inner product, summed in float32 only along rows."""
     return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
-
-
-def _some_axes(gram: NDArray[np.float32], trace: float) -> Axes:
-    """The first principal axes of a matrix of inner products, by randomised subspace iteration.
-
-    Halko, Martinsson & Tropp, *Finding structure with randomness* (2011), algorithms 4.4 and 5.3.
-    """
-    size, many = len(gram), min(_SOME_AXES, len(gram) - 1)
-    block = np.random.default_rng(0).standard_normal((size, many), np.float32)
-    for _ in range(_ROUNDS):
-        block, _ = np.linalg.qr(gram @ block)
-    small = (block.T @ (gram @ block)).astype(np.float64)
-    values, vectors = np.linalg.eigh((small + small.T) / 2)
-    values = np.maximum(values, 0)
-    rest = max(trace - float(values.sum()), 0.0) / (size - many)
-    return Axes(block @ vectors.astype(np.float32), values, rest)

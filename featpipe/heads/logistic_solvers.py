@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import UsageError
-from featpipe.base.hardware import cpu_count
 from featpipe.heads import logistic_reduced
-from featpipe.heads.logistic_newton import Fit, NewtonSolver, losses_and_residuals
-from featpipe.heads.logistic_path import Candidate, PathSolver
-from featpipe.heads.logistic_problem import DenseMatrix, losses
-from featpipe.heads.logistic_reduced import Standardise, held, reduced
+from featpipe.heads.logistic_lbfgs import TOLERANCE, Solution, solve
+from featpipe.heads.logistic_newton import Fit, NewtonSolver
+from featpipe.heads.logistic_path import Candidate, PathProblem, PathSolver, per_class
+from featpipe.heads.logistic_problem import losses, losses_and_residuals
+from featpipe.heads.logistic_reduced import held, reduced
 from featpipe.heads.logistic_rows import FeatureRows, GramRows, Rows
-from featpipe.heads.logistic_solver import TOLERANCE, Solution, solve
+from featpipe.heads.logistic_sklearn import SklearnSolver
 
 TOGETHER_NUMBERS = 2**22
 """Numbers of rotated samples of two classes up to which all C are solved together."""
 PATH_TOLERANCE = 1e-6
 """Relative gap to the optimum of a head that may not be kept."""
-SKLEARN_TOLERANCE = 1e-6
-"""With this ``tol``, scikit-learn ends within about 1e-6 of the optimum; with its default, 1e-2."""
-
-
-@dataclass(frozen=True)
-class PathProblem:
-    """What all values of C have in common.
-
-    Attributes
-    ----------
-    standardise : callable
-    X : array-like, shape (n, …)
-    y : ndarray of int64, shape (n,)
-    classes : int
-    weight : ndarray of float64, shape (n,)
-        Weight of each sample.
-    held_out : ndarray of bool, shape (1 + folds, n)
-        Samples that each problem leaves out: the first none, the others a fold.
-    max_iter : int
-    """
-
-    standardise: Standardise
-    X: Any
-    y: NDArray[np.int64]
-    classes: int
-    weight: NDArray[np.float64]
-    held_out: NDArray[np.bool_]
-    max_iter: int
-
-    @property
-    def has_folds(self) -> bool:
-        """Whether there are folds."""
-        return len(self.held_out) > 1
 
 
 def path_solver(problem: PathProblem, solver: str) -> PathSolver:
@@ -181,77 +144,3 @@ class OneByOneSolver:
     def _candidate(self, C: float, fit: Fit, gap: float, cv_loss: float | None) -> Candidate:
         weight = self._newton.rows.features(fit.coefficients)
         return Candidate(C, *per_class(weight, fit.intercepts), gap, cv_loss, fit)
-
-
-class SklearnSolver:
-    """scikit-learn's own estimator on the rotated samples, each C and fold in a thread of its own.
-
-    Raises
-    ------
-    UsageError
-        The samples do not fit into memory.
-    """
-
-    together = True
-
-    def __init__(self, problem: PathProblem) -> None:
-        self._problem = problem
-        matrix, self._back = reduced(problem.standardise, problem.X)
-        if not isinstance(matrix, DenseMatrix):
-            most = logistic_reduced.MAX_DENSE_BYTES / 2**30
-            raise UsageError(
-                f"expected at most {most:g} GiB of samples in float64 for --solver sklearn, found "
-                f"{8 * np.prod(matrix.shape) / 2**30:.1f} GiB; use --solver featpipe"
-            )
-        self._Z = matrix.Z
-
-    def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
-        """See :class:`PathSolver`."""
-        from joblib import Parallel, delayed
-        from threadpoolctl import threadpool_limits
-
-        folds = self._problem.held_out
-        tasks = (delayed(self._fit)(C, rows) for C in Cs for rows in folds)
-        # Threads share the samples; each product has a core of its own.
-        with threadpool_limits(1):
-            done = Parallel(cpu_count(), prefer="threads", return_as="generator")(tasks)
-            for C in Cs:
-                yield [self._candidate(C, [next(done) for _ in folds])]
-
-    def _fit(self, C: float, held_out: NDArray[np.bool_]) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
-        problem, kept = self._problem, ~held_out
-        model = LogisticRegression(C=C, tol=SKLEARN_TOLERANCE, max_iter=problem.max_iter)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the head warns itself
-            return model.fit(self._Z[kept], problem.y[kept], sample_weight=problem.weight[kept])
-
-    def _candidate(self, C: float, models: list[Any]) -> Candidate:
-        problem = self._problem
-        stopped = max(int(model.n_iter_.max()) for model in models) >= problem.max_iter
-        total = 0.0
-        for rows, model in zip(problem.held_out[1:], models[1:], strict=True):
-            logits = model.coef_ @ self._Z[rows].T + model.intercept_[:, None]
-            total += float(losses(logits[None], problem.y[rows])[0] @ problem.weight[rows])
-        cv_loss = None
-        if problem.has_folds:
-            cv_loss = total / float((problem.held_out @ problem.weight).sum())
-        weight = self._back(models[0].coef_)
-        gap = np.inf if stopped else 0.0
-        return Candidate(C, *per_class(weight, models[0].intercept_), gap, cv_loss)
-
-    def finish(self, candidate: Candidate) -> Candidate:
-        """See :class:`PathSolver`; all are finished."""
-        return candidate
-
-
-def per_class(
-    weight: NDArray[np.float64], intercepts: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """One row per class, float32: (k, d) and (k,); the solvers have one row for two classes."""
-    if len(weight) == 1:
-        # softmax(0, z) is the logistic function of z.
-        weight = np.concatenate([np.zeros_like(weight), weight])
-        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
-    return weight.astype(np.float32), intercepts.astype(np.float32)

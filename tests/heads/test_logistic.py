@@ -16,9 +16,9 @@ from featpipe.base.errors import UsageError
 from featpipe.heads import base, logistic_reduced, logistic_solvers
 from featpipe.heads.base import History
 from featpipe.heads.logistic import LogisticHead, stratified_folds
+from featpipe.heads.logistic_lbfgs import Solution
 from featpipe.heads.logistic_path import BEYOND, C_GRID
 from featpipe.heads.logistic_problem import Matrix
-from featpipe.heads.logistic_solver import Solution
 
 
 def samples(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from featpipe.heads import logistic_preconditioner, logistic_rows
-from featpipe.heads.logistic_newton import Fit, NewtonSolver, losses_and_residuals
+from featpipe.heads import logistic_axes, logistic_preconditioner, logistic_rows
+from featpipe.heads.logistic_axes import Axes
+from featpipe.heads.logistic_lbfgs import solve
+from featpipe.heads.logistic_newton import Fit, NewtonSolver
 from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes
-from featpipe.heads.logistic_problem import DenseMatrix
-from featpipe.heads.logistic_rows import Axes, FeatureRows, GramRows, Rows
-from featpipe.heads.logistic_solver import solve
+from featpipe.heads.logistic_problem import DenseMatrix, losses_and_residuals
+from featpipe.heads.logistic_rows import FeatureRows, GramRows, Rows
 
 GRID = np.array([1e-6, 1e-3, 1e-1, 1.0, 100.0])
 SPACES: dict[str, Callable[[np.ndarray], Rows]] = {"features": FeatureRows, "gram": GramRows}
@@ -131,7 +132,7 @@ def test_some_axes_are_as_good_as_all(
     Z, y = features(*((60, 150) if space == "gram" else (150, 60))), np.arange(150) % classes
     y = y[: len(Z)]
     monkeypatch.setattr(logistic_rows, "_ALL_AXES", 10)
-    monkeypatch.setattr(logistic_rows, "_SOME_AXES", 12)
+    monkeypatch.setattr(logistic_axes, "_SOME_AXES", 12)
     rows = SPACES[space](Z)
     newton = NewtonSolver(rows, y, classes)
     assert newton.axes.vectors is not None and newton.axes.vectors.shape[1] == 12
