@@ -19,6 +19,7 @@ from featpipe.heads.base import (
     softmax,
 )
 from featpipe.heads.logistic_path import C_GRID, Candidate, PathProblem, PathSearch
+from featpipe.heads.logistic_problem import losses_and_residuals
 from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
@@ -29,12 +30,11 @@ _NEGLIGIBLE_GAP = 2e-6
 
 
 class LogisticHead(LogisticParams, MatrixHead):
-    """Logistic regression with scikit-learn's objective (intercept not penalised):
+    """Logistic regression with scikit-learn's objective, C · Σ weight · loss + ½ ‖W‖².
 
-        C · Σ weight · loss + ½ ‖W‖²
-
-    with the weight of each sample's class (``class_weight``), by which the losses in the history
-    are averaged too. ``featpipe.heads.logistic_path`` says which values of C are tried,
+    The intercept is not penalised. The weight is that of the sample's class (``class_weight``), by
+    which the losses in the history, and so the choice of C, are weighted too.
+    ``featpipe.heads.logistic_path`` says which values of C are tried, and
     ``featpipe.heads.logistic_solvers`` how each is solved.
 
     The final head is trained on the whole training split, whether folds or the validation split
@@ -79,7 +79,9 @@ class LogisticHead(LogisticParams, MatrixHead):
         problem = PathProblem(self.standardise, X, y, k, of_class[y], held_out, self.max_iter)
 
         def score(candidates: list[Candidate]) -> list[HistoryRow]:
-            train = self._scores(X, y, of_class, candidates)
+            train = _known_scores(candidates, y, of_class)
+            if not train:
+                train = self._scores(X, y, of_class, candidates)
             val = self._scores(X_val, y_val, of_class, candidates)
             return [
                 HistoryRow(candidate.C, *on_train, *on_val, candidate.cv_loss)
@@ -131,6 +133,21 @@ class LogisticHead(LogisticParams, MatrixHead):
             correct += (probabilities.argmax(axis=2) == truth[:, None]).sum(axis=0)
         loss /= of_class[y].sum()
         return list(zip(loss.tolist(), (correct / len(y)).tolist(), strict=True))
+
+
+def _known_scores(
+    candidates: list[Candidate], y: NDArray[np.int64], of_class: NDArray[np.float64]
+) -> list[tuple[float, float]]:
+    """Weighted loss, and accuracy, on the training samples; none unless all logits are known."""
+    scores, weight = [], of_class[y]
+    for candidate in candidates:
+        if candidate.logits is None:
+            return []
+        loss, _, _ = losses_and_residuals(candidate.logits, y)
+        two = len(candidate.logits) == 1
+        found = candidate.logits[0] > 0 if two else candidate.logits.argmax(axis=0)
+        scores.append((float(loss @ weight / weight.sum()), float((found == y).mean())))
+    return scores
 
 
 def stratified_folds(y: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:

@@ -68,6 +68,8 @@ class Candidate:
         Bound on the distance from the optimum, relative to the objective, over all folds.
     cv_loss : float or None
         Loss of held-out samples; None without folds.
+    logits : ndarray or None
+        Those of the training samples where the solver knows them, (classes, n), or (1, n) for two.
     state : object
         What the solver needs to go on from here.
     """
@@ -77,6 +79,7 @@ class Candidate:
     bias: NDArray[np.float32]
     gap: float
     cv_loss: float | None = None
+    logits: np.ndarray | None = None
     state: Any = None
 
 

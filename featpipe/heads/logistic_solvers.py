@@ -143,4 +143,5 @@ class OneByOneSolver:
 
     def _candidate(self, C: float, fit: Fit, gap: float, cv_loss: float | None) -> Candidate:
         weight = self._newton.rows.features(fit.coefficients)
-        return Candidate(C, *per_class(weight, fit.intercepts), gap, cv_loss, fit)
+        heads = per_class(weight, fit.intercepts)
+        return Candidate(C, *heads, gap, cv_loss, fit.logits, fit)

@@ -81,17 +81,17 @@ class LogisticParams(HeadParams):
         default_text="the best of 13 from 1e-6 to 1, or beyond while that is better",
         default=None,
     )
-    solver: str = option(
-        Choice(LOGISTIC_SOLVERS),
-        "featpipe, or sklearn: scikit-learn's LogisticRegression (lbfgs, tol 1e-6).",
-        default="featpipe",
-    )
     max_iter: int = option(Whole(), "Largest number of iterations.", default=1000)
     folds: int | None = option(
         Whole(low=2),
         "Choose C by that many folds of train instead of the validation pictures.",
         default_text="by validation",
         default=None,
+    )
+    solver: str = option(
+        Choice(LOGISTIC_SOLVERS),
+        "featpipe, or sklearn: scikit-learn's LogisticRegression (lbfgs, tol 1e-6).",
+        default="featpipe",
     )
 
     def _check_together(self) -> None:
