@@ -19,6 +19,8 @@ C_GRID = tuple(float(c) for c in np.logspace(-6, 0, 13))
 """Values of C that are tried if none is given; the lowest loss wins."""
 BEYOND = 6
 """Further values of C that are tried at most where the best lies at the edge."""
+_TOGETHER = 3
+"""That many of them at a time, where values are solved together."""
 RISEN = 1.01
 """A loss above the lowest times this has risen for good; so has the second in a row above it."""
 _STEP = float(np.sqrt(10))
@@ -180,17 +182,17 @@ class PathSearch:
 
     def _beyond(self, edge: float, factor: float) -> None:
         assert self.lowest is not None
-        tried = []
-        for i in range(1, BEYOND + 1):
-            C = float(edge * factor**i)
-            self._try([C])
-            tried.append(C)
-            if self.lowest.at != C:
-                break
+        further = [float(edge * factor**i) for i in range(1, BEYOND + 1)]
+        many = _TOGETHER if self.solver.together else 1
+        tried = 0
+        while tried < BEYOND and (not tried or self.lowest.at == further[tried - 1]):
+            self._try(further[tried : tried + many])
+            tried += many
+        further = further[:tried]
         log.info(
-            "the best C of the grid, %g, was its edge, so %s was tried too", edge, _listed(tried)
+            "the best C of the grid, %g, was its edge, so %s was tried too", edge, _listed(further)
         )
-        if self.lowest.at == tried[-1]:
+        if self.lowest.at == further[-1]:
             log.warning(
                 "the best C, %g, is the %s tried; a %s one may do better: try it with --C",
                 self.lowest.at,
