@@ -22,7 +22,7 @@ from featpipe.heads.logistic_problem import losses_and_residuals
 from featpipe.heads.logistic_rows import FeatureRows, Rows
 
 _LOOSEST = 0.3
-"""Largest relative residual at which conjugate gradients stop."""
+"""Largest relative residual at which conjugate gradients stop, until less is enough to end."""
 _HALVINGS = 30
 _LINE_STEPS = 4
 _FURTHEST = 4.0
@@ -202,7 +202,7 @@ class _Problem:
     def step(self, tolerance: float, most: int) -> tuple[int, bool]:
         """One Newton step; return its steps of conjugate gradients, and whether it descended."""
         pays = 0.7 * np.sqrt(tolerance / self.gap) if np.isfinite(self.gap) else 0.0
-        relative = float(np.clip(max(min(self.gap, 1.0) ** 0.25, pays), 1e-3, _LOOSEST))
+        relative = float(np.clip(max(min(self.gap**0.25, _LOOSEST), pays), 1e-3, 0.9))
         direction, steps = self._newton_direction(relative, most)
         v, b, logits = direction
         start = self.fit
