@@ -78,12 +78,15 @@ class History:
         Index of the kept row: the one with the lowest :attr:`HistoryRow.selection_loss`.
     warnings : list of str
         What casts doubt on the kept row; the head's file does not hold it here.
+    untried : list of float
+        Values that were meant to be tried, but could not win any more.
     """
 
     axis: str
     rows: list[HistoryRow] = field(default_factory=list)
     best: int = 0
     warnings: list[str] = field(default_factory=list, compare=False)
+    untried: list[float] = field(default_factory=list)
 
     @property
     def kept(self) -> HistoryRow:

@@ -79,3 +79,36 @@ def one_hot(y: NDArray[np.int64], k: int) -> NDArray[np.float64]:
     """One-hot targets, (k, n); a single column stands for the second of two classes."""
     labels = np.array([1]) if k == 1 else np.arange(k)
     return (y == labels[:, None]).astype(np.float64)
+
+
+def losses_and_residuals(
+    logits: np.ndarray, y: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], np.ndarray, np.ndarray]:
+    """Logits (k, n) → losses (n,) float64; probabilities and residuals (k, n) of their dtype.
+
+    The residual is probability - target. Where a sample is classified with confidence, the
+    probability's difference from 1 is summed over the other classes: in float32, subtracting
+    would leave no digit of it.
+    """
+    if len(logits) == 1:
+        # The logit of the true class against the other.
+        z = np.where(y == 1, logits[0], -logits[0])
+        small = np.exp(-np.abs(z))
+        wrong = np.where(z >= 0, small, 1) / (1 + small)
+        loss = np.log1p(small) + np.maximum(-z, 0)
+        p = np.where(y == 1, 1 - wrong, wrong)
+        return loss.astype(np.float64), p[None], np.where(y == 1, -wrong, wrong)[None]
+    at = y, np.arange(len(y))
+    p = logits - logits.max(axis=0)
+    chosen = p[at]
+    np.exp(p, out=p)
+    right = p[at]
+    p[at] = 0
+    others = p.sum(axis=0)
+    total = others + right
+    p /= total
+    residual = p.copy()
+    residual[at] = -others / total
+    p[at] = right / total
+    loss = np.where(chosen == 0, np.log1p(others), np.log(total) - chosen)
+    return loss.astype(np.float64), p, residual

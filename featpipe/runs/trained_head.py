@@ -167,11 +167,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "preprocessing": describe(trained.space.preprocessing),
         "weights": trained.weights_name,
         "dataset": trained.dataset,
-        "history": {
-            "axis": trained.history.axis,
-            "best": trained.history.best,
-            "rows": [row.as_json(trained.history.axis) for row in trained.history.rows],
-        },
+        "history": _history_document(trained.history),
         "metrics": trained.metrics,
         "info": trained.info,
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
@@ -281,6 +277,13 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     )
 
 
+def _history_document(history: History) -> dict[str, Any]:
+    rows = [row.as_json(history.axis) for row in history.rows]
+    document: dict[str, Any] = {"axis": history.axis, "best": history.best, "rows": rows}
+    # Left out where it is empty: formats are for ever.
+    return document | ({"untried": history.untried} if history.untried else {})
+
+
 def _history(document: dict[str, Any]) -> History:
     axis = document["axis"]
     if axis not in ("epoch", "C", "k"):
@@ -288,7 +291,10 @@ def _history(document: dict[str, Any]) -> History:
     rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
     if document["best"] not in range(len(rows)):
         raise ValueError("its history keeps no row of it")
-    return History(axis, rows, document["best"])
+    untried = document.get("untried", [])
+    if not isinstance(untried, list) or not all(isinstance(v, int | float) for v in untried):
+        raise ValueError("its history's untried values are not numbers")
+    return History(axis, rows, document["best"], untried=untried)
 
 
 def _check_document(document: dict[str, Any]) -> None:

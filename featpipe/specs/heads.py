@@ -18,6 +18,7 @@ MAX_HIDDEN = 65_536
 MAX_SEEDS = 1000
 DEFAULT_TRIES = 10
 CLASS_WEIGHTS = ("none", "balanced")
+LOGISTIC_SOLVERS = ("featpipe", "sklearn")
 SEEDS = 2**32
 """Seeds are smaller than this."""
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
@@ -82,7 +83,7 @@ class LogisticParams(HeadParams):
     C: float | None = option(
         Number(above=True),
         "Inverse strength of the regularisation.",
-        default_text="the best of 13 from 1e-6 to 1",
+        default_text="the best of 13 from 1e-6 to 1, or beyond while that is better",
         default=None,
     )
     max_iter: int = option(Whole(), "Largest number of iterations.", default=1000)
@@ -91,6 +92,11 @@ class LogisticParams(HeadParams):
         "Choose C by that many folds of train instead of the validation pictures.",
         default_text="by validation",
         default=None,
+    )
+    solver: str = option(
+        Choice(LOGISTIC_SOLVERS),
+        "featpipe, or sklearn: scikit-learn's LogisticRegression (lbfgs, tol 1e-6).",
+        default="featpipe",
     )
 
     def _check_together(self) -> None:

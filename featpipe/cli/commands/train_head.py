@@ -38,6 +38,7 @@ def train_head(
     dropout: Annotated[float | None, hyper_parameter("dropout")] = None,
     C: Annotated[float | None, hyper_parameter("C")] = None,
     folds: Annotated[int | None, hyper_parameter("folds")] = None,
+    solver: Annotated[str | None, hyper_parameter("solver")] = None,
     max_iter: Annotated[int | None, hyper_parameter("max_iter")] = None,
     k: Annotated[int | None, hyper_parameter("k")] = None,
     vote_temperature: Annotated[float | None, hyper_parameter("vote_temperature")] = None,

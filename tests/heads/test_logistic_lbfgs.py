@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from featpipe.heads import logistic_solver as solver
+from featpipe.heads import logistic_lbfgs as solver
+from featpipe.heads.logistic_lbfgs import Solution, solve
 from featpipe.heads.logistic_problem import DenseMatrix, losses
-from featpipe.heads.logistic_solver import Solution, solve
 
 GRID = np.array([1e-6, 1e-4, 1e-2, 1.0])
 
