@@ -43,7 +43,9 @@ def bar_progress(what: str, total: int) -> Iterator[Bar]:
                 done += steps
                 rate = done / max(time.monotonic() - started, 1e-9)
                 shown = _notes(notes)
-                live.update(task, advance=steps, rate=f"{rate:.1f}/s", notes=shown)
+                # A search may go on beyond what was planned.
+                most = max(total, done) if total else None
+                live.update(task, total=most, advance=steps, rate=f"{rate:.1f}/s", notes=shown)
 
         yield _Live()
 
@@ -63,8 +65,9 @@ def line_progress(what: str, total: int) -> Iterator[Bar]:
             if now - self.told >= LINE_EVERY_S:
                 self.told = now
                 rate = self.done / (now - self.started)
-                left = f", {_duration((total - self.done) / rate)} left" if total else ""
-                line = f"{what}: {self.done}/{total or '?'}, {rate:.1f}/s{left} {_notes(notes)}"
+                most = max(total, self.done) if total else 0
+                left = f", {_duration((most - self.done) / rate)} left" if most else ""
+                line = f"{what}: {self.done}/{most or '?'}, {rate:.1f}/s{left} {_notes(notes)}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
     yield _Lines()
