@@ -57,7 +57,13 @@ def bar_progress(what: str, total: int) -> Iterator[Bar]:
         class _Live:
             def advance(self, steps: int = 1, *, is_work: bool = True, **notes: object) -> None:
                 pace.add(steps, is_work=is_work)
-                live.update(task, advance=steps, pace=pace.text(), notes=_notes(notes))
+                live.update(
+                    task,
+                    total=pace.total or None,
+                    advance=steps,
+                    pace=pace.text(),
+                    notes=_notes(notes),
+                )
 
         yield _Live()
 
@@ -76,7 +82,10 @@ def line_progress(what: str, total: int) -> Iterator[Bar]:
             now = time.monotonic()
             if now - self.told >= LINE_EVERY_S:
                 self.told = now
-                parts = (f"{what}: {self.pace.done}/{total or '?'}", self.pace.text())
+                parts = (
+                    f"{what}: {self.pace.done}/{self.pace.total or '?'}",
+                    self.pace.text(),
+                )
                 line = f"{', '.join(filter(None, parts))} {_notes(notes)}"
                 print(line.rstrip(), file=sys.stderr, flush=True)
 
@@ -104,7 +113,7 @@ def notebook_progress(what: str, total: int) -> Iterator[Bar]:
 
         def draw(self, end: str = "") -> None:
             self.drawn = time.monotonic()
-            done = self.pace.done
+            done, total = self.pace.done, self.pace.total
             filled = min(_BAR_WIDTH, _BAR_WIDTH * done // total) if total else 0
             bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
             parts = (f"{what} {bar} {done}/{total or '?'}", self.pace.text())
@@ -124,13 +133,15 @@ class _Pace:
     """Rate and time left, by the steps that are work; ``done`` counts the others too."""
 
     def __init__(self, total: int) -> None:
-        self.done = 0
-        self._total = total
+        self.done, self.total = 0, total
         self._worked = 0
         self._started = time.monotonic()
 
     def add(self, steps: int, *, is_work: bool) -> None:
         self.done += steps
+        if self.total:
+            # A search may go on beyond what was planned.
+            self.total = max(self.total, self.done)
         if is_work:
             self._worked += steps
         elif not self._worked:
@@ -142,7 +153,7 @@ class _Pace:
         if not self._worked:
             return ""
         rate = self._worked / max(time.monotonic() - self._started, 1e-9)
-        left = f", {_duration((self._total - self.done) / rate)} left" if self._total else ""
+        left = f", {_duration((self.total - self.done) / rate)} left" if self.total else ""
         return f"{rate:.1f}/s{left}"
 
 

@@ -98,6 +98,13 @@ def test_an_unknown_total_gives_a_line_without_time_left(
     assert capsys.readouterr().err == "train logistic: 15/?, 0.5/s\n"
 
 
+def test_steps_beyond_the_total_raise_it(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with bars.line_progress("train logistic", 13) as bar:
+        clock.now += 30
+        bar.advance(15)
+    assert capsys.readouterr().err == "train logistic: 15/15, 0.5/s, 0:00 left\n"
+
+
 def test_notes_follow_the_rate_and_those_of_zero_are_left_out(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
