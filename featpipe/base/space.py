@@ -130,6 +130,11 @@ class FeatureSpace:
         return hashlib.sha256(self.canonical_json.encode("ascii")).hexdigest()
 
     @property
+    def words(self) -> str:
+        """What tells it apart at a glance; not unique, see :attr:`name`."""
+        return f"{self.backbone} {self.tap} {self.pooling} {self.preprocessing.size}px"
+
+    @property
     def name(self) -> str:
         """Folder name of the store: ``<backbone>-<tap>-<12 hex>``.
 

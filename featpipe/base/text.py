@@ -11,6 +11,16 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN_NAMES])) + more
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be stored and printed: no NUL, and UTF-8 or a file name's bytes."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    # NumPy drops zeros at the end of a text.
+    return "\0" not in text
+
+
 def escape(text: str) -> str:
     """Replace characters that are not printable, and bytes that are not UTF-8, by escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from featpipe.base.text import escape
 from featpipe.reports.documents import ComparisonDocument
+from featpipe.runs.words import head_words
 
 if TYPE_CHECKING:
     from featpipe.runs.listing import RunSummary
@@ -25,25 +26,18 @@ def of_runs(listed: ListedRuns) -> str:
 
 
 def _run_row(run: RunSummary) -> list[str]:
-    from featpipe.stages.list_runs import params_given
-
-    options = " ".join(f"{name}={_short(value)}" for name, value in params_given(run).items())
     space, test = run.head.space, run.test
     interval = "" if test is None else "{:.1%} to {:.1%}".format(*test.accuracy_ci95)
     return [
         escape(str(run.folder)),
         escape(run.head.dataset["name"]),
-        escape(f"{run.head.kind} {options}".rstrip()),
-        escape(f"{space.backbone} {space.tap} {space.pooling} {space.preprocessing.size}px"),
+        escape(head_words(run.head.kind, run.head.params, run.head.info)),
+        escape(space.words),
         f"{run.head.metrics['val']['accuracy']:.2%}",
         "–" if test is None else f"{test.accuracy:.2%}",
         interval,
         _age(time.time() - run.trained_at),
     ]
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _age(seconds: float) -> str:
@@ -67,11 +61,13 @@ def of_comparison(document: ComparisonDocument) -> str:
 
 
 def _heads_table(document: ComparisonDocument) -> str:
-    header = ["head", "kind", "accuracy", "95 %", "log-loss", "ece", "trained in", "MiB"]
+    columns = ["accuracy", "95 %", "log-loss", "ece", "trained in", "MiB"]
+    header = ["head", "kind", "features", *columns]
     rows = [
         [
             escape(head["head"]),
-            head["kind"],
+            escape(head_words(head["kind"], head["params"], head["info"])),
+            escape(head["features"]),
             f"{head['accuracy']:.2%}",
             "{:.1%} to {:.1%}".format(*head["accuracy_ci95"]),
             f"{head['log_loss']:.4f}",
@@ -81,7 +77,7 @@ def _heads_table(document: ComparisonDocument) -> str:
         ]
         for head in document["heads"]
     ]
-    return _table([header, *rows], left=2)
+    return _table([header, *rows], left=3)
 
 
 def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -131,6 +132,8 @@ _MEASURES = {
 
 def _sweep_table(sweep: SweepResult) -> list[str]:
     """The best combinations as a table: what they differ in, their scores; then advice."""
+    every = len(sweep.rows)
+    sweep = _best_of_each_space(sweep)
     if len(sweep.by_seed) > 1:
         return [*probes.seeds_table(sweep), *_edges(sweep)]
     shown: list[dict[str, Any]] = [{**row} for row in sweep.rows[:_SHOWN_TRIALS]]
@@ -145,9 +148,26 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
         table.append([*(probes.value_text(values[name]) for name in sweep.varied), *scores])
     widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
     lines = [" ".join(map(str.rjust, row, widths)) for row in table]
-    if len(sweep.rows) > _SHOWN_TRIALS:
-        lines.append(f"… and {len(sweep.rows) - _SHOWN_TRIALS} more in {sweep.table}")
+    if every > len(shown):
+        lines.append(f"… and {every - len(shown)} more in {sweep.table}")
     return lines + _edges(sweep)
+
+
+def _best_of_each_space(sweep: SweepResult) -> SweepResult:
+    """The best combination of each feature space alone, where a sweep ranges over several."""
+    ranging = [name for name in ("tap", "pool") if name in sweep.varied]
+    if not ranging:
+        return sweep
+
+    def best_of_each(rows: Sequence[Any]) -> list[Any]:
+        best: dict[tuple[Any, ...], Any] = {}
+        for row in rows:
+            best.setdefault(tuple(row["params"][name] for name in ranging), row)
+        return list(best.values())
+
+    return dataclasses.replace(
+        sweep, rows=best_of_each(sweep.rows), by_seed=best_of_each(sweep.by_seed)
+    )
 
 
 def _edges(sweep: SweepResult) -> list[str]:

@@ -69,8 +69,10 @@ def of_relabelling(done: RelabelResult) -> str:
             "labels; fix every one of the files"
         )
     if done.data is not None:
-        lines.append(
-            f"  to add pictures or features: featpipe extract {shlex.quote(str(done.data))} "
-            f"--root {shlex.quote(done.root)} --name {done.dataset} …"
+        command = (
+            f"featpipe extract {shlex.quote(str(done.data))} --root {shlex.quote(done.root)} "
+            f"--name {done.dataset}"
         )
+        lines.append("  from now on, to add pictures, extract from the new list:")
+        lines += [f"    {command} {options}".rstrip() for options in done.extract_options]
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def read_fixes(path: Path, dataset: Dataset) -> dict[int, Fix]:
             )
         row = row_of[fields["path"]]
         current = dataset.classes[dataset.label[row]] if dataset.label[row] != NO_LABEL else ""
-        fix = _fix(fields, current, dataset.classes, place)
+        fix = _fix(fields, current, place)
         if found.setdefault(row, fix) != fix:
             raise DataError(
                 f"expected one fix per picture, found two for {fields['path']!r} ({place}); "
@@ -94,7 +94,7 @@ def read_fixes(path: Path, dataset: Dataset) -> dict[int, Fix]:
     return {row: fix for row, fix in found.items() if fix != Fix()}
 
 
-def _fix(fields: dict[str, str], current: str, classes: list[str], place: str) -> Fix:
+def _fix(fields: dict[str, str], current: str, place: str) -> Fix:
     label, suggested = fields.get("label", ""), fields.get("suggested", "")
     action = fields.get("action", "").strip().lower()
     if action not in ("", *ACTIONS):
@@ -122,7 +122,8 @@ def _fix(fields: dict[str, str], current: str, classes: list[str], place: str) -
         return Fix(remove=True)
     if label in ("", current):
         return Fix()
-    if "\0" in label or (label not in classes and not _is_utf8(label)):
+    # Also where a class has this name already: the new list is one that 'extract' reads.
+    if "\0" in label or not _is_utf8(label):
         raise DataError(
             f"expected a label in UTF-8, found {label!r} ({place}); save the file as UTF-8"
         )

@@ -60,10 +60,10 @@ def space_ids(dataset: Dataset) -> list[str]:
     return [FeatureSpace.from_json(text).id for text in dataset.spaces]
 
 
-def strike_space(dataset: Dataset, digits: str) -> bool:
-    """Make a data set name no row of the spaces whose id begins so; whether it named some."""
+def strike_space(dataset: Dataset, space_id: str) -> bool:
+    """Make a data set name no row of a feature space; whether it named some."""
     weights = dataset.info.weights
-    here = [space_id.startswith(digits) for space_id in space_ids(dataset)]
+    here = [found == space_id for found in space_ids(dataset)]
     dataset.spaces = [s for s, struck in zip(dataset.spaces, here, strict=True) if not struck]
-    dataset.info.weights = {i: name for i, name in weights.items() if not i.startswith(digits)}
+    dataset.info.weights = {i: name for i, name in weights.items() if i != space_id}
     return any(here) or len(dataset.info.weights) < len(weights)

@@ -18,7 +18,8 @@ from featpipe.base.errors import (
 )
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
-from featpipe.specs.fields import flag
+from featpipe.specs.extract import FeatureOptions
+from featpipe.specs.fields import default_of, flag
 from featpipe.specs.spaces import ALL, SpaceQuery
 
 ErrorT = TypeVar("ErrorT", bound=FeatpipeError)
@@ -46,6 +47,11 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
     held = _held(dataset)
     query = _with_own_tap_name(query, held)
     fitting = [space for space in held if _has(space, _weights_name(dataset, space), query)]
+    if not held:
+        raise NotFoundError(
+            f"expected features of data set '{dataset.name}', found none; they were removed, or "
+            f"never finished: run 'featpipe extract DATA --name {dataset.name}' again"
+        )
     if not fitting:
         asked = _asked(query)
         missing = NotFoundError(
@@ -231,8 +237,39 @@ _SHOWN_ID = 8
 _RARELY_SHOWN = ("weights", "decoder", "dtype", "view")
 
 
-def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
+def extract_options(space: FeatureSpace, weights: str) -> str:
+    """The options of ``extract`` that compute features of a space, to be copied.
+
+    Parameters
+    ----------
+    space : FeatureSpace
+    weights : str
+        How its weights are named.
+    """
+    values = {"weights": weights, **_fields(space)}
+    del values["view"]
+    given = {}
+    for name, value in values.items():
+        default = default_of(FeatureOptions, name)
+        if value != (default[0] if isinstance(default, tuple) else default):
+            given[name] = value
+    return _as_flags(given, given.values())
+
+
+def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:
+    """The feature spaces of a data set, each with the name of its weights."""
+    return [(space, _weights_name(dataset, space)) for space in _held(dataset)]
+
+
+def require_space(dataset: Dataset, wanted: FeatureSpace, weights: str) -> None:
     """Check that a data set has features of exactly this space.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    wanted : FeatureSpace
+    weights : str
+        How its weights are named; for the message.
 
     Raises
     ------
@@ -247,8 +284,9 @@ def require_space(dataset: Dataset, wanted: FeatureSpace) -> None:
         # What follows from another tap would only distract from it.
         consequences = ("weights:", "shape:")
         differences = [d for d in differences if not d.startswith(consequences)]
-    found = "; ".join(differences) or "no features at all"
+    found = f"others ({'; '.join(differences)})" if held else "no features at all"
     raise SpaceMismatchError(
-        f"expected features of space {wanted.name} in data set '{dataset.name}', found others "
-        f"({found}); extract '{dataset.name}' with the head's own options"
+        f"expected features of space {wanted.name} in data set '{dataset.name}', found {found}; "
+        f"extract them: featpipe extract DATA --name {dataset.name} "
+        f"{extract_options(wanted, weights)}"
     )

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError
+from featpipe.base.errors import DamageError, DataError
+from featpipe.base.numbers import is_finite
 
 _BLOCK_BYTES = 64 * 2**20
+_LOWEST_TEMPERATURE = 1e-100
+"""Logits of any float32 can be divided by it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class HistoryRow:
         row = cls(at=document[axis], cv_loss=document.get("cv_loss"), **numbers)
         optional = () if row.cv_loss is None else (row.cv_loss,)
         for number in (row.at, *numbers.values(), *optional):
-            if not isinstance(number, int | float):
+            if not is_finite(number):
                 raise ValueError("its history is not one of numbers")
         return row
 
@@ -169,12 +172,25 @@ class Head(ABC):
         """Set the tensors that :meth:`layers` returns."""
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1."""
-        blocks = [
-            softmax(self.logits(self.standardise(block)) / self.temperature_)
-            for block in blocks_of(X)
-        ]
+        """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1.
+
+        Raises
+        ------
+        DataError
+            The features or the head's numbers are such that probabilities are no numbers.
+        """
+        blocks = [self._probabilities(block) for block in blocks_of(X)]
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
+
+    def _probabilities(self, block: np.ndarray) -> NDArray[np.float64]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = softmax(self.logits(self.standardise(block)) / self.temperature_)
+        if not np.isfinite(found).all():
+            raise DataError(
+                "expected probabilities, found values that are no numbers: the features are not "
+                "finite, or too large for this head; check them, or train it again"
+            )
+        return found
 
     def predict(self, X: Any) -> NDArray[np.str_]:
         """Most probable class name of feature rows (n, …): (n,) str."""
@@ -202,6 +218,9 @@ class Head(ABC):
         DamageError
             A tensor is missing, or the shapes do not fit together.
         """
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise DamageError(f"expected finite numbers in the tensor {name!r}, found others")
         rest = dict(tensors)
         try:
             self.mean_, self.scale_ = rest.pop("mean"), rest.pop("scale")
@@ -211,8 +230,10 @@ class Head(ABC):
             shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
-        if not 0 < self.temperature_ < np.inf:
+        if not _LOWEST_TEMPERATURE < self.temperature_ < 1 / _LOWEST_TEMPERATURE:
             raise DamageError(f"expected a temperature above 0, found {self.temperature_}")
+        if self.scale_.dtype.kind != "f" or not (self.scale_ > 0).all():
+            raise DamageError(f"expected a scale above 0, found {self.scale_}")
         if shape != (1, len(self.classes_)) or self.scale_.shape != (1,):
             raise DamageError(
                 f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"

@@ -127,6 +127,8 @@ class KNNHead(KNNParams, Head):
             raise ValueError(f"{len(rows)} rows, but labels {labels.shape}")
         if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= len(weight):
             raise ValueError(f"labels that are no numbers of {len(weight)} classes")
+        if not (weight >= 0).all() or not (weight > 0).any():
+            raise ValueError(f"weights of votes that are not above 0: {weight.tolist()}")
         if k.dtype.kind != "i" or k.shape != (1,) or not 1 <= k[0] <= len(rows):
             raise ValueError(f"k = {k.tolist()} for {len(rows)} rows")
         self.rows_, self.labels_, self.vote_weight_, self.k_ = rows, labels, weight, int(k[0])

@@ -96,7 +96,8 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
     def to_pandas(self) -> pandas.DataFrame:
         """A data frame: ``path, id, split, label`` and a float32 column per feature.
 
-        Everything is copied into memory; maps are flattened in the order C H W.
+        Everything is copied into memory; maps are flattened in the order C H W. Bytes of names
+        that are not UTF-8 become ``\\xNN``.
 
         Raises
         ------
@@ -130,7 +131,7 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
             import pyarrow as arrow
             from pyarrow import parquet
         width = int(np.prod(self.space.shape))
-        columns = {name: list(map(_as_utf8, column)) for name, column in self._columns().items()}
+        columns = self._columns()
         fields = [(name, arrow.string()) for name in columns]
         about = {
             "dataset": self.dataset,
@@ -159,7 +160,13 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
             raise StorageError(f"expected to write {target}, but: {error}") from error
 
     def _columns(self) -> dict[str, Sequence[str | None]]:
-        return {"path": self.paths, "id": self.ids, "split": self.splits, "label": self.labels}
+        columns: dict[str, Sequence[str | None]] = {
+            "path": self.paths,
+            "id": self.ids,
+            "split": self.splits,
+            "label": self.labels,
+        }
+        return {name: list(map(_as_utf8, column)) for name, column in columns.items()}
 
 
 def feature_names(backbone: str, tap: str, shape: tuple[int, ...]) -> list[str]:

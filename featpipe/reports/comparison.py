@@ -17,6 +17,7 @@ from featpipe.heads.base import History
 from featpipe.reports import figures
 from featpipe.reports.documents import CalibrationBin, ComparisonDocument
 from featpipe.reports.templating import render
+from featpipe.runs.words import head_words
 
 MAX_CURVES = 10
 """Heads whose curves are drawn; more could not be told apart."""
@@ -59,6 +60,7 @@ def write_comparison(path: Path, comparison: ComparisonDocument, curves: Sequenc
         "comparison.html",
         title=f"{comparison['dataset']}/{comparison['split']}: {len(curves)} heads compared",
         comparison=comparison,
+        kinds=[head_words(h["kind"], h["params"], h["info"]) for h in comparison["heads"]],
         drawn=len(drawn),
         coverage=Markup(_overlaid(drawn, _draw_coverage, "accuracy by coverage")),
         calibration=Markup(_overlaid(drawn, _draw_calibration, "accuracy by confidence")),

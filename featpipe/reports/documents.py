@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 ClassScores = TypedDict(
     "ClassScores",
@@ -66,8 +66,10 @@ class ComparedHead(TypedDict):
 
     head: str
     kind: str
+    params: dict[str, Any]
+    info: dict[str, Any]
     space: str
-    space_name: str
+    features: str
     accuracy: float
     accuracy_ci95: list[float]
     log_loss: float

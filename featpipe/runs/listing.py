@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.base.numbers import is_finite
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import HeadDescription
 
@@ -96,12 +97,12 @@ def find_runs(folder: Path) -> RunList:
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Run]:
     run = Run(folder)
-    if run.has_head:
-        yield run
-        return
-    if depth == 0:
-        return
     try:
+        if run.has_head:
+            yield run
+            return
+        if depth == 0:
+            return
         inner = sorted(entry.name for entry in os.scandir(folder) if _is_folder(entry))
     except OSError:
         # A folder that may not be listed holds no run that could be read.
@@ -130,9 +131,10 @@ def _test_scores(run: Run, head: HeadDescription, trained_at: float) -> TestScor
         return None
     try:
         low, high = document["accuracy_ci95"]
-        return TestScores(
-            int(document["n"]), float(document["accuracy"]), (float(low), float(high))
-        )
+        n, accuracy = document["n"], document["accuracy"]
+        if not all(map(is_finite, (n, accuracy, low, high))):
+            raise ValueError("scores that are no numbers")
+        return TestScores(int(n), float(accuracy), (float(low), float(high)))
     except (LookupError, TypeError, ValueError) as error:
         raise DamageError(
             f"expected metrics in {run.metrics_path()}, found: {error!r}; evaluate the head again"

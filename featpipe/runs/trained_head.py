@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from featpipe.base.errors import UsageError, other_version
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
+from featpipe.base.text import is_name
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.specs.heads import check_params
@@ -215,7 +217,7 @@ def decode_description(text: bytes) -> HeadDescription:
 
 def _scores(row: dict[str, Any]) -> SplitScores:
     scores: SplitScores = {"n": row["n"], "loss": row["loss"], "accuracy": row["accuracy"]}
-    if not all(isinstance(value, int | float) for value in scores.values()):
+    if not all(is_finite(value) for value in scores.values()):
         raise ValueError("its scores are not numbers")
     return scores
 
@@ -289,10 +291,10 @@ def _history(document: dict[str, Any]) -> History:
     if axis not in ("epoch", "C", "k"):
         raise ValueError("its history is none of epochs, C or k")
     rows = [HistoryRow.from_json(row, axis) for row in document["rows"]]
-    if document["best"] not in range(len(rows)):
+    if type(document["best"]) is not int or document["best"] not in range(len(rows)):
         raise ValueError("its history keeps no row of it")
     untried = document.get("untried", [])
-    if not isinstance(untried, list) or not all(isinstance(v, int | float) for v in untried):
+    if not isinstance(untried, list) or not all(map(is_finite, untried)):
         raise ValueError("its history's untried values are not numbers")
     return History(axis, rows, document["best"], untried=untried)
 
@@ -305,8 +307,7 @@ def _check_document(document: dict[str, Any]) -> None:
     classes = document["classes"]
     if not isinstance(document["weights"], str) or not isinstance(classes, list):
         raise ValueError("its weights or its classes are not named")
-    # NumPy drops zeros at the end of a text.
-    is_named = all(isinstance(name, str) and "\0" not in name for name in classes)
+    is_named = all(isinstance(name, str) and is_name(name) for name in classes)
     if not is_named or len(set(classes)) < len(classes):
         raise ValueError("its classes are not so many different names")
     if not isinstance(document["info"], dict) or not isinstance(document["metrics"], dict):

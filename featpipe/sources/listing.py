@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,13 @@ def _check_encoding(row: dict[Any, Any], place: str, file: str = "") -> None:
             )
 
 
+def _header_advice(columns: Sequence[str], delimiter: str) -> str:
+    if len(columns) == 1 and (found := next((c for c in ";\t,|" if c in columns[0]), "")):
+        names = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+        return f"separate columns with {names[delimiter]}, not with {names[found]}"
+    return "name the column of the pictures' paths 'path'"
+
+
 def csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a CSV or TSV text with a column 'path', each with its place for messages."""
     delimiter = "\t" if shown.lower().endswith(".tsv") else ","
@@ -122,7 +129,7 @@ def csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
             columns = ", ".join(map(repr, reader.fieldnames[:_SHOWN_COLUMNS])) or "an empty file"
             raise DataError(
                 f"expected a header line with 'path' (and 'label', 'split') in {shown}, "
-                f"found {columns}"
+                f"found {columns}; {_header_advice(reader.fieldnames, delimiter)}"
             )
         _check_encoding(dict(enumerate(reader.fieldnames)), f"{shown}, line 1")
         for row in reader:

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Self
 
 from featpipe.base.choices import POOLINGS
 from featpipe.base.errors import UsageError
-from featpipe.specs.fields import Label, Spec, did_you_mean, flag, option, options_of, spec
+from featpipe.specs.fields import (
+    Label,
+    Spec,
+    default_of,
+    did_you_mean,
+    flag,
+    option,
+    options_of,
+    spec,
+)
 from featpipe.specs.spaces import ALL, SpaceQuery
 from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole, Wholes
 
@@ -144,6 +153,17 @@ def params_of(kind: str) -> type[HeadParams]:
     if kind not in HEAD_PARAMS:
         raise UsageError(f"expected a head of {', '.join(HEAD_PARAMS)}, found {kind!r}")
     return HEAD_PARAMS[kind]
+
+
+def params_given(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that differ from the defaults of their kind of head."""
+    known = params_of(kind)
+    names = set(known.option_names())
+    return {
+        name: value
+        for name, value in params.items()
+        if name not in names or value != default_of(known, name)
+    }
 
 
 def check_params(kind: str, given: Mapping[str, Any]) -> None:

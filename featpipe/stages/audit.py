@@ -153,7 +153,8 @@ def _judge_labels(
 
 def _check_free(folder: Path) -> None:
     """Refuse a folder with an audit: a person may have edited its fixes."""
-    if (folder / FIXES_NAME).exists():
+    # It is written last: without it, an audit was cut short and nobody has edited its fixes.
+    if (folder / DOCUMENT_NAME).exists():
         raise UsageError(
             f"expected a folder without an audit, found one in {folder}, whose fixes may have "
             "been edited; name another --out, or replace it with --overwrite"

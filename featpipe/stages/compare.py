@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError, UsageError
+from featpipe.base.numbers import is_finite
 from featpipe.base.text import escape
 from featpipe.reports.comparison import Curves, write_comparison
 from featpipe.reports.documents import ComparedHead, ComparedPair, ComparisonDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.paired import holm, mcnemar
 from featpipe.runs.comparison_folder import ComparisonFolder
+from featpipe.runs.run import Run
 from featpipe.specs.compare import CompareSpec
 from featpipe.stages.scoring import Scored, score_head
 
@@ -100,9 +102,10 @@ def _check_heads(heads: Sequence[Path]) -> None:
         raise UsageError(f"expected at least two heads to compare, found {len(heads)}")
     seen: set[Path] = set()
     for head in heads:
-        if head.resolve() in seen:
+        folder = Run.at(head).folder.resolve()
+        if folder in seen:
             raise UsageError(f"expected different heads to compare, found {head} twice")
-        seen.add(head.resolve())
+        seen.add(folder)
 
 
 def _contestant(head: Path, spec: CompareSpec, cache: Path) -> _Contestant:
@@ -143,13 +146,15 @@ def _row(contestant: _Contestant) -> ComparedHead:
     return {
         "head": contestant.name,
         "kind": trained.head.kind,
+        "params": trained.head.params,
+        "info": trained.info,
         "space": trained.space.id,
-        "space_name": trained.space.name,
+        "features": trained.space.words,
         "accuracy": metrics["accuracy"],
         "accuracy_ci95": metrics["accuracy_ci95"],
         "log_loss": metrics["log_loss"],
         "ece": metrics["ece"],
-        "seconds": seconds if isinstance(seconds, int | float) else None,
+        "seconds": seconds if is_finite(seconds) else None,
         "bytes": contestant.scored.run.head_bytes(),
         "trained_on": len(contestant.scored.trained_on()),
     }
@@ -177,11 +182,17 @@ def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:
 def _notes(found: Sequence[_Contestant]) -> list[str]:
     """What makes scores too high: pictures a head has seen."""
     n = len(found[0].correct)
+    seen = [(c.name, len(c.scored.trained_on())) for c in found]
+    if all(count == n for _, count in seen):
+        return [
+            f"every head was trained on or validated with these {n} pictures: the scores are too "
+            "high"
+        ]
     return [
-        f"{seen} of the {n} pictures were trained on or validated with by {escape(c.name)}: its "
-        "scores are too high, and comparing it with others favours it"
-        for c in found
-        if (seen := len(c.scored.trained_on()))
+        f"{escape(name)} was trained on or validated with {count} of the {n} pictures: its scores "
+        "are too high"
+        for name, count in seen
+        if count
     ]
 
 

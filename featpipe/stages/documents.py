@@ -157,6 +157,7 @@ class RunDocument(TypedDict):
     dataset: str
     kind: str
     params: dict[str, Any]
+    info: dict[str, Any]
     backbone: str
     tap: str
     pool: str
@@ -238,4 +239,5 @@ class RelabelDocument(TypedDict):
     conflicting: int
     data: str | None
     root: str
+    extract_options: list[str]
     seconds: float

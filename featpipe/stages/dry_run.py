@@ -14,7 +14,13 @@ from featpipe.datasets.dataset import SPLITS
 from featpipe.datasets.draft import DatasetDraft
 from featpipe.engine.plan import plan_features
 from featpipe.specs.extract import ExtractSpec
-from featpipe.stages.known_pictures import load_before, look_up, open_data, split_sizes
+from featpipe.stages.known_pictures import (
+    load_before,
+    look_up,
+    open_data,
+    split_sizes,
+    warn_of_other_source,
+)
 from featpipe.store.feature_store import FeatureStore
 
 if TYPE_CHECKING:
@@ -76,7 +82,9 @@ def plan_extraction(data: str | os.PathLike[str], spec: ExtractSpec, *, cache: P
     source = open_data(data, spec)
     plan = plan_features(spec, cache, remember=False)
     stores = [FeatureStore(cache, space) for space in plan.spaces]
-    draft = look_up(source, load_before(cache, spec.name), stores, spec)
+    before = load_before(cache, spec.name)
+    warn_of_other_source(source, before, spec.name)
+    draft = look_up(source, before, stores, spec)
     return DryRun(
         dataset=spec.name,
         spaces=plan.spaces,

@@ -23,7 +23,6 @@ from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import coverage_warnings
 from featpipe.datasets.dataset import Dataset
-from featpipe.datasets.draft import source_info
 from featpipe.datasets.files import save_dataset
 from featpipe.datasets.shards import list_digest, merge_shards, shard_name
 from featpipe.decoding.worker_process import Task
@@ -32,7 +31,13 @@ from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import plan_features
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.shards import Shard
-from featpipe.stages.known_pictures import load_before, look_up, open_data, split_sizes
+from featpipe.stages.known_pictures import (
+    load_before,
+    look_up,
+    open_data,
+    split_sizes,
+    warn_of_other_source,
+)
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.lease import shared_lease
 
@@ -169,23 +174,12 @@ class _Extraction:
             )
         held.enter_context(shared_lease(cache))
         self.before = load_before(cache, self.dataset_name)
-        self._warn_of_other_source()
+        warn_of_other_source(self.source, self.before, self.dataset_name)
         self.draft = look_up(self.source, self.before, self.stores, spec)
         self.timings = Timings()
         self.computed = 0
         self.dataset: Dataset | None = None
         self.merged: Dataset | None = None
-
-    def _warn_of_other_source(self) -> None:
-        before, now = self.before, source_info(self.source)
-        # A folder that was moved, or is named in another way, is still the same source.
-        if before is None or before.source.spec == now.spec:
-            return
-        if before.source.root != (now.root or now.spec):
-            log.warning(
-                "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
-                *(self.dataset_name, before.source.spec, len(before)),
-            )
 
     def compute(self, progress: Progress) -> None:
         """Run the backbone over the pictures whose features are missing."""
@@ -229,8 +223,11 @@ class _Extraction:
         spec, before = self.spec, self.before
         dataset = self.draft.freeze(self.dataset_name, spec.split)
         if dataset.classes and spec.shard is None and "test" not in dataset.split_names:
+            scored = "val, which chooses the head" if "val" in dataset.split_names else "none"
             log.warning(
-                "data set '%s' has no test split: evaluate its heads --on another one", spec.name
+                "data set '%s' has no test split: 'evaluate' scores %s; for fair scores evaluate "
+                "--on another data set",
+                *(spec.name, scored),
             )
         dataset.spaces = _spaces_held(dataset, self.plan.spaces, before, self.cache)
         named = before.info.weights if before else {}

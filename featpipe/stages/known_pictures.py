@@ -11,7 +11,7 @@ import PIL
 
 from featpipe.base.errors import NotFoundError
 from featpipe.datasets.dataset import Dataset
-from featpipe.datasets.draft import DatasetDraft
+from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.sources import Source, label_warnings, open_source
@@ -27,6 +27,19 @@ def open_data(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
     for warning in label_warnings(source):
         log.warning("%s", warning)
     return source
+
+
+def warn_of_other_source(source: Source, before: Dataset | None, name: str) -> None:
+    """Say that the list of a data set is replaced by that of other pictures."""
+    now = source_info(source)
+    # A folder that was moved, or is named in another way, is still the same source.
+    if before is None or before.source.spec == now.spec:
+        return
+    if before.source.root != (now.root or now.spec):
+        log.warning(
+            "data set '%s' was made from %s (%d pictures): its list is replaced, features stay",
+            *(name, before.source.spec, len(before)),
+        )
 
 
 def look_up(

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe.runs.listing import RunList, RunSummary, find_runs
 from featpipe.specs.compare import RunsSpec
-from featpipe.specs.fields import default_of
-from featpipe.specs.heads import params_of
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import RunDocument, RunsDocument
@@ -64,17 +62,6 @@ def list_runs(folder: Path, spec: RunsSpec) -> ListedRuns:
     return ListedRuns(folder, RunList(sorted(found.runs, key=_ORDERS[spec.sort]), found.damaged))
 
 
-def params_given(run: RunSummary) -> dict[str, Any]:
-    """The hyper-parameters of a run that differ from the defaults of its kind of head."""
-    kind = params_of(run.head.kind)
-    names = set(kind.option_names())
-    return {
-        name: value
-        for name, value in run.head.params.items()
-        if name not in names or value != default_of(kind, name)
-    }
-
-
 def _row(run: RunSummary) -> RunDocument:
     space, val, test = run.head.space, run.head.metrics["val"], run.test
     trained = datetime.datetime.fromtimestamp(run.trained_at, datetime.UTC)
@@ -83,6 +70,7 @@ def _row(run: RunSummary) -> RunDocument:
         "dataset": run.head.dataset["name"],
         "kind": run.head.kind,
         "params": run.head.params,
+        "info": run.head.info,
         "backbone": space.backbone,
         "tap": space.tap,
         "pool": space.pooling,

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from featpipe.base.dataset_names import check_dataset_name
 from featpipe.base.disk import write_atomically
-from featpipe.base.errors import UsageError
+from featpipe.base.errors import DataError, UsageError
 from featpipe.datasets.contents import conflicting_contents
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
 from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
+from featpipe.datasets.spaces import extract_options, spaces_of
 from featpipe.specs.audit import RelabelSpec
 from featpipe.store.lease import shared_lease
 
@@ -40,6 +42,8 @@ class RelabelResult:
         The new list as a CSV for ``extract``; None where pictures are not files.
     root : str
         Folder that its paths count from.
+    extract_options : list of str
+        For each feature space that the data set has, the options of ``extract`` that compute it.
     seconds : float
     """
 
@@ -53,6 +57,7 @@ class RelabelResult:
     conflicting: int
     data: Path | None
     root: str
+    extract_options: list[str]
     seconds: float
 
     def as_json(self) -> RelabelDocument:
@@ -68,6 +73,7 @@ class RelabelResult:
             "conflicting": self.conflicting,
             "data": None if self.data is None else str(self.data),
             "root": self.root,
+            "extract_options": self.extract_options,
             "seconds": self.seconds,
         }
 
@@ -99,16 +105,22 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
     with shared_lease(cache):
         dataset = load_dataset(cache, name)
         found = read_fixes(fixes, dataset)
+        if not found:
+            raise DataError(
+                f"expected a fix in {fixes} (another label, or 'relabel' or 'remove' as the "
+                "action), found none; edit it first"
+            )
         new = apply_fixes(dataset, found, new_name)
         target = None
         if dataset.source.root:
             target = (fixes.parent if spec.out is None else spec.out) / f"{new_name}.csv"
             new.source = in_list(dataset.source, target)
-        for path in (dataset_path(cache, new_name), target):
-            if path is not None and os.path.lexists(path):
-                _check_may_replace(path, fixes, overwrite=spec.overwrite)
+        _check_may_replace(dataset_path(cache, new_name), b"", spec)
         if target is not None:
-            write_atomically(target, as_list(new))
+            listed = as_list(new)
+            _check_spares(target, fixes, dataset)
+            _check_may_replace(target, listed, spec)
+            write_atomically(target, listed)
         save_dataset(cache, new)
     return RelabelResult(
         dataset=new_name,
@@ -121,18 +133,30 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
         conflicting=conflicting_contents(new),
         data=target,
         root=dataset.source.root,
+        extract_options=[extract_options(*space) for space in spaces_of(new)],
         seconds=round(time.perf_counter() - started, 3),
     )
 
 
-def _check_may_replace(path: Path, fixes: Path, *, overwrite: bool) -> None:
-    if os.path.abspath(path) == os.path.abspath(fixes):
-        raise UsageError(
-            f"expected to write the list to another file than the fixes, found {path}; name "
-            "another folder with --out"
-        )
-    if not overwrite:
-        raise UsageError(
-            f"expected a new name, found {path}; name another one with --name, or replace it "
-            "with --overwrite"
-        )
+def _check_spares(target: Path, fixes: Path, dataset: Dataset) -> None:
+    """Refuse to write the list over the fixes, or over what the data set was extracted from."""
+    sources = {"the fixes": fixes, f"that of '{dataset.name}'": Path(dataset.source.spec)}
+    for what, path in sources.items():
+        if os.path.realpath(target) == os.path.realpath(path):
+            raise UsageError(
+                f"expected to write the list to another file than {what}, found {target}; name "
+                "another folder with --out, or another --name"
+            )
+
+
+def _check_may_replace(path: Path, same: bytes, spec: RelabelSpec) -> None:
+    """Refuse to replace a file, unless that was asked for, or it already is what is written."""
+    if spec.overwrite or not os.path.lexists(path):
+        return
+    # A relabelling that was cut short has left the list without its data set.
+    if same and path.is_file() and path.read_bytes() == same:
+        return
+    raise UsageError(
+        f"expected a new name, found {path}; name another one with --name, or replace it "
+        "with --overwrite"
+    )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from featpipe.base.dataset_names import SHARD_MARK
 from featpipe.base.disk import names_in, remove_file, remove_tree, sync_folder
-from featpipe.base.errors import NotFoundError, UsageError
-from featpipe.base.space import SHORT_ID, is_id_beginning
+from featpipe.base.errors import DamageError, NotFoundError, StorageError, UsageError
+from featpipe.base.space import SHORT_ID, FeatureSpace, is_id_beginning
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import list_datasets, load_dataset, save_dataset
 from featpipe.datasets.named_rows import strike_space
@@ -150,10 +150,27 @@ def remove(cache: Path, removal: Removal) -> None:
 
 def _struck_off(cache: Path, folder: Path) -> Iterator[Dataset]:
     """The data sets that list the space of a folder, each without it."""
+    space_id = _id_of(cache, folder)
+    if space_id is None:
+        # A copy, or a foreign folder: its name may end as a space's does, but no data set means it.
+        return
+    for dataset in _datasets(cache):
+        if strike_space(dataset, space_id):
+            yield dataset
+
+
+def _id_of(cache: Path, folder: Path) -> str | None:
+    """Id of the feature space that a folder is named after; None if there is no such space."""
+    try:
+        return open_store(folder).space.id
+    except (DamageError, StorageError):
+        spaces = (FeatureSpace.from_json(t) for dataset in _datasets(cache) for t in dataset.spaces)
+        return next((space.id for space in spaces if space.name == folder.name), None)
+
+
+def _datasets(cache: Path) -> Iterator[Dataset]:
     for name in list_datasets(cache, with_shards=True):
         try:
-            dataset = load_dataset(cache, name)
+            yield load_dataset(cache, name)
         except NotFoundError:
             continue  # deleted since the folder was listed
-        if strike_space(dataset, folder.name[-SHORT_ID:]):
-            yield dataset

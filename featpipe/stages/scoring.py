@@ -95,7 +95,7 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
     run = Run.at(head)
     trained = run.load_head()
     dataset = load_dataset(cache, on if on is not None else str(trained.dataset["name"]))
-    require_space(dataset, trained.space)
+    require_space(dataset, trained.space, trained.weights_name)
     scored = split if split is not None else _split_to_score(dataset)
     chosen = _labelled(dataset, scored)
     rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])

@@ -17,17 +17,20 @@ def test_audit_prints_what_it_found_and_where_it_is(inside: Run, own_workspace: 
     assert again["fixes"] == "audits/colours-2/fixes.csv"
 
 
-def test_the_fixes_of_an_audit_change_nothing_until_they_are_edited(
-    inside: Run, own_workspace: Path
-) -> None:
+def test_the_fixes_of_an_audit_are_to_be_edited_first(inside: Run, own_workspace: Path) -> None:
     inside("audit", "colours", "--out", "found", cwd=own_workspace)
     done = inside("relabel", "colours", "found/fixes.csv", cwd=own_workspace)
-    assert done.returncode == 0
-    assert done.stdout.startswith(
-        "colours-relabelled: 40 pictures of colours: 0 relabelled, 0 removed; nothing was "
-        "computed\n"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: expected a fix in found/fixes.csv (another label, or 'relabel' or 'remove' as the "
+        "action), found none; edit it first\n"
     )
-    assert "featpipe extract found/colours-relabelled.csv --root " in done.stdout
+
+
+def test_an_audit_that_was_cut_short_is_made_again(inside: Run, own_workspace: Path) -> None:
+    inside("audit", "colours", "--out", "found", cwd=own_workspace)
+    (own_workspace / "found" / "audit.json").unlink()
+    assert inside("audit", "colours", "--out", "found", cwd=own_workspace).returncode == 0
 
 
 def test_an_audit_of_nothing_exits_10(inside: Run, own_workspace: Path) -> None:

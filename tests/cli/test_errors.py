@@ -412,7 +412,8 @@ def test_a_data_set_of_another_feature_space_exits_12_and_says_where_they_differ
     assert (done.returncode, done.stdout) == (12, "")
     assert re.fullmatch(
         r"Error: expected features of space vgg16-block1_pool-[0-9a-f]{12} in data set 'wide', "
-        r"found others \(dtype[^;]*\); extract 'wide' with the head's own options\n",
+        r"found others \(dtype[^;]*\); extract them: featpipe extract DATA --name wide "
+        r"--weights random:0 --tap block1_pool --size 16 --resize squash --precision fp32\n",
         done.stderr,
     )
     assert "float16" in done.stderr

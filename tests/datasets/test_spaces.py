@@ -243,7 +243,7 @@ def test_every_extraction_is_opened_by_its_size(
 def test_a_space_that_is_there_is_enough(cache: Path) -> None:
     dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
     for space in SEVERAL:
-        require_space(dataset, FeatureSpace.from_json(space.canonical_json))
+        require_space(dataset, FeatureSpace.from_json(space.canonical_json), "random:0")
 
 
 @pytest.mark.parametrize(
@@ -263,15 +263,18 @@ def test_the_nearest_space_and_its_differences_are_named(
     change: dict[str, Any], named: str, cache: Path
 ) -> None:
     dataset = stored_set(cache, in_splits(train=3), spaces=[SEVERAL[1], SEVERAL[0]])
-    with pytest.raises(SpaceMismatchError, match=rf"found others \({named}\); extract 'set'"):
-        require_space(dataset, small_space(**change))
+    with pytest.raises(
+        SpaceMismatchError,
+        match=rf"found others \({named}\); extract them: featpipe extract DATA --name set ",
+    ):
+        require_space(dataset, small_space(**change), "random:0")
 
 
 def test_a_set_without_features_says_so(cache: Path) -> None:
     dataset = dataclasses.replace(stored_set(cache, in_splits(train=3)), spaces=[])
     with pytest.raises(SpaceMismatchError, match="no features at all"):
-        require_space(dataset, small_space())
-    with pytest.raises(NotFoundError, match="found: none; extract them"):
+        require_space(dataset, small_space(), "random:0")
+    with pytest.raises(NotFoundError, match="found none; they were removed"):
         choose_space(dataset, SpaceQuery())
 
 

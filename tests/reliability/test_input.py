@@ -718,7 +718,7 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
         found = load_dataset(cache, "set")
         refused(found.describe)
         refused(lambda: choose_space(found, SpaceQuery()))
-        refused(lambda: require_space(found, small_space()))
+        refused(lambda: require_space(found, small_space(), "random:0"))
         refused(lambda: open_features("set", "all", cache=cache))
         if read <= limit:
             for command in (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.command import Run, json_of
 from support.library import evaluate, train_head
@@ -135,9 +135,34 @@ def test_pictures_that_a_head_was_trained_on_are_named(
     cache: Path, tmp_path: Path, two: list[Path]
 ) -> None:
     found = compare(two, cache, tmp_path, split="train")
-    assert len(found["notes"]) == 2
-    assert "40 of the 40 pictures were trained on or validated with" in found["notes"][0]
+    assert found["notes"] == [
+        "every head was trained on or validated with these 40 pictures: the scores are too high"
+    ]
     assert [row["trained_on"] for row in found["heads"]] == [40, 40]
+
+
+def test_a_head_that_has_seen_some_of_the_pictures_is_named(
+    cache: Path, tmp_path: Path, head: Callable[..., Path]
+) -> None:
+    stored_set(cache, in_splits(train=20, val=5, test=30))
+    moved = [(p, c, "train" if p.startswith("test/cat/") else s) for p, c, s in in_splits(test=30)]
+    stored_set(cache, [*in_splits(train=20, val=5), *moved], name="leaky")
+    heads = [head("fair"), head("unfair", name="leaky")]
+    assert compare(heads, cache, tmp_path, on="set")["notes"] == [
+        f"{heads[1]} was trained on or validated with 30 of the 60 pictures: its scores are too "
+        "high"
+    ]
+
+
+def test_heads_are_shown_with_what_was_asked_for_beyond_the_defaults(
+    cache: Path, tmp_path: Path, two: list[Path]
+) -> None:
+    found = compare(two, cache, tmp_path)
+    by_name = {Path(row["head"]).name: row for row in found["heads"]}
+    assert by_name["good"]["params"]["C"] == 0.1
+    assert by_name["good"]["features"] == small_space().words
+    page = Path(found["report"]).read_text("utf-8")
+    assert "logistic C=0.1" in page and "logistic C=1e-09" in page
 
 
 @pytest.mark.parametrize(
@@ -152,6 +177,28 @@ def test_two_different_heads_are_needed(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         compare([tmp_path / "runs" / name for name in names], cache, tmp_path)
+
+
+def test_a_head_named_by_its_file_is_the_same_head(
+    cache: Path, tmp_path: Path, two: list[Path]
+) -> None:
+    with pytest.raises(UsageError, match="expected different heads to compare"):
+        compare([two[0], two[0] / "head.json"], cache, tmp_path)
+
+
+def test_a_folder_that_may_not_be_entered_ends_no_list(
+    tmp_path: Path, two: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "locked").mkdir()
+    exists = Path.exists
+
+    def refused(path: Path, **options: Any) -> bool:
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    assert len(featpipe.list_runs(tmp_path / "runs").found.runs) == 2
 
 
 def test_a_hostile_folder_name_stays_text(cache: Path, tmp_path: Path, two: list[Path]) -> None:
@@ -188,6 +235,17 @@ def test_runs_are_listed_with_their_scores_best_validation_first(
     space = small_space()
     assert (good["tap"], good["pool"], good["kind"]) == (space.tap, space.pooling, "logistic")
     assert good["params"]["C"] == 0.1
+
+
+def test_a_head_of_few_pictures_is_told_apart_in_the_list(
+    featpipe: Run, cache: Path, tmp_path: Path, head: Callable[..., Path]
+) -> None:
+    stored_set(cache, in_splits(train=20, val=5, test=30))
+    head("few", params={}, n_shot=(2,), tries=2)
+    head("scaled", params={"C": 0.1}, calibrate=True)
+    done = featpipe("runs")
+    assert "logistic n-shot=2" in done.stdout
+    assert "logistic C=0.1 calibration" in done.stdout
 
 
 def test_a_head_that_was_replaced_loses_its_test_scores(
@@ -253,6 +311,8 @@ def test_a_run_below_folders_is_found_and_a_link_is_not_followed(
 
 
 @settings(max_examples=60, deadline=None)
+@example([0.1, float("inf")])
+@example([10**400, 1])
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists))
 def test_a_list_of_runs_survives_metrics_that_say_anything(value: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -263,6 +323,7 @@ def test_a_list_of_runs_survives_metrics_that_say_anything(value: object) -> Non
         listed = featpipe.list_runs(folder)
         assert len(listed.found.runs) + len(listed.found.damaged) == 1
         of_runs(listed)
+        json.dumps(listed.as_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_nothing_is_replaced_unasked(cache: Path, relabel: Any, tmp_path: Path) 
     relabel(fixes)
     with pytest.raises(UsageError, match=r"expected a new name, found .*set-relabelled"):
         relabel(fixes)
-    relabel("path,label\n", overwrite=True)
+    relabel("path,label\ntrain/cat/1.png,dog\n", overwrite=True)
     assert labels_of(load_dataset(cache, "set-relabelled"))["train/cat/0.png"] == "cat"
     (tmp_path / "other.csv").write_text("mine")
     with pytest.raises(UsageError, match=r"other\.csv"):
@@ -323,3 +324,59 @@ def test_a_cache_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         api.relabel("pets", tmp_path / "fixes.csv", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_fixes_without_a_fix_are_refused(featpipe: Run, own_workspace: Path) -> None:
+    (own_workspace / "fixes.csv").write_text("path,label,action\nred/00.png,red,\n")
+    done = featpipe("relabel", "colours", "fixes.csv")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: expected a fix in fixes.csv (another label, or 'relabel' or 'remove' as the "
+        "action), found none; edit it first\n"
+    )
+    assert not (own_workspace / "cache/datasets/colours-relabelled.h5").exists()
+
+
+def test_the_command_that_it_prints_computes_nothing(featpipe: Run, own_workspace: Path) -> None:
+    (own_workspace / "fixes.csv").write_text("path,label\nred/00.png,blue\n")
+    printed = featpipe("relabel", "colours", "fixes.csv").stdout.splitlines()[-1]
+    command = shlex.split(printed)
+    assert command[:2] == ["featpipe", "extract"] and "--size" in command
+    done = json_of(featpipe(*command[1:], "--json"))
+    assert (done["computed"], done["images"]) == (0, 40)
+
+
+def test_a_relabelling_that_was_cut_short_goes_on(
+    cache: Path, relabel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_set(cache, in_splits(train=3))
+    fixes = "path,label\ntrain/cat/0.png,dog\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("featpipe.stages.relabel.save_dataset", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            relabel(fixes)
+    relabel(fixes)
+    assert labels_of(load_dataset(cache, "set-relabelled"))["train/cat/0.png"] == "dog"
+
+
+def test_the_list_replaces_neither_the_fixes_nor_the_source(
+    cache: Path, relabel: Any, tmp_path: Path
+) -> None:
+    dataset = stored_set(cache, in_splits(train=3))
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    fixes = "path,label\ntrain/cat/0.png,dog\n"
+    with pytest.raises(UsageError, match="another file than the fixes"):
+        relabel(fixes, name="fixes", out=tmp_path / "linked", overwrite=True)
+    source = tmp_path / "mine.csv"
+    source.write_text("path,label\n")
+    dataset.source = SourceInfo("list", str(source), str(tmp_path))
+    save_dataset(cache, dataset)
+    with pytest.raises(UsageError, match="another file than that of 'set'"):
+        relabel(fixes, name="mine", out=tmp_path, overwrite=True)
+    assert source.read_text() == "path,label\n"
+
+
+def test_a_new_label_is_utf8_even_where_a_class_is_not(cache: Path, relabel: Any) -> None:
+    stored_set(cache, [("a.png", "a", "train"), ("b.png", "\udcff", "train")])
+    with pytest.raises(DataError, match="expected a label in UTF-8"):
+        relabel(b"path,label\na.png,\xff\n")

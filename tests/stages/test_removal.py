@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,19 @@ def test_a_link_is_not_followed(filled: Path, tmp_path: Path) -> None:
     (FeatureStore(filled, OTHER).folder / "link").symlink_to(elsewhere)
     remove(filled, find_removal(filled, OTHER.name))
     assert (elsewhere / "space.json").exists()
+
+
+@pytest.mark.parametrize("holds_a_copy", [False, True])
+def test_removing_a_folder_that_is_named_like_a_space_strikes_nothing(
+    cache: Path, holds_a_copy: bool
+) -> None:
+    dataset = stored_set(cache, in_splits(train=3))
+    (real,) = (cache / "spaces").iterdir()
+    copy = real.with_name(f"backup-{real.name}")
+    if holds_a_copy:
+        shutil.copytree(real, copy)
+    else:
+        copy.mkdir()
+    remove(cache, find_removal(cache, copy.name))
+    assert not copy.exists() and real.is_dir()
+    assert load_dataset(cache, dataset.name).spaces == dataset.spaces

@@ -112,5 +112,7 @@ def test_the_table_on_the_command_line_names_taps_and_poolings(featpipe: Run, ca
     done = featpipe("train-head", "set", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:3] == ["tap", "pool", "C"]
+    shown = [tuple(line.split()[:2]) for line in done.stdout.splitlines()[1:5]]
+    assert set(shown) == {(s.tap, s.pooling) for s in spaces()}, "the best of each, once"
     best = json_of(featpipe("train-head", "set", "--json", *flags))["sweep"]["best"]["params"]
     assert {best["tap"], best["pool"]} <= {*(s.tap for s in spaces()), "avg", "max"}
