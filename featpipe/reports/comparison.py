@@ -91,7 +91,7 @@ def _overlaid(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
 
-    return figures.draw_svg(draw_all, width=6, height=4.2, label=label)
+    return figures.draw_svg(draw_all, width=5.6, height=4, label=label)
 
 
 def _draw_coverage(axes: Any, curve: Curves, label: str) -> None:
