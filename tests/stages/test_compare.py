@@ -310,7 +310,7 @@ def test_a_run_below_folders_is_found_and_a_link_is_not_followed(
         featpipe.list_runs(tmp_path / "nowhere")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example([0.1, float("inf")])
 @example([10**400, 1])
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists))
