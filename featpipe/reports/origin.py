@@ -10,13 +10,13 @@ from featpipe.runs.trained_head import TrainedHead
 def origin(trained: TrainedHead) -> dict[str, str]:
     """What a head was made of and how, by name."""
     space, prep = trained.space, trained.space.preprocessing
-    history = trained.history
+    history, kept = trained.history, trained.history.kept.at
     params = trained.head.params.items()
     return {
         "head": trained.head.kind,
         # What is None was left to training, which chose the kept row.
         "hyper-parameters": ", ".join(f"{k} = {v}" for k, v in params if v is not None),
-        "kept": f"{history.axis} {history.kept.at:.4g}",
+        "kept": f"{history.axis} {kept:.3g}" if history.axis == "C" else f"{history.axis} {kept:g}",
         "trained on": f"{trained.dataset['name']}, list {trained.dataset['sha256'][:12]}",
         "validation": trained.dataset["val"],
         "backbone": f"{space.backbone}, weights {trained.weights_name} ({space.weights[:12]})",
@@ -26,6 +26,12 @@ def origin(trained: TrainedHead) -> dict[str, str]:
         "feature space": space.id,
         **_training(trained),
     }
+
+
+def training_warnings(trained: TrainedHead) -> list[str]:
+    """What cast doubt on the head when it was trained."""
+    found = trained.info.get("warnings")
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _training(trained: TrainedHead) -> dict[str, str]:

@@ -23,7 +23,7 @@ from featpipe.reports.mistakes import (
     Mistake,
     thumbnails,
 )
-from featpipe.reports.origin import origin
+from featpipe.reports.origin import origin, training_warnings
 from featpipe.reports.templating import render
 from featpipe.reports.thresholds import ThresholdCounts
 from featpipe.runs.trained_head import TrainedHead
@@ -78,7 +78,7 @@ def write_report(
         thresholds=thresholds,
         curves=Markup(figures.curves(trained.history)),
         calibration=Markup(figures.reliability(calibration["bins"], calibration["ece"])),
-        training_notes=trained.info.get("warnings", []),
+        training_notes=training_warnings(trained),
         origin=origin(trained),
     )
     write_atomically(path, page)
