@@ -222,11 +222,25 @@ def of_recipe(done: RecipeResult) -> str:
         accuracies = [trained.val["accuracy"], scored.metrics["accuracy"]][-len(splits) :]
         shown = " ".join(f"{a:>{w}.2%}" for a, w in zip(accuracies, widths, strict=True))
         lines.append(f"{trained.kind:<10} {shown}  {scored.report}")
-    notes = dict.fromkeys(note for _, scored in done.heads for note in scored.notes)
-    lines += [f"  {escape(note)}" for note in notes]
+    lines += _notes_by_head(done)
     if done.comparison is not None:
         lines += ["", *of_pairs_of_heads(done.comparison.document)]
     return "\n".join(lines)
+
+
+def _notes_by_head(done: RecipeResult) -> list[str]:
+    """Each note of the evaluations once, after the heads that it is for unless it is for all."""
+    kinds = [trained.kind for trained, _ in done.heads]
+    heads_of: dict[str, list[str]] = {}
+    for trained, scored in done.heads:
+        # Of two heads of a kind, the folders tell which.
+        name = trained.kind if kinds.count(trained.kind) == 1 else trained.head.name
+        for note in scored.notes:
+            heads_of.setdefault(note, []).append(name)
+    return [
+        "  " + escape(note if len(names) == len(kinds) else f"{', '.join(names)}: {note}")
+        for note, names in heads_of.items()
+    ]
 
 
 def _evaluated_split(done: RecipeResult) -> str:

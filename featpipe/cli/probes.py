@@ -67,8 +67,8 @@ def _fewer(shot: ShotDocument) -> str:
 
 
 def calibrated(done: CalibrationDocument | None) -> list[str]:
-    """The temperature, and what it changes on validation."""
-    if done is None:
+    """The temperature, and what it changes on validation, if anything."""
+    if done is None or done["before"] == done["after"]:
         return []
     before, after = done["before"], done["after"]
     return [

@@ -11,6 +11,9 @@ from featpipe.base.ids import sortable
 from featpipe.base.text import some_of
 from featpipe.datasets.dataset import NO_LABEL, SPLIT_GIVEN, SPLITS, Dataset
 
+FEW_TO_CHOOSE_BY = 3
+"""A class with fewer validation pictures than this is named."""
+
 
 def coverage_warnings(dataset: Dataset) -> list[str]:
     """What a person should know of a data set's classes before training on it."""
@@ -41,7 +44,11 @@ def coverage_warnings(dataset: Dataset) -> list[str]:
 
 
 def training_warnings(
-    dataset: Dataset, train: NDArray[np.intp], val: NDArray[np.intp]
+    dataset: Dataset,
+    train: NDArray[np.intp],
+    val: NDArray[np.intp],
+    *,
+    val_chooses: bool = True,
 ) -> list[str]:
     """What a person should know of the classes that a head is about to learn.
 
@@ -50,6 +57,8 @@ def training_warnings(
     dataset : Dataset
     train, val : ndarray of int
         Row numbers of the pictures that are trained on and validated with.
+    val_chooses : bool
+        Whether validation, and neither the user nor folds of train, chooses what is kept.
     """
     present = _present(dataset)
     taught = np.unique(dataset.label[train])
@@ -71,6 +80,14 @@ def training_warnings(
                 f"{split} has no picture of {some_of(unmeasured)}: its scores say nothing of "
                 f"{_them(unmeasured)}"
             )
+    labels, counts = np.unique(dataset.label[val], return_counts=True)
+    few = _names(dataset, labels[counts < FEW_TO_CHOOSE_BY])
+    if few and val_chooses:
+        said.append(
+            f"val has fewer than {FEW_TO_CHOOSE_BY} pictures of {some_of(few)}: chance has a part "
+            f"in what it chooses; add pictures of {_them(few)}, or let folds of train choose, "
+            "with --head logistic --folds 5"
+        )
     return said
 
 

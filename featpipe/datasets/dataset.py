@@ -91,7 +91,7 @@ class DatasetInfo:
         decoder, split, digest = (document.get(k, "") for k in ("decoder", "split", "list"))
         if not isinstance(decoder, str) or not isinstance(digest, str):
             raise ValueError("its notes are not texts")
-        if not isinstance(split, str | list):
+        if not isinstance(split, str) and not _are_shares(split):
             raise ValueError("its split is neither given nor a list of shares")
         return cls(decoder, split, weights, digest)
 
@@ -104,6 +104,11 @@ class DatasetInfo:
             "list": self.list,
         }
         return {name: value for name, value in fields.items() if value}
+
+
+def _are_shares(split: Any) -> bool:
+    is_whole = isinstance(split, list) and len(split) == len(SPLITS)
+    return is_whole and all(isinstance(share, int | float) for share in split)
 
 
 ClassCount = TypedDict(

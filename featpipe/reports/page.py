@@ -23,6 +23,7 @@ from featpipe.reports.mistakes import (
     Mistake,
     thumbnails,
 )
+from featpipe.reports.origin import origin, training_warnings
 from featpipe.reports.templating import render
 from featpipe.reports.thresholds import ThresholdCounts
 from featpipe.runs.trained_head import TrainedHead
@@ -77,7 +78,8 @@ def write_report(
         thresholds=thresholds,
         curves=Markup(figures.curves(trained.history)),
         calibration=Markup(figures.reliability(calibration["bins"], calibration["ece"])),
-        origin=_origin(trained),
+        training_notes=training_warnings(trained),
+        origin=origin(trained),
     )
     write_atomically(path, page)
 
@@ -89,6 +91,7 @@ def _class_rows(scores: list[ClassScores], matrix: list[list[int]]) -> list[dict
         {
             **row,
             "index": i,
+            "is_given": given[i] > 0,
             "missed": row["support"] - matrix[i][i],
             "wrongly_given": given[i] - matrix[i][i],
         }
@@ -119,20 +122,4 @@ def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
         "unlisted": len(mistakes) - len(listed),
         "megabytes": PAGE_THUMBNAIL_BYTES // 1_000_000,
         "first_shown": FIRST_SHOWN,
-    }
-
-
-def _origin(trained: TrainedHead) -> dict[str, str]:
-    space, prep = trained.space, trained.space.preprocessing
-    return {
-        "head": trained.head.kind,
-        "hyper-parameters": ", ".join(f"{k} = {v}" for k, v in trained.head.params.items()),
-        "trained on": f"{trained.dataset['name']}, list {trained.dataset['sha256'][:12]}",
-        "validation": trained.dataset["val"],
-        "backbone": f"{space.backbone}, weights {trained.weights_name} ({space.weights[:12]})",
-        "tap and pooling": f"{space.tap}, {space.pooling}, {list(space.shape)}",
-        "preprocessing": f"{prep.size} px, {prep.resize}, {prep.interpolation}",
-        "precision": f"computed in {space.precision}, stored as {space.dtype}",
-        "feature space": space.id,
-        "made with": ", ".join(f"{k} {v}" for k, v in trained.info.items()),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -75,10 +75,10 @@ class TrainedHead:
     space: FeatureSpace
     weights_name: str
     dataset: TrainingData
-    history: History
+    history: History = field(repr=False)
     metrics: dict[str, SplitScores]
-    info: dict[str, Any]
-    train_ids: np.ndarray
+    info: dict[str, Any] = field(repr=False)
+    train_ids: np.ndarray = field(repr=False)
     digest: str = ""
     """SHA-256 (hex) of its description; empty where it was not read from files."""
 

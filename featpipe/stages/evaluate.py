@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from featpipe.reports.documents import EvaluationDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
-from featpipe.reports.notes import no_test_split, on_own_pictures
+from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
 from featpipe.reports.page import write_report
 from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
@@ -37,7 +37,7 @@ class Evaluation:
         How many of the evaluated pictures the head was trained or validated on.
     notes : list of str
         Sentences on what to keep in mind: that there was no test split, that the pictures chose
-        the epoch.
+        the epoch, that a class has few pictures.
     predictions : Path
         CSV with path, split, truth, prediction and the probability of every class.
     report : Path
@@ -48,8 +48,8 @@ class Evaluation:
     head: str
     dataset: str
     split: str
-    metrics: Metrics
-    duplicates: list[str]
+    metrics: Metrics = field(repr=False)
+    duplicates: list[str] = field(repr=False)
     trained_on: int
     notes: list[str]
     predictions: Path
@@ -100,6 +100,8 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     notes = [no_test_split(dataset.name)] if scored.is_fallback else []
     if own and seen:
         notes.append(on_own_pictures(trained, split, len(scored.y), len(seen)))
+    is_new = not seen or (own and split == "val")
+    notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
     evaluated = run.evaluation_name(spec.on, dataset.name, split, is_fallback=scored.is_fallback)
     predictions = run.predictions_path(evaluated)
     write_predictions(

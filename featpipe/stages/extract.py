@@ -73,7 +73,7 @@ class ExtractResult:
     """
 
     dataset: str
-    spaces: list[FeatureSpace]
+    spaces: list[FeatureSpace] = field(repr=False)
     images: int
     computed: int
     reused: int
@@ -81,9 +81,9 @@ class ExtractResult:
     quarantined: int
     seconds: float
     images_per_second: float
-    stage_seconds: dict[str, float]
+    stage_seconds: dict[str, float] = field(repr=False)
     bottleneck: str
-    classes: list[str]
+    classes: list[str] = field(repr=False)
     splits: dict[str, int]
     bad: list[tuple[str, str, str]] = field(repr=False)
 

@@ -18,7 +18,7 @@ from featpipe.base.ids import sortable
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import training_warnings
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import SPLIT_GIVEN, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_spaces
 from featpipe.datasets.training_split import (
@@ -91,7 +91,8 @@ class _Training:
         val = val[label[val] >= 0]
         if not len(val):
             raise DataError(too_few_to_validate(self.dataset))
-        for warning in training_warnings(self.dataset, train, val):
+        is_chosen = any(spec.params.get(name) is not None for name in ("folds", "C", "k"))
+        for warning in training_warnings(self.dataset, train, val, val_chooses=not is_chosen):
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
@@ -267,14 +268,22 @@ def _named_by_fields(
 def _describe(
     dataset: Dataset, train: NDArray[np.intp], val: NDArray[np.intp], val_fraction: float
 ) -> TrainingData:
-    given = "val" in dataset.split_names
     return {
         "name": dataset.name,
         "sha256": dataset.digest(),
         "train_sha256": _ids_digest(dataset.image_sha256[train]),
         "val_sha256": _ids_digest(dataset.image_sha256[val]),
-        "val": "given" if given else f"{val_fraction:g} of train, by content",
+        "val": _where_val_is_from(dataset, val_fraction),
     }
+
+
+def _where_val_is_from(dataset: Dataset, val_fraction: float) -> str:
+    if "val" not in dataset.split_names:
+        return f"{val_fraction:g} of train, by content"
+    shares = dataset.info.split
+    if isinstance(shares, str):
+        return SPLIT_GIVEN
+    return f"{100 * shares[SPLITS.index('val')]:g} % of all, by content"
 
 
 def _unique(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:

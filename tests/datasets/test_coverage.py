@@ -110,7 +110,7 @@ def test_a_given_split_whose_train_lacks_a_class_is_warned_of(
 
 def test_training_says_what_val_and_test_cannot_measure(cache: Path) -> None:
     samples = [(f"train/{label}/{i}.png", label, "train") for label in "efghijk" for i in range(3)]
-    dataset = stored_set(cache, in_splits(train=5, val=2, test=2) + samples)
+    dataset = stored_set(cache, in_splits(train=5, val=3, test=2) + samples)
     train, val = training_rows(dataset, 0.2)
     names = "'e', 'f', 'g', 'h', 'i', … (7 in all)"
     assert training_warnings(dataset, train, val) == [
@@ -120,7 +120,7 @@ def test_training_says_what_val_and_test_cannot_measure(cache: Path) -> None:
 
 
 def test_an_old_data_set_whose_only_picture_is_in_test_tells_the_way_out(cache: Path) -> None:
-    dataset = stored_set(cache, [*in_splits(train=5, val=2, test=2), ("x.png", "emu", "test")])
+    dataset = stored_set(cache, [*in_splits(train=5, val=3, test=2), ("x.png", "emu", "test")])
     dataset.info.split = [0.7, 0.15, 0.15]
     train, val = training_rows(dataset, 0.2)
     assert training_warnings(dataset, train, val) == [
@@ -149,7 +149,7 @@ def test_a_data_set_without_a_readable_picture_has_nothing_to_warn_of(
 
 
 def test_whole_splits_need_no_warning(cache: Path) -> None:
-    dataset = stored_set(cache, in_splits(train=5, val=2, test=2))
+    dataset = stored_set(cache, in_splits(train=5, val=3, test=2))
     assert coverage_warnings(dataset) == []
     assert training_warnings(dataset, *training_rows(dataset, 0.2)) == []
 

@@ -26,6 +26,7 @@ from featpipe.reports import page as page_module
 from featpipe.reports.confusion import LISTED_PAIRS, confused_pairs
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import FIRST_SHOWN, Mistake, thumbnails
+from featpipe.reports.origin import origin
 from featpipe.reports.page import write_report
 from featpipe.reports.thresholds import threshold_counts
 from featpipe.reports.thumbnails import SIDE
@@ -454,3 +455,48 @@ def test_figures_share_no_ids_and_repeat_byte_for_byte() -> None:
     assert drawn == figures.curves(history())
     assert drawn != figures.curves(history(5))
     assert "<g id=" not in drawn and "<metadata" not in drawn
+
+
+def test_a_class_that_was_never_given_has_no_precision(page: Page) -> None:
+    text = page(["cat", "dog"], confusion=[[4, 0], [4, 0]])
+    table = text.split('id="class-table"')[1].split("</table>")[0]
+    rows = dict(re.findall(r'<td class="left">(\w+)</td><td>(.*?)</td>', table))
+    assert rows["dog"] == "–" and float(rows["cat"]) > 0
+
+
+def origin_rows(text: str) -> dict[str, str]:
+    table = text.split('<section id="origin">')[1]
+    return dict(re.findall(r'<th scope="row">(.*?)</th>.*?<code>(.*?)</code>', table))
+
+
+def test_the_page_says_in_words_how_a_head_was_trained(page: Page) -> None:
+    info = {
+        "seed": 3,
+        "seconds": 1.5,
+        "featpipe": "1",
+        "torch": "9.9",
+        "warnings": ["raise <b>--epochs</b>"],
+        "sweep": {"trained": 12, "seed": 4, "table_sha256": "ab"},
+        "n_shot": {"n": 5, "seed": 2, "table_sha256": "ab"},
+        "calibration": {"temperature": 1.0, "before": {}, "after": {}},
+    }
+    head = trained_head(["cat", "dog"], info=info, history=history(4, "C"))
+    head.head.learning_rate = None
+    text = page(["cat", "dog"], trained={"info": info, "history": history(4, "C")})
+    rows = origin_rows(text)
+    assert "{" not in "".join(rows.values()) and "None" not in "".join(rows.values())
+    expected = {
+        "kept": "C 0.0001",
+        "seed": "3",
+        "training took": "1.5 s",
+        "chosen among": "12 heads; its seed is 4",
+        "pictures per class": "5, drawn with seed 2",
+        "temperature": "1: calibration changed nothing",
+        "made with": "featpipe 1, torch 9.9",
+    }
+    assert {name: rows[name] for name in expected} == expected
+    note = '<p class="warn"><b>Training:</b> raise &lt;b&gt;--epochs&lt;/b&gt;</p>'
+    assert note in text
+    head.head.temperature_ = 1.37
+    assert origin(head)["temperature"] == "1.37, by calibration on validation"
+    assert "learning_rate" not in origin(head)["hyper-parameters"]

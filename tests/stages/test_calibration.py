@@ -96,8 +96,10 @@ def test_without_mistakes_the_probabilities_stay_as_they_are(
     assert "expected a temperature of the lowest loss on 20 validation pictures" in caplog.text
 
 
-def test_the_command_says_what_it_changed(inside: Run, workspace: Path) -> None:
-    common = ("train-head", "colours", "--cache", workspace / "cache", "--head", "knn")
+def test_the_command_says_what_it_changed(
+    inside: Run, train: Callable[..., Any], cache: Path
+) -> None:
+    common = ("train-head", "set", "--cache", cache, "--head", "knn")
     done = inside(*common, "--calibrate")
     assert done.returncode == 0, done.stderr
     assert "  calibrated on validation: temperature " in done.stdout
