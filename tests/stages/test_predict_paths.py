@@ -22,13 +22,15 @@ def test_a_path_without_anything_exits_10(path: str, inside: Run, workspace: Pat
     )
 
 
-def test_a_file_that_vanishes_later_is_a_line(workspace: Path, tmp_path: Path) -> None:
+def test_a_file_that_vanishes_later_is_a_line(own_workspace: Path) -> None:
+    new = own_workspace / "new"
+    new.mkdir()
     for seed in range(3):
-        class_picture(0, 40 + seed).save(tmp_path / f"{seed}.png")
+        class_picture(0, 40 + seed).save(new / f"{seed}.png")
     answers = predict(
-        workspace / "run", [tmp_path], cache=workspace / "cache", device="cpu", workers=1
+        own_workspace / "run", [new], cache=own_workspace / "cache", device="cpu", workers=1
     )
-    (tmp_path / "1.png").unlink()
+    (new / "1.png").unlink()
     assert [answer.error for answer in answers] == [None, "read: No such file or directory", None]
 
 
