@@ -65,7 +65,7 @@ def test_a_space_is_removed_and_what_is_left_is_told(inside: Run, own_workspace:
     assert found["bytes"] > 40 * 64 * 8 * 8 * 2
     done = inside("train-head", "colours")
     assert done.returncode == 10
-    assert "found: none; extract them" in done.stderr
+    assert "found none; they were removed" in done.stderr
 
 
 def answered(folder: Path, answer: str, *command: str) -> tuple[int, str]:

@@ -69,7 +69,7 @@ def test_a_temperature_divides_the_logits_of_every_kind(kind: str) -> None:
     assert other.temperature_ == 2.5
     assert np.array_equal(other.predict_proba(X), warm)
     for value in (0.0, -1.0, np.nan, np.inf):
-        with pytest.raises(DamageError, match="expected a temperature above 0, found"):
+        with pytest.raises(DamageError, match=r"expected (a temperature above 0|finite numbers)"):
             other.set_tensors({**head.tensors(), "temperature": np.array([value])}, ["a", "b"])
     with pytest.raises(DamageError):
         other.set_tensors({**head.tensors(), "temperature": np.ones(2)}, ["a", "b"])

@@ -77,7 +77,7 @@ def test_an_extraction_waits_until_rows_have_been_taken_away(
     assert done.is_set()
 
 
-@pytest.mark.parametrize("step", ["_load_before", "_draft", "save_dataset"])
+@pytest.mark.parametrize("step", ["load_before", "look_up", "save_dataset"])
 def test_an_extraction_holds_its_lease_from_the_first_look_until_its_list_is_saved(
     step: str,
     photo_folder: Path,
