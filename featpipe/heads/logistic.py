@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,19 @@ from featpipe.heads.base import (
     class_weights,
     softmax,
 )
-from featpipe.heads.logistic_path import C_GRID, Candidate, PathProblem, PathSearch
+from featpipe.heads.logistic_path import (
+    C_GRID,
+    Candidate,
+    PathProblem,
+    PathSearch,
+    listed,
+)
 from featpipe.heads.logistic_problem import losses_and_residuals
 from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
-log = logging.getLogger("featpipe")
-
 _NEGLIGIBLE_GAP = 2e-6
-"""Gap to the optimum, relative to the objective, above which a warning is logged."""
+"""Gap to the optimum, relative to the objective, above which the head is doubted."""
 
 
 class LogisticHead(LogisticParams, MatrixHead):
@@ -96,20 +99,9 @@ class LogisticHead(LogisticParams, MatrixHead):
             search.gaps[best.C] = max(finished.gap, 0.0)
             (history.rows[history.best],) = score([finished])
         best = finished
-        self._warn(search.gaps)
+        history.warnings += stopped_short(search.gaps, self.max_iter)
         self.weight_, self.bias_ = best.weight, best.bias
         return history
-
-    def _warn(self, gaps: dict[float, float]) -> None:
-        for C, relative_gap in sorted(gaps.items()):
-            if not relative_gap <= _NEGLIGIBLE_GAP:
-                log.warning(
-                    "C = %g stopped short of its best (by up to %.1g of the objective), "
-                    "at most --max-iter %d steps on",
-                    C,
-                    relative_gap,
-                    self.max_iter,
-                )
 
     def _scores(
         self,
@@ -148,6 +140,19 @@ def _known_scores(
         found = candidate.logits[0] > 0 if two else candidate.logits.argmax(axis=0)
         scores.append((float(loss @ weight / weight.sum()), float((found == y).mean())))
     return scores
+
+
+def stopped_short(gaps: dict[float, float], max_iter: int) -> list[str]:
+    """Whether some values of C were not solved; ``gaps`` are relative to the objective, by C."""
+    short = {C: gap for C, gap in sorted(gaps.items()) if not gap <= _NEGLIGIBLE_GAP}
+    if not short:
+        return []
+    worst = max(short.values())
+    away = f", up to {worst:.1g} of its objective away" if np.isfinite(worst) else ""
+    return [
+        f"expected the optimum for every C, found that of {listed(short)} not reached in "
+        f"{max_iter} steps{away}; raise --max-iter"
+    ]
 
 
 def stratified_folds(y: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -138,6 +138,7 @@ class PathSearch:
         self.solver, self.score, self.tick = solver, score, tick
         self.rows: list[HistoryRow] = []
         self.gaps: dict[float, float] = {}
+        self.warnings: list[str] = []
         self.best: Candidate | None = None
         self.lowest: HistoryRow | None = None
 
@@ -162,7 +163,7 @@ class PathSearch:
         if at in (grid[0], grid[-1]):
             self._beyond(at, _STEP if at == grid[-1] else 1 / _STEP)
         if untried:
-            log.info("the loss rose with C, so %s was not tried", _listed(untried))
+            log.info("the loss rose with C, so %s was not tried", listed(untried))
         return self._result(untried)
 
     def _try(self, Cs: Sequence[float]) -> None:
@@ -190,21 +191,22 @@ class PathSearch:
             tried += many
         further = further[:tried]
         log.info(
-            "the best C of the grid, %g, was its edge, so %s was tried too", edge, _listed(further)
+            "the best C of the grid, %g, was its edge, so %s was tried too", edge, listed(further)
         )
         if self.lowest.at == further[-1]:
-            log.warning(
-                "the best C, %g, is the %s tried; a %s one may do better: try it with --C",
-                self.lowest.at,
-                *(("largest", "larger") if factor > 1 else ("smallest", "smaller")),
+            tried_most, further_on = ("largest", "larger") if factor > 1 else ("smallest", "smaller")
+            self.warnings.append(
+                f"expected the loss to rise beyond the best C, found it lowest at the {tried_most} "
+                f"tried, {self.lowest.at:g}; try a {further_on} one with --C"
             )
 
     def _result(self, untried: list[float]) -> tuple[Candidate, History]:
         assert self.best is not None and self.lowest is not None
         rows = sorted(self.rows, key=lambda row: row.at)
         best = next(i for i, row in enumerate(rows) if row is self.lowest)
-        return self.best, History("C", rows, best, untried=untried)
+        return self.best, History("C", rows, best, self.warnings, untried)
 
 
-def _listed(values: Sequence[float]) -> str:
+def listed(values: Iterable[float]) -> str:
+    """Values of C in a sentence."""
     return ", ".join(f"{value:g}" for value in values)
