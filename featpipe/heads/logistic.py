@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from featpipe.heads.logistic_path import (
     listed,
 )
 from featpipe.heads.logistic_problem import losses_and_residuals
+from featpipe.heads.logistic_reduced import MAX_DENSE_BYTES, held
 from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
@@ -81,11 +83,20 @@ class LogisticHead(LogisticParams, MatrixHead):
         of_class = class_weights(y, k, self.class_weight)
         problem = PathProblem(self.standardise, X, y, k, of_class[y], held_out, self.max_iter)
 
+        # Each C is scored on them; standardising takes longer than that.
+        n, d = len(X) + len(X_val), len(self.mean_)
+        Z_val = held(self.standardise, X_val) if 4 * n * d <= MAX_DENSE_BYTES else None
+
+        def rows(of: Any) -> Iterator[NDArray[np.float32]]:
+            if of is X_val and Z_val is not None:
+                return blocks_of(Z_val)
+            return map(self.standardise, blocks_of(of))
+
         def score(candidates: list[Candidate]) -> list[HistoryRow]:
             train = _known_scores(candidates, y, of_class)
             if not train:
-                train = self._scores(X, y, of_class, candidates)
-            val = self._scores(X_val, y_val, of_class, candidates)
+                train = _scores(rows(X), y, of_class, candidates)
+            val = _scores(rows(X_val), y_val, of_class, candidates)
             return [
                 HistoryRow(candidate.C, *on_train, *on_val, candidate.cv_loss)
                 for candidate, on_train, on_val in zip(candidates, train, val, strict=True)
@@ -103,28 +114,28 @@ class LogisticHead(LogisticParams, MatrixHead):
         self.weight_, self.bias_ = best.weight, best.bias
         return history
 
-    def _scores(
-        self,
-        X: Any,
-        y: NDArray[np.int64],
-        of_class: NDArray[np.float64],
-        candidates: list[Candidate],
-    ) -> list[tuple[float, float]]:
-        """Weighted loss, and accuracy, of several heads in one pass over the rows."""
-        p, k = len(candidates), len(of_class)
-        weight = np.concatenate([candidate.weight for candidate in candidates])
-        bias = np.concatenate([candidate.bias for candidate in candidates])
-        loss, correct, start = np.zeros(p), np.zeros(p), 0
-        for block in blocks_of(X):
-            truth = y[start : start + len(block)]
-            start += len(block)
-            logits = self.standardise(block) @ weight.T + bias
-            probabilities = softmax(logits.reshape(-1, k)).reshape(-1, p, k)
-            chosen = np.take_along_axis(probabilities, truth[:, None, None], axis=2)[..., 0]
-            loss -= of_class[truth] @ np.log(np.clip(chosen, 1e-15, 1.0))
-            correct += (probabilities.argmax(axis=2) == truth[:, None]).sum(axis=0)
-        loss /= of_class[y].sum()
-        return list(zip(loss.tolist(), (correct / len(y)).tolist(), strict=True))
+
+def _scores(
+    blocks: Iterable[NDArray[np.float32]],
+    y: NDArray[np.int64],
+    of_class: NDArray[np.float64],
+    candidates: list[Candidate],
+) -> list[tuple[float, float]]:
+    """Weighted loss, and accuracy, of several heads in one pass over standardised rows."""
+    p, k = len(candidates), len(of_class)
+    weight = np.concatenate([candidate.weight for candidate in candidates])
+    bias = np.concatenate([candidate.bias for candidate in candidates])
+    loss, correct, start = np.zeros(p), np.zeros(p), 0
+    for block in blocks:
+        truth = y[start : start + len(block)]
+        start += len(block)
+        logits = block @ weight.T + bias
+        probabilities = softmax(logits.reshape(-1, k)).reshape(-1, p, k)
+        chosen = np.take_along_axis(probabilities, truth[:, None, None], axis=2)[..., 0]
+        loss -= of_class[truth] @ np.log(np.clip(chosen, 1e-15, 1.0))
+        correct += (probabilities.argmax(axis=2) == truth[:, None]).sum(axis=0)
+    loss /= of_class[y].sum()
+    return list(zip(loss.tolist(), (correct / len(y)).tolist(), strict=True))
 
 
 def _known_scores(

@@ -194,7 +194,9 @@ class PathSearch:
             "the best C of the grid, %g, was its edge, so %s was tried too", edge, listed(further)
         )
         if self.lowest.at == further[-1]:
-            tried_most, further_on = ("largest", "larger") if factor > 1 else ("smallest", "smaller")
+            tried_most, further_on = (
+                ("largest", "larger") if factor > 1 else ("smallest", "smaller")
+            )
             self.warnings.append(
                 f"expected the loss to rise beyond the best C, found it lowest at the {tried_most} "
                 f"tried, {self.lowest.at:g}; try a {further_on} one with --C"
