@@ -91,9 +91,9 @@ class DecisiveSamples:
         w = (p[0] * (1 - p[0])).astype(np.float64) * cost
         top = np.argsort(-w, kind="stable")[:_DECISIVE_OF_TWO]
         top = np.sort(top[w[top] * squares[top] > 1])
-        others = cost.copy()
-        others[top] = 0
-        self.others = CommonAxes(p, others, axes)
+        others = p.copy()
+        others[:, top] = 0
+        self.others = CommonAxes(others, cost, axes)
         self.intercept = np.float32(1 / max(w.sum(), 1e-12 * cost.sum(), 1e-300))
         decisive = Z[top]
         self.mapped = self.others.between_features(decisive)

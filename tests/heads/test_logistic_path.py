@@ -78,9 +78,20 @@ def test_a_best_c_at_an_edge_makes_the_search_go_on(
     rows = [row.at for row in history.rows]
     assert rows == sorted(rows)
     beyond = [at for at in rows if at not in C_GRID]
-    # Three at a time where they are solved together.
-    assert len(beyond) == (-(-further // 3) * 3 if together else further)
+    assert len(beyond) == further
     assert "of the grid, " in caplog.text and "was its edge" in caplog.text
+    assert not history.warnings
+
+
+@pytest.mark.parametrize(("at_edge", "further"), [(0.0099, 0), (0.0115, 2)])
+def test_a_negligible_loss_is_not_lowered_further(at_edge: float, further: int) -> None:
+    def score(candidates: list[Candidate]) -> list[HistoryRow]:
+        return [HistoryRow(c.C, 0, 1, at_edge * c.C**-0.1, 1) for c in candidates]
+
+    solver = Curve(1.0, together=True)
+    found, history = PathSearch(solver, score, lambda row: None).along(C_GRID)
+    assert len(history.rows) == len(C_GRID) + further
+    assert max(row.at for row in history.rows) == found.C
     assert not history.warnings
 
 
