@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,20 @@ from featpipe.heads.base import (
     class_weights,
     softmax,
 )
-from featpipe.heads.logistic_path import C_GRID, Candidate, PathProblem, PathSearch
+from featpipe.heads.logistic_path import (
+    C_GRID,
+    Candidate,
+    PathProblem,
+    PathSearch,
+    listed,
+)
 from featpipe.heads.logistic_problem import losses_and_residuals
+from featpipe.heads.logistic_reduced import MAX_DENSE_BYTES, held
 from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
-log = logging.getLogger("featpipe")
-
 _NEGLIGIBLE_GAP = 2e-6
-"""Gap to the optimum, relative to the objective, above which a warning is logged."""
+"""Gap to the optimum, relative to the objective, above which the head is doubted."""
 
 
 class LogisticHead(LogisticParams, MatrixHead):
@@ -78,11 +83,20 @@ class LogisticHead(LogisticParams, MatrixHead):
         of_class = class_weights(y, k, self.class_weight)
         problem = PathProblem(self.standardise, X, y, k, of_class[y], held_out, self.max_iter)
 
+        # Each C is scored on them; standardising takes longer than that.
+        n, d = len(X) + len(X_val), len(self.mean_)
+        Z_val = held(self.standardise, X_val) if 4 * n * d <= MAX_DENSE_BYTES else None
+
+        def rows(of: Any) -> Iterator[NDArray[np.float32]]:
+            if of is X_val and Z_val is not None:
+                return blocks_of(Z_val)
+            return map(self.standardise, blocks_of(of))
+
         def score(candidates: list[Candidate]) -> list[HistoryRow]:
             train = _known_scores(candidates, y, of_class)
             if not train:
-                train = self._scores(X, y, of_class, candidates)
-            val = self._scores(X_val, y_val, of_class, candidates)
+                train = _scores(rows(X), y, of_class, candidates)
+            val = _scores(rows(X_val), y_val, of_class, candidates)
             return [
                 HistoryRow(candidate.C, *on_train, *on_val, candidate.cv_loss)
                 for candidate, on_train, on_val in zip(candidates, train, val, strict=True)
@@ -96,43 +110,32 @@ class LogisticHead(LogisticParams, MatrixHead):
             search.gaps[best.C] = max(finished.gap, 0.0)
             (history.rows[history.best],) = score([finished])
         best = finished
-        self._warn(search.gaps)
+        history.warnings += stopped_short(search.gaps, self.max_iter)
         self.weight_, self.bias_ = best.weight, best.bias
         return history
 
-    def _warn(self, gaps: dict[float, float]) -> None:
-        for C, relative_gap in sorted(gaps.items()):
-            if not relative_gap <= _NEGLIGIBLE_GAP:
-                log.warning(
-                    "C = %g stopped short of its best (by up to %.1g of the objective), "
-                    "at most --max-iter %d steps on",
-                    C,
-                    relative_gap,
-                    self.max_iter,
-                )
 
-    def _scores(
-        self,
-        X: Any,
-        y: NDArray[np.int64],
-        of_class: NDArray[np.float64],
-        candidates: list[Candidate],
-    ) -> list[tuple[float, float]]:
-        """Weighted loss, and accuracy, of several heads in one pass over the rows."""
-        p, k = len(candidates), len(of_class)
-        weight = np.concatenate([candidate.weight for candidate in candidates])
-        bias = np.concatenate([candidate.bias for candidate in candidates])
-        loss, correct, start = np.zeros(p), np.zeros(p), 0
-        for block in blocks_of(X):
-            truth = y[start : start + len(block)]
-            start += len(block)
-            logits = self.standardise(block) @ weight.T + bias
-            probabilities = softmax(logits.reshape(-1, k)).reshape(-1, p, k)
-            chosen = np.take_along_axis(probabilities, truth[:, None, None], axis=2)[..., 0]
-            loss -= of_class[truth] @ np.log(np.clip(chosen, 1e-15, 1.0))
-            correct += (probabilities.argmax(axis=2) == truth[:, None]).sum(axis=0)
-        loss /= of_class[y].sum()
-        return list(zip(loss.tolist(), (correct / len(y)).tolist(), strict=True))
+def _scores(
+    blocks: Iterable[NDArray[np.float32]],
+    y: NDArray[np.int64],
+    of_class: NDArray[np.float64],
+    candidates: list[Candidate],
+) -> list[tuple[float, float]]:
+    """Weighted loss, and accuracy, of several heads in one pass over standardised rows."""
+    p, k = len(candidates), len(of_class)
+    weight = np.concatenate([candidate.weight for candidate in candidates])
+    bias = np.concatenate([candidate.bias for candidate in candidates])
+    loss, correct, start = np.zeros(p), np.zeros(p), 0
+    for block in blocks:
+        truth = y[start : start + len(block)]
+        start += len(block)
+        logits = block @ weight.T + bias
+        probabilities = softmax(logits.reshape(-1, k)).reshape(-1, p, k)
+        chosen = np.take_along_axis(probabilities, truth[:, None, None], axis=2)[..., 0]
+        loss -= of_class[truth] @ np.log(np.clip(chosen, 1e-15, 1.0))
+        correct += (probabilities.argmax(axis=2) == truth[:, None]).sum(axis=0)
+    loss /= of_class[y].sum()
+    return list(zip(loss.tolist(), (correct / len(y)).tolist(), strict=True))
 
 
 def _known_scores(
@@ -148,6 +151,19 @@ def _known_scores(
         found = candidate.logits[0] > 0 if two else candidate.logits.argmax(axis=0)
         scores.append((float(loss @ weight / weight.sum()), float((found == y).mean())))
     return scores
+
+
+def stopped_short(gaps: dict[float, float], max_iter: int) -> list[str]:
+    """Whether some values of C were not solved; ``gaps`` are relative to the objective, by C."""
+    short = {C: gap for C, gap in sorted(gaps.items()) if not gap <= _NEGLIGIBLE_GAP}
+    if not short:
+        return []
+    worst = max(short.values())
+    away = f", up to {worst:.1g} of its objective away" if np.isfinite(worst) else ""
+    return [
+        f"expected the optimum for every C, found that of {listed(short)} not reached in "
+        f"{max_iter} steps{away}; raise --max-iter"
+    ]
 
 
 def stratified_folds(y: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:

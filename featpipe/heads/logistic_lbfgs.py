@@ -32,6 +32,9 @@ _SLOPE_RATIO = 0.3
 _Pair = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Step (a, k (r + 1)), gradient change of the same shape, and rho = 1 / (step · change), (a,)."""
 
+Line = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""A point and a direction for each problem."""
+
 
 @dataclass
 class Solution:
@@ -64,6 +67,7 @@ def solve(
     *,
     max_iter: int,
     tolerance: float = TOLERANCE,
+    line: Line | None = None,
 ) -> Solution:
     """Solve p problems.
 
@@ -83,6 +87,8 @@ def solve(
         Iterations of each problem; one that reaches the limit may have a gap above the tolerance.
     tolerance : float
         Largest relative gap to the optimum at which a problem counts as solved.
+    line : tuple of ndarray of float64, shape (p, k, r + 1) each, or None
+        Where to start, and the first direction; intercepts last. None starts from zero.
     """
     n, r = matrix.shape
     k = 1 if classes == 2 else classes
@@ -97,7 +103,10 @@ def solve(
     )
     for batch in _batches(len(C), 8 * k * ((2 * MEMORY + 8) * (r + 1) + 8 * n)):
         cost = C[batch, None] * sample_weight[batch]
-        _solve(_Problems(matrix, targets, cost, batch), solution, max_iter, tolerance)
+        problems = _Problems(matrix, targets, cost, batch)
+        if line is not None:
+            problems.start(line[0][batch], line[1][batch])
+        _solve(problems, solution, max_iter, tolerance)
     if k > 1:
         # The same shift of all intercepts changes no probability, so they are centred.
         solution.intercepts -= solution.intercepts.mean(axis=1, keepdims=True)
@@ -146,8 +155,20 @@ class _Problems:
         self.pairs: deque[_Pair] = deque(maxlen=MEMORY)
         self.restarted = np.zeros(len(cost), bool)
         loss, self.p = loss_and_probabilities(self.logits, targets)
-        self.objective = np.vecdot(cost, loss)
+        self.objective = self._objective(loss)
         self.gradient = self._gradient()
+
+    def start(self, theta: NDArray[np.float64], direction: NDArray[np.float64]) -> None:
+        """Go from ``theta`` along ``direction``, both (a, k, r + 1), to where it is lowest."""
+        a, k, n = self.logits.shape
+        self.theta = theta.copy()
+        self.logits = self.matrix.logits(theta[..., :-1].reshape(a * k, -1)).reshape(a, k, n)
+        self.logits += theta[..., -1:]
+        loss, self.p = loss_and_probabilities(self.logits, self.targets)
+        self.objective = self._objective(loss)
+        self.gradient = self._gradient()
+        self._step_along(direction)
+        self.restarted[:] = False
 
     def _gradient(self) -> NDArray[np.float64]:
         residual = (self.p - self.targets) * self.cost[:, None]
@@ -157,6 +178,9 @@ class _Problems:
         np.add(inner, self.theta[..., :-1], out=gradient[..., :-1])
         gradient[..., -1] = residual.sum(axis=2)
         return gradient
+
+    def _objective(self, loss: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.vecdot(self.cost, loss) + 0.5 * _square(self.theta[..., :-1])
 
     def gap(self) -> NDArray[np.float64]:
         """Bound on the relative gap to the optimum, (a,).
@@ -224,8 +248,10 @@ class _Problems:
         A problem whose line search fails is tried once more without history pairs, because
         rounding errors may dominate them.
         """
+        return self._step_along(self.direction())
+
+    def _step_along(self, direction: NDArray[np.float64]) -> NDArray[np.bool_]:
         a, k, n = self.logits.shape
-        direction = self.direction()
         weight_direction = direction[..., :-1].reshape(a * k, -1)
         logit_step = self.matrix.logits(weight_direction).reshape(a, k, n)
         logit_step += direction[..., -1:]

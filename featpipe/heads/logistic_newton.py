@@ -17,7 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes, Preconditioner
+from featpipe.heads.logistic_preconditioner import (
+    ClassByClass,
+    CommonAxes,
+    DecisiveSamples,
+    Preconditioner,
+)
 from featpipe.heads.logistic_problem import losses_and_residuals
 from featpipe.heads.logistic_rows import FeatureRows, Rows
 
@@ -195,8 +200,11 @@ class _Problem:
     def _preconditioner(self) -> Preconditioner:
         p = self.p.astype(np.float32, copy=False)
         axes = self.solver.axes
-        if isinstance(self.rows, FeatureRows) and axes.vectors is None:
-            return ClassByClass(p, self.cost, axes, self.rows.Z)
+        if isinstance(self.rows, FeatureRows):
+            if axes.vectors is None:
+                return ClassByClass(p, self.cost, axes, self.rows.Z)
+            if len(p) == 1:
+                return DecisiveSamples(p, self.cost, axes, self.rows.Z, self.rows.squares)
         return CommonAxes(p, self.cost, axes)
 
     def step(self, tolerance: float, most: int) -> tuple[int, bool]:

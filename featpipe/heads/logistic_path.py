@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,8 @@ C_GRID = tuple(float(c) for c in np.logspace(-6, 0, 13))
 """Values of C that are tried if none is given; the lowest loss wins."""
 BEYOND = 6
 """Further values of C that are tried at most where the best lies at the edge."""
-_TOGETHER = 3
-"""That many of them at a time, where values are solved together."""
+NEGLIGIBLE = 0.01
+"""A loss, in nats, that is low enough at the edge: that of separable classes falls for ever."""
 RISEN = 1.01
 """A loss above the lowest times this has risen for good; so has the second in a row above it."""
 _STEP = float(np.sqrt(10))
@@ -123,7 +123,8 @@ class PathSearch:
     Smaller values come first. Where they are solved one by one, the search ends once the loss has
     risen: above :data:`RISEN` times the lowest, or twice in a row above the lowest. Where the best
     value lies at an edge of the grid, further ones are tried, each √10 times (or a √10th of) the
-    one before, while they are better, at most :data:`BEYOND`.
+    one before, while they are better and the loss is above :data:`NEGLIGIBLE`, at most
+    :data:`BEYOND`.
 
     Parameters
     ----------
@@ -138,6 +139,7 @@ class PathSearch:
         self.solver, self.score, self.tick = solver, score, tick
         self.rows: list[HistoryRow] = []
         self.gaps: dict[float, float] = {}
+        self.warnings: list[str] = []
         self.best: Candidate | None = None
         self.lowest: HistoryRow | None = None
 
@@ -159,10 +161,10 @@ class PathSearch:
                     break
         assert self.lowest is not None
         at = self.lowest.at
-        if at in (grid[0], grid[-1]):
+        if at in (grid[0], grid[-1]) and self.lowest.selection_loss > NEGLIGIBLE:
             self._beyond(at, _STEP if at == grid[-1] else 1 / _STEP)
         if untried:
-            log.info("the loss rose with C, so %s was not tried", _listed(untried))
+            log.info("the loss rose with C, so %s was not tried", listed(untried))
         return self._result(untried)
 
     def _try(self, Cs: Sequence[float]) -> None:
@@ -183,28 +185,31 @@ class PathSearch:
     def _beyond(self, edge: float, factor: float) -> None:
         assert self.lowest is not None
         further = [float(edge * factor**i) for i in range(1, BEYOND + 1)]
-        many = _TOGETHER if self.solver.together else 1
-        tried = 0
-        while tried < BEYOND and (not tried or self.lowest.at == further[tried - 1]):
-            self._try(further[tried : tried + many])
-            tried += many
-        further = further[:tried]
+        for i, C in enumerate(further):
+            # One by one: each starts near the one before.
+            self._try([C])
+            if self.lowest.at != C or self.lowest.selection_loss <= NEGLIGIBLE:
+                further = further[: i + 1]
+                break
         log.info(
-            "the best C of the grid, %g, was its edge, so %s was tried too", edge, _listed(further)
+            "the best C of the grid, %g, was its edge, so %s was tried too", edge, listed(further)
         )
-        if self.lowest.at == further[-1]:
-            log.warning(
-                "the best C, %g, is the %s tried; a %s one may do better: try it with --C",
-                self.lowest.at,
-                *(("largest", "larger") if factor > 1 else ("smallest", "smaller")),
+        if self.lowest.at == further[-1] and self.lowest.selection_loss > NEGLIGIBLE:
+            tried_most, further_on = (
+                ("largest", "larger") if factor > 1 else ("smallest", "smaller")
+            )
+            self.warnings.append(
+                f"expected the loss to rise beyond the best C, found it lowest at the {tried_most} "
+                f"tried, {self.lowest.at:g}; try a {further_on} one with --C"
             )
 
     def _result(self, untried: list[float]) -> tuple[Candidate, History]:
         assert self.best is not None and self.lowest is not None
         rows = sorted(self.rows, key=lambda row: row.at)
         best = next(i for i, row in enumerate(rows) if row is self.lowest)
-        return self.best, History("C", rows, best, untried=untried)
+        return self.best, History("C", rows, best, self.warnings, untried)
 
 
-def _listed(values: Sequence[float]) -> str:
+def listed(values: Iterable[float]) -> str:
+    """Values of C in a sentence."""
     return ", ".join(f"{value:g}" for value in values)

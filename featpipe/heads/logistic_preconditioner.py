@@ -1,7 +1,7 @@
 """Approximate inverses of the Hessian of a logistic regression.
 
 The Hessian is H(V) = V + Zᵀ (cost · (diag p - p pᵀ) (Z V)), and each sample's part of it depends on
-the sample's probabilities p: too much to factorise. Two approximations can be inverted.
+the sample's probabilities p: too much to factorise. Three approximations can be inverted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from featpipe.heads.logistic_axes import Axes
 
 _DECISIVE = 32
 """Samples of each class whose curvature is taken as it is."""
+_DECISIVE_OF_TWO = 512
+"""The same for two classes and many features."""
 
 Preconditioner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Gradients (k, size) and of the intercepts (k,) → about H⁻¹ times them, float32."""
@@ -50,12 +52,60 @@ class CommonAxes:
 
     def __call__(self, r: np.ndarray, rb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See :data:`Preconditioner`."""
-        turned = self.turn.T @ r
+        turned = self.between_features(self.turn.T @ r)
+        return self.turn @ turned, self.turn @ ((self.turn.T @ rb) * self.intercepts)
+
+    def between_features(self, turned: np.ndarray) -> np.ndarray:
+        """(1 + μ λ)⁻¹ times gradients (k, size) between whose classes H is diagonal."""
         along = turned @ self.vectors
         along *= self.inside
-        turned *= self.rest
-        turned += along @ self.vectors.T
-        return self.turn @ turned, self.turn @ ((self.turn.T @ rb) * self.intercepts)
+        return turned * self.rest + along @ self.vectors.T
+
+
+class DecisiveSamples:
+    """For two classes: samples are taken to curve alike, but the decisive ones as they are.
+
+    Decisive are the samples T with the largest w = cost · p (1 - p), at most
+    :data:`_DECISIVE_OF_TWO`, whose curvature w ‖z‖² alone is above that of the penalty, which is 1.
+    H is B + Z_Tᵀ w_T Z_T, where B is that of :class:`CommonAxes` for the others. With D = B⁻¹,
+    H⁻¹ = D - D Z_Tᵀ (w_T⁻¹ + Z_T D Z_Tᵀ)⁻¹ Z_T D.
+
+    Parameters
+    ----------
+    p : ndarray of float32, shape (1, n)
+    cost : ndarray of float64, shape (n,)
+    axes : Axes
+    Z : ndarray of float32, shape (n, size)
+    squares : ndarray of float32, shape (n,)
+        ‖z‖² of each sample.
+    """
+
+    def __init__(
+        self,
+        p: NDArray[np.float32],
+        cost: NDArray[np.float64],
+        axes: Axes,
+        Z: NDArray[np.float32],
+        squares: NDArray[np.float32],
+    ) -> None:
+        w = (p[0] * (1 - p[0])).astype(np.float64) * cost
+        top = np.argsort(-w, kind="stable")[:_DECISIVE_OF_TWO]
+        top = np.sort(top[w[top] * squares[top] > 1])
+        others = p.copy()
+        others[:, top] = 0
+        self.others = CommonAxes(others, cost, axes)
+        self.intercept = np.float32(1 / max(w.sum(), 1e-12 * cost.sum(), 1e-300))
+        decisive = Z[top]
+        self.mapped = self.others.between_features(decisive)
+        within = (self.mapped @ decisive.T).astype(np.float64)
+        within[np.diag_indices(len(top))] += 1 / w[top]
+        self.inverse = np.linalg.inv((within + within.T) / 2).astype(np.float32)
+
+    def __call__(self, r: np.ndarray, rb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :data:`Preconditioner`."""
+        z = self.others.between_features(r)
+        z -= ((r @ self.mapped.T) @ self.inverse) @ self.mapped
+        return z, rb * self.intercept
 
 
 class ClassByClass:

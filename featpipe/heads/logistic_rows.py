@@ -80,6 +80,7 @@ class FeatureRows:
                 gram += wide.T @ wide
             self.turn = np.linalg.eigh(gram)[1].astype(np.float32)
             self.Z = Z @ self.turn
+        self.squares = np.einsum("ij,ij->i", self.Z, self.Z)
 
     def logits(self, coefficients: np.ndarray, part: slice = ALL) -> np.ndarray:
         """See :class:`Rows`."""
@@ -116,19 +117,19 @@ class FeatureRows:
 
     def axes(self) -> Axes:
         """See :class:`Rows`."""
-        power = np.zeros(self.size)
-        for _, wide in self._wide():
-            power += np.einsum("ij,ij->j", wide, wide)
-        power /= self.n
         if self.turn is not None:
-            return Axes(None, power, 0.0)
+            power = np.zeros(self.size)
+            for _, wide in self._wide():
+                power += np.einsum("ij,ij->j", wide, wide)
+            return Axes(None, power / self.n, 0.0)
+        total = float(self.squares.sum(dtype=np.float64)) / self.n
         # Of evenly spaced rows Y: Y Yᵀ / m = V Λ Vᵀ, and the axes are Yᵀ V / √(m Λ).
         some = self.Z[np.linspace(0, self.n - 1, min(self.n, _SOME_ROWS)).astype(np.int64)]
-        found = some_axes(some @ some.T / np.float32(len(some)), float(power.sum()))
+        found = some_axes(some @ some.T / np.float32(len(some)), total)
         assert found.vectors is not None
-        root = np.sqrt(len(some) * np.maximum(found.values, 1e-9 * power.sum()))
+        root = np.sqrt(len(some) * np.maximum(found.values, 1e-9 * total))
         vectors = some.T @ (found.vectors / root.astype(np.float32))
-        rest = max(power.sum() - found.values.sum(), 0.0)
+        rest = max(total - float(found.values.sum()), 0.0)
         return Axes(vectors, found.values, rest / (self.size - len(found.values)))
 
     def features(self, coefficients: np.ndarray) -> NDArray[np.float64]:

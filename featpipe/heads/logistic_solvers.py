@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.heads import logistic_reduced
-from featpipe.heads.logistic_lbfgs import TOLERANCE, Solution, solve
+from featpipe.heads.logistic_lbfgs import TOLERANCE, Line, Solution, solve
 from featpipe.heads.logistic_newton import Fit, NewtonSolver
 from featpipe.heads.logistic_path import Candidate, PathProblem, PathSolver, per_class
 from featpipe.heads.logistic_problem import losses, losses_and_residuals
@@ -55,6 +55,9 @@ class TogetherSolver:
     def __init__(self, problem: PathProblem) -> None:
         self._problem = problem
         self._matrix, self._back = reduced(problem.standardise, problem.X)
+        self._largest = 0.0
+        self._last: list[NDArray[np.float64]] = []
+        """Solutions of the two largest C, for every fold: (1 + folds, k, r + 1)."""
 
     def solve(self, Cs: Sequence[float]) -> Iterator[list[Candidate]]:
         """See :class:`PathSolver`."""
@@ -67,7 +70,9 @@ class TogetherSolver:
             np.tile(np.array(Cs), len(kept)),
             np.repeat(kept, grid, axis=0),
             max_iter=problem.max_iter,
+            line=self._line(Cs),
         )
+        self._keep_last(Cs, solution)
         gap = solution.gap.reshape(len(kept), grid).max(axis=0)
         weight = self._back(solution.weights[:grid])
         cv = self._held_out_loss(solution) if problem.has_folds else [None] * grid
@@ -75,6 +80,21 @@ class TogetherSolver:
             Candidate(C, *per_class(weight[i], solution.intercepts[i]), float(gap[i]), cv[i])
             for i, C in enumerate(Cs)
         ]
+
+    def _line(self, Cs: Sequence[float]) -> Line | None:
+        """A larger C starts on the line through the last two solutions."""
+        if len(self._last) < 2 or len(Cs) > 1 or Cs[0] < self._largest:
+            return None
+        older, last = self._last
+        return last, last - older
+
+    def _keep_last(self, Cs: Sequence[float], solution: Solution) -> None:
+        theta = np.concatenate([solution.weights, solution.intercepts[..., None]], axis=2)
+        theta = theta.reshape(-1, len(Cs), *theta.shape[1:])
+        for at, C in list(enumerate(Cs))[-2:]:
+            if self._largest < C:
+                self._largest = C
+                self._last = [*self._last[-1:], theta[:, at].copy()]
 
     def _held_out_loss(self, solution: Solution) -> list[float]:
         """Mean loss for each C over all held-out samples."""

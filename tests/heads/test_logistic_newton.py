@@ -14,7 +14,7 @@ from featpipe.heads import logistic_axes, logistic_preconditioner, logistic_rows
 from featpipe.heads.logistic_axes import Axes
 from featpipe.heads.logistic_lbfgs import solve
 from featpipe.heads.logistic_newton import Fit, NewtonSolver
-from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes
+from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes, DecisiveSamples
 from featpipe.heads.logistic_problem import DenseMatrix, losses_and_residuals
 from featpipe.heads.logistic_rows import FeatureRows, GramRows, Rows
 
@@ -218,6 +218,31 @@ def test_the_decisive_samples_make_the_inverse_of_one_class_exact() -> None:
     r = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
     z, _ = precondition(r, np.zeros(1, np.float32))
     assert np.allclose(z[0], np.linalg.solve(hessian, r[0]), rtol=1e-3, atol=1e-5)
+
+
+def test_decisive_samples_of_two_classes_are_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Z = features(60, 20)
+    rng = np.random.default_rng(0)
+    # Half of the samples are close to the boundary, the others far from it.
+    p = np.where(np.arange(60) % 2, 0.5, 1e-4)[None].astype(np.float32)
+    cost, squares = rng.uniform(1, 3, 60), (Z**2).sum(axis=1)
+    eye = Axes(np.eye(20, dtype=np.float32), (Z.astype(float) ** 2).mean(axis=0), 0.0)
+    hessian = exact_hessian(Z, p, cost)[:-1, :-1]
+    r = rng.normal(size=(1, 20)).astype(np.float32)
+    truth = np.linalg.solve(hessian, r[0])
+    error = {}
+    for many in (512, 10, 0):
+        monkeypatch.setattr(logistic_preconditioner, "_DECISIVE_OF_TWO", many)
+        z, zb = DecisiveSamples(p, cost, eye, Z, squares)(r, np.ones(1, np.float32))
+        error[many] = np.abs(z[0] - truth).max() / np.abs(truth).max()
+        assert zb[0] == pytest.approx(1 / (cost * p[0] * (1 - p[0])).sum())
+    assert error[512] < 1e-3 and error[10] < error[0]
+    # None bends more than the penalty.
+    few = DecisiveSamples(p, 1e-4 * cost, eye, Z, squares)
+    assert len(few.mapped) == 0
+    assert np.allclose(few(r, np.ones(1, np.float32))[0], r, rtol=0.1)
 
 
 def test_the_same_again_is_the_same_to_the_bit() -> None:
