@@ -84,19 +84,15 @@ class LogisticHead(LogisticParams, MatrixHead):
         problem = PathProblem(self.standardise, X, y, k, of_class[y], held_out, self.max_iter)
 
         # Each C is scored on them; standardising takes longer than that.
-        n, d = len(X) + len(X_val), len(self.mean_)
-        Z_val = held(self.standardise, X_val) if 4 * n * d <= MAX_DENSE_BYTES else None
-
-        def rows(of: Any) -> Iterator[NDArray[np.float32]]:
-            if of is X_val and Z_val is not None:
-                return blocks_of(Z_val)
-            return map(self.standardise, blocks_of(of))
+        fit = 4 * (len(X) + len(X_val)) * len(self.mean_) <= MAX_DENSE_BYTES
+        Z_val = held(self.standardise, X_val) if fit else None
 
         def score(candidates: list[Candidate]) -> list[HistoryRow]:
             train = _known_scores(candidates, y, of_class)
             if not train:
-                train = _scores(rows(X), y, of_class, candidates)
-            val = _scores(rows(X_val), y_val, of_class, candidates)
+                train = _scores(self._blocks(X), y, of_class, candidates)
+            blocks = self._blocks(X_val) if Z_val is None else blocks_of(Z_val)
+            val = _scores(blocks, y_val, of_class, candidates)
             return [
                 HistoryRow(candidate.C, *on_train, *on_val, candidate.cv_loss)
                 for candidate, on_train, on_val in zip(candidates, train, val, strict=True)
@@ -113,6 +109,9 @@ class LogisticHead(LogisticParams, MatrixHead):
         history.warnings += stopped_short(search.gaps, self.max_iter)
         self.weight_, self.bias_ = best.weight, best.bias
         return history
+
+    def _blocks(self, X: Any) -> Iterator[NDArray[np.float32]]:
+        return map(self.standardise, blocks_of(X))
 
 
 def _scores(
