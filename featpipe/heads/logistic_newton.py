@@ -13,9 +13,11 @@ float32 (iterative refinement).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from featpipe.heads.logistic_preconditioner import (
     ClassByClass,
@@ -61,6 +63,11 @@ class Fit:
     objective: float = np.inf
     gap: float = np.inf
     iterations: int = 0
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _column(intercepts: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -123,6 +130,13 @@ class NewtonSolver:
         cost : ndarray of float64, shape (n,)
             C times the weight of each sample; 0 leaves it out.
         """
+        # Threads that wait for each other after each of many small products lose more than they
+        # gain: twice to six times the time on a machine that has other work.
+        in_parts = len(list(self.rows.parts(self.k))) > 1
+        with _blas().limit(limits=1 if in_parts else None, user_api="blas"):
+            return self._solve(cost, start, tolerance, max_iter)
+
+    def _solve(self, cost: NDArray[np.float64], start: Fit, tolerance: float, max_iter: int) -> Fit:
         exact = tolerance < 1e-7 or start.coefficients.dtype == np.float64
         problem = _Problem(self, cost, start, exact)
         iterations = stalls = 0

@@ -78,7 +78,7 @@ class HeadGroup(ABC):
         self._parts = {
             name: AdamW(
                 torch.stack([drawn[seed][name] for seed in seeds]).to(device),
-                rates,
+                [rate * self._bias_pace for rate in rates] if name == "bias" else rates,
                 [0.0] * len(decays) if name.endswith("bias") else decays,
             )
             for name in names
@@ -95,6 +95,11 @@ class HeadGroup(ABC):
     def _factors(self) -> torch.Tensor:
         """What products with the parts' values are multiplied by: (K, 1, 1)."""
         return next(part.factors for part in self._parts.values() if part.value.dim() == 3)
+
+    @property
+    def _bias_pace(self) -> float:
+        """What the learning rates are multiplied by for the tensor ``bias``."""
+        return 1.0
 
     @staticmethod
     @abstractmethod

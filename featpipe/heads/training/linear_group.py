@@ -57,6 +57,16 @@ class LinearGroup(HeadGroup):
         drawn = self._drawn(seed)
         return {k: (v[1:] - v[:1]) / 2 for k, v in drawn.items()} if self.classes == 2 else drawn
 
+    @property
+    def _bias_pace(self) -> float:
+        """See :class:`HeadGroup`.
+
+        Features are centred near the mean of the large classes. Where classes are weighted, the
+        bias must follow what the weights add to rows far from there, so it moves as the weight of
+        one more feature would, as large as a row. Otherwise it starts where it belongs.
+        """
+        return 1.0 if self._class_weights is None else math.sqrt(self.width)
+
     def _drawn(self, seed: int) -> State:
         """Both rows of a weight matrix, also where half their difference is trained."""
         drawn = draw_linear(torch.Generator().manual_seed(seed), self.classes, self.width)
