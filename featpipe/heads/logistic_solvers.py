@@ -18,8 +18,9 @@ from featpipe.heads.logistic_sklearn import SklearnSolver
 
 TOGETHER_NUMBERS = 2**22
 """Numbers of rotated samples of two classes up to which all C are solved together."""
-PATH_TOLERANCE = 1e-6
-"""Relative gap to the optimum of a head that may not be kept."""
+PATH_TOLERANCE = 2.5e-7
+"""Bound on the relative gap to the optimum of a head that may not be kept, for a gap of 1e-6: the
+bound leaves out that intercepts and weights move together, and was found 2.3 times too small."""
 
 
 def path_solver(problem: PathProblem, solver: str) -> PathSolver:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
@@ -17,6 +17,7 @@ from featpipe.heads.logistic_newton import Fit, NewtonSolver
 from featpipe.heads.logistic_preconditioner import ClassByClass, CommonAxes, DecisiveSamples
 from featpipe.heads.logistic_problem import DenseMatrix, losses_and_residuals
 from featpipe.heads.logistic_rows import FeatureRows, GramRows, Rows
+from featpipe.heads.logistic_solvers import PATH_TOLERANCE
 
 GRID = np.array([1e-6, 1e-3, 1e-1, 1.0, 100.0])
 SPACES: dict[str, Callable[[np.ndarray], Rows]] = {"features": FeatureRows, "gram": GramRows}
@@ -98,6 +99,7 @@ def test_the_path_has_the_optima_of_the_slow_solver(name: str, space: str) -> No
     assert objective(rows, Z, y, C * weight, finished) <= best * (1 + 1e-9) + 1e-12
 
 
+@example(n=4, d=8, classes=2, log_C=0.0, space="features", seed=0)
 @given(
     n=st.integers(4, 30),
     d=st.integers(1, 40),
@@ -119,7 +121,7 @@ def test_any_small_problem_is_solved(
     cost[[int(np.flatnonzero(y == label)[0]) for label in range(classes)]] = 10**log_C
     rows = SPACES[space](Z)
     newton = NewtonSolver(rows, y, classes)
-    fit = newton.solve(cost, newton.start(), tolerance=1e-6, max_iter=2000)
+    fit = newton.solve(cost, newton.start(), tolerance=PATH_TOLERANCE, max_iter=2000)
     best = slow(Z, y, cost)
     assert objective(rows, Z, y, cost, fit) <= best * (1 + 1e-6)
 
