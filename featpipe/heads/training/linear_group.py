@@ -35,10 +35,7 @@ class LinearGroup(HeadGroup):
         """See :class:`HeadGroup`."""
         weight, bias = self._parts["weight"].value, self._parts["bias"].value
         product = torch.addmm(
-            (bias * self._bias_unit).view(-1, 1),
-            weight.view(-1, self.width),
-            Z.T,
-            alpha=self._inverse_scale,
+            bias.view(-1, 1), weight.view(-1, self.width), Z.T, alpha=self._inverse_scale
         )
         logits = product.view(len(weight), -1, len(Z)).mul_(self._factors)
         return torch.cat([-logits, logits], dim=1) if self.classes == 2 else logits
@@ -50,7 +47,7 @@ class LinearGroup(HeadGroup):
             G = G[:, 1:]
         flat = G.reshape(-1, len(Z))
         weight, bias = self._parts["weight"].gradient, self._parts["bias"].gradient
-        torch.sum(flat, dim=1, out=bias.view(-1)).mul_(self._bias_unit)
+        torch.sum(flat, dim=1, out=bias.view(-1))
         torch.mm(flat.mul_(self._inverse_scale), Z, out=weight.view(-1, self.width))
 
     def _initial(self, seed: int) -> State:
@@ -70,22 +67,11 @@ class LinearGroup(HeadGroup):
     def _drawn(self, seed: int) -> State:
         """Both rows of a weight matrix, also where half their difference is trained."""
         drawn = draw_linear(torch.Generator().manual_seed(seed), self.classes, self.width)
-        return {"weight": drawn["weight"] * _SPREAD, "bias": self._log_prior / self._bias_unit}
-
-    @property
-    def _bias_unit(self) -> float:
-        """What the output's bias is a multiple of: it moves by so many learning rates a step.
-
-        Features are centred near the mean of the large classes. Where classes are weighted, the
-        bias must follow what the weights add to rows far from there, so it is trained as the weight
-        of one more feature, as large as a row. Otherwise it starts where it belongs.
-        """
-        return 1.0 if self._class_weights is None else math.sqrt(self.width)
+        return {"weight": drawn["weight"] * _SPREAD, "bias": self._log_prior}
 
     def layers(self, state: State, k: int, steps: int) -> dict[str, np.ndarray]:
         """See :class:`HeadGroup`."""
         layers = super().layers(state, k, steps)
-        layers["bias"] = layers["bias"] * np.float32(self._bias_unit)
         if self.classes == 2:
             head: Any = self._first_heads[k]
             decay = (1 - head.learning_rate * head.weight_decay) ** steps
