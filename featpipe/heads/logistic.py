@@ -30,6 +30,8 @@ from featpipe.heads.logistic_reduced import MAX_DENSE_BYTES, held
 from featpipe.heads.logistic_solvers import path_solver
 from featpipe.specs.heads import LogisticParams
 
+MAX_C = 1e6
+"""Largest C that is solved. A head that was trained with a larger one before still loads."""
 _NEGLIGIBLE_GAP = 2e-6
 """Gap to the optimum, relative to the objective, above which the head is doubted."""
 
@@ -71,8 +73,13 @@ class LogisticHead(LogisticParams, MatrixHead):
         ------
         UsageError
             There are more folds than pictures to hold out, or the samples are too many for
-            scikit-learn.
+            scikit-learn, or C is above ``MAX_C``.
         """
+        if self.C is not None and self.C > MAX_C:
+            raise UsageError(
+                f"expected --C of at most {MAX_C:g}, found {self.C:g}: that is no regularisation, "
+                "and the optimum lies beyond all numbers"
+            )
         # Row 0 holds nothing out: its solutions are the candidates for the final head.
         held_out = np.zeros((1, len(y)), bool)
         if self.folds is not None:

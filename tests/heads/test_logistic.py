@@ -365,3 +365,12 @@ def test_a_c_that_falls_short_casts_doubt_on_the_head() -> None:
     # The smallest C needs no more.
     assert "1e-06" not in found[1].split(", ")
     assert not fitted(LogisticHead(folds=2), noisy(80, 30, 3)).warnings
+
+
+@pytest.mark.parametrize("C", [1e7, 1e100, 1e308])
+def test_a_c_without_regularisation_is_refused_and_still_loaded(C: float) -> None:
+    head = LogisticHead(C=C)
+    X, y = np.eye(20, 4, dtype=np.float32), np.arange(20) % 2
+    head.classes_ = np.array(["a", "b"])
+    with pytest.raises(UsageError, match=r"expected --C of at most 1e\+06, found 1e\+"):
+        head.fit(X, y, X, y, seed=0, device="cpu", tick=lambda row: None)
