@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from featpipe.base.text import escape
+from featpipe.cli.tables import aligned
 from featpipe.reports.documents import ComparisonDocument
 from featpipe.runs.words import head_words
 
@@ -22,7 +23,7 @@ def of_runs(listed: ListedRuns) -> str:
     if not listed.found.runs:
         return f"no runs in {escape(str(listed.folder))}; 'featpipe train-head NAME' makes one"
     header = ["run", "data set", "head", "features", "val", "test", "95 %", "age"]
-    return _table([header, *map(_run_row, listed.found.runs)], left=4)
+    return "\n".join(aligned([header, *map(_run_row, listed.found.runs)], left=4))
 
 
 def _run_row(run: RunSummary) -> list[str]:
@@ -77,7 +78,7 @@ def _heads_table(document: ComparisonDocument) -> str:
         ]
         for head in document["heads"]
     ]
-    return _table([header, *rows], left=3)
+    return "\n".join(aligned([header, *rows], left=3))
 
 
 def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:
@@ -95,7 +96,7 @@ def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:
         ]
         for pair in pairs[:_SHOWN_PAIRS]
     ]
-    lines = [_table([header, *rows], left=2)]
+    lines = aligned([header, *rows], left=2)
     if len(pairs) > _SHOWN_PAIRS:
         lines.append(f"… and {len(pairs) - _SHOWN_PAIRS} more pairs in the report")
     return [
@@ -103,15 +104,3 @@ def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:
         "McNemar's exact test; corrected for their number by Holm; * below 0.05",
         f"comparison: {document['report']}",
     ]
-
-
-def _table(rows: list[list[str]], *, left: int) -> str:
-    """Rows as aligned text; the first columns are aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,6 +11,7 @@ from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.text import escape
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_pairs_of_heads
+from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
@@ -146,8 +146,7 @@ def _sweep_table(sweep: SweepResult) -> list[str]:
         if not row["diverged"]:
             scores = [_score(name, row[name]) for name in columns]
         table.append([*(probes.value_text(values[name]) for name in sweep.varied), *scores])
-    widths = [max(8, *map(len, c)) for c in itertools.zip_longest(*table, fillvalue="")]
-    lines = [" ".join(map(str.rjust, row, widths)) for row in table]
+    lines = aligned(table, gap=" ", least=8)
     if every > len(shown):
         lines.append(f"… and {every - len(shown)} more in {sweep.table}")
     return lines + _edges(sweep)

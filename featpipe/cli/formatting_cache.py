@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe.base.text import escape
 from featpipe.cli.formatting import counted, of_pairs
+from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import GarbageDocument
@@ -82,11 +83,7 @@ def _classes(found: dict[str, Any]) -> list[str]:
     for row in counts[:_SHOWN_CLASSES]:
         name = "(no label)" if row["class"] is None else escape(row["class"])
         table.append([name, *(str(row["splits"][s]) for s in splits), str(row["pictures"])])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
-        for name, *numbers in table
-    ]
+    lines = aligned(table, left=1)
     if len(counts) > _SHOWN_CLASSES:
         lines.append(f"… and {len(counts) - _SHOWN_CLASSES} more; --json lists them all")
     return ["", *lines]

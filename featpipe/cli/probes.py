@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from featpipe.base.text import escape
+from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     from featpipe.heads.spread import Spread
@@ -42,7 +42,7 @@ def seeds_table(sweep: SweepResult) -> list[str]:
         table[-1].append(str(row["diverged"]))
     if not any(row["diverged"] for row in sweep.by_seed):
         table = [row[:-1] for row in table]
-    lines = _aligned(table)
+    lines = aligned(table, gap=" ", least=8)
     if len(sweep.by_seed) > _SHOWN_COMBINATIONS:
         more = len(sweep.by_seed) - _SHOWN_COMBINATIONS
         lines.append(f"… and {more} more in {sweep.table}")
@@ -55,7 +55,10 @@ def shot_table(done: NShotResult) -> list[str]:
     for shot in done.shots:
         counts = [str(shot["n"]), str(shot["pictures"]), str(len(shot["tries"]))]
         table.append([*counts, _share(shot["val_accuracy"]), _loss(shot["val_loss"])])
-    lines = [*_aligned(table), f"mean ± standard deviation over the tries; all are in {done.table}"]
+    lines = [
+        *aligned(table, gap=" ", least=8),
+        f"mean ± standard deviation over the tries; all are in {done.table}",
+    ]
     return lines + [_fewer(shot) for shot in done.shots if shot["fewer"]]
 
 
@@ -84,11 +87,6 @@ def _share(spread: Spread) -> str:
 
 def _loss(spread: Spread) -> str:
     return f"{spread['mean']:.4f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.4f}")
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(8, *map(len, column)) for column in itertools.zip_longest(*table, fillvalue="")]
-    return [" ".join(map(str.rjust, row, widths)) for row in table]
 
 
 def value_text(value: Any) -> str:

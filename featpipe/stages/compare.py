@@ -81,14 +81,15 @@ def compare(heads: Sequence[Path], spec: CompareSpec, *, cache: Path) -> Compari
     found.sort(key=lambda c: (-c.metrics["accuracy"], c.metrics["log_loss"]))
     first = found[0].scored
     folder = ComparisonFolder.make(spec.out, first.dataset.name)
+    rows = [_row(contestant) for contestant in found]
     document: ComparisonDocument = {
         "dataset": first.dataset.name,
         "split": first.split,
         "n": len(first.y),
         "baseline_accuracy": found[0].metrics["baseline_accuracy"],
-        "heads": [_row(contestant) for contestant in found],
+        "heads": rows,
         "pairs": _pairs(found),
-        "notes": _notes(found),
+        "notes": _notes(rows, len(first.y)),
         "report": str(folder.report_path),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -179,10 +180,9 @@ def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:
     return rows
 
 
-def _notes(found: Sequence[_Contestant]) -> list[str]:
+def _notes(heads: Sequence[ComparedHead], n: int) -> list[str]:
     """What makes scores too high: pictures a head has seen."""
-    n = len(found[0].correct)
-    seen = [(c.name, len(c.scored.trained_on())) for c in found]
+    seen = [(head["head"], head["trained_on"]) for head in heads]
     if all(count == n for _, count in seen):
         return [
             f"every head was trained on or validated with these {n} pictures: the scores are too "
