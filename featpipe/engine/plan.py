@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,27 +82,29 @@ def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True
     return FeaturePlan(spaces, weights, device)
 
 
-def plan_for_space(
-    space: FeatureSpace, weights_name: str, cache: Path, *, device: str = "auto"
+def plan_for_spaces(
+    spaces: Sequence[FeatureSpace], weights_name: str, cache: Path, *, device: str = "auto"
 ) -> FeaturePlan:
-    """A plan that fills exactly one known space, such as a head's.
+    """A plan that fills exactly the known spaces of one pass, such as a head's.
 
     Raises
     ------
     SpaceMismatchError
-        The weights are not those of the space, or this featpipe cannot make its pixels.
+        The weights are not those of a space, or this featpipe cannot make its pixels.
     """
-    if space.preprocessing.decoder not in DECODERS:
+    decoder = spaces[0].preprocessing.decoder
+    if decoder not in DECODERS:
         raise SpaceMismatchError(
-            f"expected a decoder of {', '.join(DECODERS)}, found {space.preprocessing.decoder!r} "
+            f"expected a decoder of {', '.join(DECODERS)}, found {decoder!r} "
             "in the feature space; update featpipe, or extract anew and train another head"
         )
-    backbone = get_backbone(space.backbone)
+    backbone = get_backbone(spaces[0].backbone)
     weights = open_weights(weights_name, backbone, cache)
-    found = weights.digest(backbone.tap(space.tap).convolutions)
-    if found != space.weights:
-        raise SpaceMismatchError(
-            f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
-            f"{found[:12]}… in {weights_name}; give the right ones with --weights"
-        )
-    return FeaturePlan([space], weights, resolve_device(device))
+    for space in spaces:
+        found = weights.digest(backbone.tap(space.tap).convolutions)
+        if found != space.weights:
+            raise SpaceMismatchError(
+                f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
+                f"{found[:12]}… in {weights_name}; give the right ones with --weights"
+            )
+    return FeaturePlan(list(spaces), weights, resolve_device(device))

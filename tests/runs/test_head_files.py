@@ -174,8 +174,8 @@ def test_files_of_two_heads_are_damage(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(saved: Path) -> None:
-    rewrite(saved, lambda d: d.update(format=3))
-    with pytest.raises(DamageError, match="format 3; this featpipe reads 2"):
+    rewrite(saved, lambda d: d.update(format=4))
+    with pytest.raises(DamageError, match="format 4; this featpipe reads 3"):
         load_head(saved)
 
 

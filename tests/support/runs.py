@@ -25,7 +25,7 @@ def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
     history = head.fit(X, y, X, y, seed=seed, device="cpu", tick=lambda row: None)
     return TrainedHead(
         head=head,
-        space=small_space(),
+        spaces=(small_space(),),
         weights_name="random:0",
         dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
         history=history,
