@@ -137,7 +137,7 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     space = fitting[0]
     own: dict[str, Any] = {
         "backbone": space.backbone,
-        # The digest of weights is one of those up to a tap.
+        # The digest is that of the weights up to a tap.
         "weights": space.weights if len({one.tap for one in fitting}) == 1 else head.weights,
         "tap": (space.tap,) if len(taps) < 2 else taps,
         "pool": space.pooling,
