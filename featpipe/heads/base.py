@@ -332,25 +332,32 @@ def mean_and_scale(X: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         flat = block.reshape(len(block), -1).astype(np.float64)
         total += flat.sum(axis=0)
         squares += np.einsum("ij,ij->j", flat, flat)
-    sums = [float(squares[columns].sum()) for columns in columns_of(widths)]
-    return mean_and_scale_of(total, sums, len(X), widths)
+    return side_by_side(
+        [
+            mean_and_scale_of(total[columns], float(squares[columns].sum()), len(X))
+            for columns in columns_of(widths)
+        ]
+    )
 
 
 def mean_and_scale_of(
-    total: NDArray[np.float64], squares: Sequence[float], n: int, widths: Sequence[int]
+    total: NDArray[np.float64], squares: float, n: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """:func:`mean_and_scale` from sums over n rows: of each feature, and of each tap's squares."""
+    """:func:`mean_and_scale` of one tap: from each feature's sum over n rows, (d,), and the sum of
+    squares.
+    """
     mean = total / n
-    scales = [
-        _scale(mean[columns], of_tap, n)
-        for columns, of_tap in zip(columns_of(widths), squares, strict=True)
-    ]
-    repeats = [1] if len(widths) == 1 else widths
-    return mean.astype(np.float32), np.repeat(np.array(scales, np.float32), repeats)
-
-
-def _scale(mean: NDArray[np.float64], squares: float, n: int) -> float:
     variance = (squares / n - float(mean @ mean)) / max(1, len(mean))
     # Constant features have a variance of 0 up to rounding errors; they are not scaled.
-    is_constant = not variance * n * len(mean) > 1e-13 * squares
-    return 1.0 if is_constant else float(np.sqrt(variance))
+    scale = np.sqrt(variance) if variance * n * len(mean) > 1e-13 * squares else 1.0
+    return mean.astype(np.float32), np.array([scale], np.float32)
+
+
+def side_by_side(
+    taps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale of several taps, (d,) each; those of one tap stay as they are."""
+    if len(taps) == 1:
+        return taps[0]
+    mean = np.concatenate([mean for mean, _ in taps])
+    return mean, np.concatenate([np.repeat(scale, len(mean)) for mean, scale in taps])

@@ -41,9 +41,12 @@ class HeadParams(Spec):
     ----------
     draws_numbers : bool
         Whether a seed changes what is trained.
+    joins_taps : bool
+        Whether it is trained on flat rows, so that those of several taps can lie side by side.
     """
 
     draws_numbers: ClassVar[bool] = True
+    joins_taps: ClassVar[bool] = True
 
     class_weight: str = option(
         Choice(CLASS_WEIGHTS),
@@ -296,16 +299,23 @@ class HeadSpec(SpaceFields):
                     f"expected --{name} all only with --sweep, found it without; add --sweep or "
                     f"name one {name}"
                 )
-        several = self.tap is not None and len(self.tap) > 1
-        if several and ALL in (self.tap or ()):
+        taps = self.tap or ()
+        if len(taps) < 2:
+            return
+        if ALL in taps:
             raise UsageError(
-                f"expected --tap all alone, found it with {len(self.tap or ()) - 1} more; name the "
-                "taps that are to lie side by side"
+                f"expected --tap all alone, found it with {len(taps) - 1} more; name the taps that "
+                "are to lie side by side"
             )
-        if several and self.space is not None:
+        if self.space is not None:
             raise UsageError(
-                "expected one --tap with --space, which is one feature space, found "
-                f"{len(self.tap or ())}; leave out --space"
+                f"expected one --tap with --space, which is one feature space, found {len(taps)}; "
+                "leave out --space"
+            )
+        if not params_of(self.head).joins_taps:
+            raise UsageError(
+                f"expected one --tap for '{self.head}', which is trained on maps, found "
+                f"{len(taps)}; name one of them"
             )
 
     def _check_shots(self) -> None:

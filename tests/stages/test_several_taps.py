@@ -22,7 +22,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.cli.comparing import of_comparison, of_runs
 from featpipe.datasets.files import save_dataset
 from featpipe.integrations.arrays import open_features
-from featpipe.specs.heads import HEAD_KINDS, HeadSpec
+from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
 
@@ -244,6 +244,16 @@ def test_taps_that_cannot_be_meant_are_refused(options: dict[str, Any], message:
     with pytest.raises(UsageError) as caught:
         HeadSpec.from_options(options)
     assert str(caught.value) == message
+
+
+def test_a_head_on_maps_takes_one_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HEAD_PARAMS["mlp"], "joins_taps", False)
+    assert HeadSpec(head="mlp", tap=("block4_pool",)).tap == ("block4_pool",)
+    with pytest.raises(UsageError) as caught:
+        HeadSpec(head="mlp", tap=("block4_pool", "block5_pool"))
+    assert str(caught.value) == (
+        "expected one --tap for 'mlp', which is trained on maps, found 2; name one of them"
+    )
 
 
 def test_a_text_and_a_list_of_taps_are_read_alike() -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from featpipe.base.hardware import free_memory
-from featpipe.heads.base import columns_of, mean_and_scale_of, widths_of
+from featpipe.heads.base import columns_of, mean_and_scale_of, side_by_side, widths_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Rows (b, d) float32 and their classes (b,) int64, on the device."""
@@ -97,7 +97,13 @@ class FeatureRowSet(ABC):
             for i, columns in enumerate(taps):
                 flat = wide[:, columns].reshape(-1)
                 squares[i] += float(flat @ flat)
-        return mean_and_scale_of(total.numpy(), squares, len(self), self.widths)
+        sums = total.numpy()
+        return side_by_side(
+            [
+                mean_and_scale_of(sums[columns], of_tap, len(self))
+                for columns, of_tap in zip(taps, squares, strict=True)
+            ]
+        )
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
