@@ -380,7 +380,7 @@ def test_tensors_that_do_not_fit_are_damage(kind: str) -> None:
     with pytest.raises(DamageError):
         new_head(kind, {}).set_tensors({**tensors, "mean": tensors["mean"][:-1]}, classes)
     with pytest.raises(DamageError):
-        new_head(kind, {}).set_tensors({**tensors, "scale": np.ones(8, np.float32)}, classes)
+        new_head(kind, {}).set_tensors({**tensors, "scale": np.ones(7, np.float32)}, classes)
 
 
 def test_a_tensor_of_too_few_axes_is_damage() -> None:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from featpipe.specs.heads import params_of
+
+
+class SideBySide:
+    """Rows in memory of several taps side by side, which say how wide each tap is."""
+
+    def __init__(self, *parts: np.ndarray) -> None:
+        flat = [part.reshape(len(part), -1) for part in parts]
+        self.widths = tuple(part.shape[1] for part in flat)
+        self.values = np.concatenate(flat, axis=1)
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.values[index]
 
 
 def toy(

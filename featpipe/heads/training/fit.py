@@ -92,8 +92,12 @@ def train_all(
     mean, scale = rows.mean_and_scale()
     for head in heads:
         head.mean_, head.scale_ = mean, scale
+    # One scale divides products, which have fewer numbers than rows; scales by tap divide rows.
+    is_common = len(scale) == 1
     for part in (rows, val_rows):
         part.centre_on(mean)
+        if not is_common:
+            part.divide_by(scale)
     options: Any = heads[0]
     weights = class_weights(y, len(heads[0].classes_), options.class_weight)
     ends: dict[int, TrainedState] = {}
@@ -103,7 +107,7 @@ def train_all(
             [seeds[i] for i in numbers],
             width=rows.width,
             classes=len(heads[0].classes_),
-            scale=float(scale[0]),
+            scale=float(scale[0]) if is_common else 1.0,
             class_weights=weights,
             log_prior=log_prior(y, weights),
             device=device,
