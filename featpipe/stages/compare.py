@@ -76,11 +76,32 @@ def compare(heads: Sequence[Path], spec: CompareSpec, *, cache: Path) -> Compari
     """
     started = time.perf_counter()
     _check_heads(heads)
-    found = [_contestant(head, spec, cache) for head in heads]
+    scored = [score_head(head, on=spec.on, split=spec.split, cache=cache) for head in heads]
+    return compare_scored(scored, spec.out, started=started)
+
+
+def compare_scored(scored: Sequence[Scored], out: Path | None, *, started: float) -> Comparison:
+    """As :func:`compare`, of at least two different heads that have been scored.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+    out : Path or None
+        Folder for the page.
+    started : float
+        When scoring began, by ``time.perf_counter``.
+
+    Raises
+    ------
+    DataError
+        They were scored on different pictures.
+    StorageError
+    """
+    found = [_contestant(one) for one in scored]
     _check_same_pictures(found)
     found.sort(key=lambda c: (-c.metrics["accuracy"], c.metrics["log_loss"]))
     first = found[0].scored
-    folder = ComparisonFolder.make(spec.out, first.dataset.name)
+    folder = ComparisonFolder.make(out, first.dataset.name)
     rows = [_row(contestant) for contestant in found]
     document: ComparisonDocument = {
         "dataset": first.dataset.name,
@@ -109,8 +130,7 @@ def _check_heads(heads: Sequence[Path]) -> None:
         seen.add(folder)
 
 
-def _contestant(head: Path, spec: CompareSpec, cache: Path) -> _Contestant:
-    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+def _contestant(scored: Scored) -> _Contestant:
     names = scored.classes
     ids = [row.tobytes() for row in scored.ids]
     pictures = [(ids[i], names[scored.y[i]]) for i in range(len(ids))]

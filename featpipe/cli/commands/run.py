@@ -107,5 +107,5 @@ def _run(
         progress=console.progress,
     )
     console.result(done.as_json(), formatting.of_recipe(done))
-    if done.extract.quarantined:
+    if any(extracted.quarantined for extracted in done.extracts):
         raise typer.Exit(EXIT_QUARANTINED)
