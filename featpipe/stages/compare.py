@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DataError, UsageError
 from featpipe.base.numbers import is_finite
 from featpipe.base.text import escape
@@ -18,6 +20,7 @@ from featpipe.reports.comparison import Curves, write_comparison
 from featpipe.reports.documents import ComparedHead, ComparedPair, ComparisonDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.paired import holm, mcnemar
+from featpipe.reports.variation import Compared, find_variation
 from featpipe.runs.comparison_folder import ComparisonFolder
 from featpipe.runs.run import Run
 from featpipe.specs.compare import CompareSpec
@@ -99,6 +102,7 @@ def compare_scored(scored: Sequence[Scored], out: Path | None, *, started: float
     """
     found = [_contestant(one) for one in scored]
     _check_same_pictures(found)
+    given = [contestant.name for contestant in found]
     found.sort(key=lambda c: (-c.metrics["accuracy"], c.metrics["log_loss"]))
     first = found[0].scored
     folder = ComparisonFolder.make(out, first.dataset.name)
@@ -114,7 +118,10 @@ def compare_scored(scored: Sequence[Scored], out: Path | None, *, started: float
         "report": str(folder.report_path),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    write_comparison(folder.report_path, document, [_curves(c) for c in found])
+    compared = [_compared(*pair) for pair in zip(found, rows, strict=True)]
+    compared.sort(key=lambda one: given.index(one.row["head"]))
+    variation = find_variation(_in_network_order(compared))
+    write_comparison(folder.report_path, document, [_curves(c) for c in found], variation)
     folder.save(document)
     return Comparison(document, folder.report_path)
 
@@ -176,9 +183,32 @@ def _row(contestant: _Contestant) -> ComparedHead:
         "log_loss": metrics["log_loss"],
         "ece": metrics["ece"],
         "seconds": seconds if is_finite(seconds) else None,
+        "seconds_per_epoch": _positive(trained.info.get("epoch_seconds")),
         "bytes": contestant.scored.run.head_bytes(),
         "trained_on": len(contestant.scored.trained_on()),
     }
+
+
+def _positive(value: Any) -> float | None:
+    """A duration, where a file holds one."""
+    return value if is_finite(value) and value > 0 else None
+
+
+def _compared(contestant: _Contestant, row: ComparedHead) -> Compared:
+    trained = contestant.scored.trained
+    digest = str(trained.dataset.get("train_sha256"))
+    return Compared(row, trained.space, trained.weights_name, digest)
+
+
+def _in_network_order(compared: list[Compared]) -> list[Compared]:
+    """By the places of their taps in the network where it is known, else as they were given."""
+    try:
+        order = list(get_backbone(compared[0].space.backbone).taps)
+    except UsageError:
+        return compared
+    if any(one.space.tap not in order for one in compared):
+        return compared
+    return sorted(compared, key=lambda one: order.index(one.space.tap))
 
 
 def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:
