@@ -30,7 +30,8 @@ class Compared:
     Attributes
     ----------
     row : ComparedHead
-    space : FeatureSpace
+    spaces : tuple of FeatureSpace
+        Those that it was trained on.
     weights : str
         How the backbone's weights were named: their digest depends on the tap.
     train_sha256 : str
@@ -38,9 +39,14 @@ class Compared:
     """
 
     row: ComparedHead
-    space: FeatureSpace
+    spaces: tuple[FeatureSpace, ...]
     weights: str
     train_sha256: str
+
+    @property
+    def tap(self) -> str:
+        """Its tap; of several spaces, all of them."""
+        return " + ".join(space.tap for space in self.spaces)
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,10 @@ def find_variation(compared: Sequence[Compared]) -> Variation | None:
         return None
     all_params = [one.row["params"] for one in compared]
     varied = [n for n in all_params[0] if any(p.get(n) != all_params[0][n] for p in all_params)]
-    taps = [one.space.tap for one in compared]
+    taps = [one.tap for one in compared]
     if not varied and len(set(taps)) > 1:
         return Variation("tap", first.row["kind"], [one.row for one in compared], taps)
-    if len(varied) != 1 or len({one.space.id for one in compared}) > 1:
+    if len(varied) != 1 or len({one.spaces for one in compared}) > 1:
         return None
     (name,) = varied
     values = [params[name] for params in all_params]
@@ -123,8 +129,8 @@ def _rest(one: Compared) -> tuple[Any, ...]:
     """Everything but the hyper-parameters and the tap that may make heads differ."""
     row = one.row
     # What follows from the tap is not compared beside it.
-    space = dataclasses.replace(one.space, tap="", weights=one.weights, shape=())
-    return row["kind"], set(row["params"]), row["info"].get("n_shot"), space, one.train_sha256
+    spaces = {dataclasses.replace(s, tap="", weights=one.weights, shape=()) for s in one.spaces}
+    return row["kind"], set(row["params"]), row["info"].get("n_shot"), spaces, one.train_sha256
 
 
 def draw_accuracy(variation: Variation) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featpipe.specs.extract import ExtractSpec
+from featpipe.specs.fields import Spec
 from featpipe.specs.spaces import ALL, SpaceQuery
 
 Offer = Mapping[str, Any]
@@ -27,25 +28,30 @@ def offers_of(extracts: Sequence[ExtractSpec]) -> list[Offer]:
     return list(found.values())
 
 
-def fitting(query: SpaceQuery, offers: Sequence[Offer]) -> list[Offer]:
+def fitting(query: Spec, offers: Sequence[Offer]) -> list[Offer]:
     """The offers that have all that a query asks for; one it leaves open fits."""
     return [offer for offer in offers if all(_has(offer, query, name) for name in CHOOSING)]
 
 
-def _has(offer: Offer, query: SpaceQuery, name: str) -> bool:
-    value = getattr(query, name)
-    if value in (None, ALL):
-        return True
+def _has(offer: Offer, query: Spec, name: str) -> bool:
+    wanted = _wanted(query, name)
     if name == "precision" and offer[name] == "auto":
         # What it means is decided when the extraction begins.
         return True
-    return offer[name] in (value if isinstance(value, tuple) else (value,))
+    return not wanted or offer[name] in wanted
 
 
-def ranging(query: SpaceQuery) -> set[str]:
+def _wanted(query: Spec, name: str) -> tuple[Any, ...]:
+    """The values that a query asks for; none where any will do."""
+    value = getattr(query, name)
+    values = value if isinstance(value, tuple) else (value,)
+    return () if values in ((None,), (ALL,)) else values
+
+
+def ranging(query: Spec) -> set[str]:
     """The options in which one query means several feature spaces."""
-    values = {name: getattr(query, name) for name in CHOOSING}
-    return {name for name, value in values.items() if value == ALL or isinstance(value, tuple)}
+    is_all = {name for name in CHOOSING if getattr(query, name) in (ALL, (ALL,))}
+    return is_all | {name for name in CHOOSING if len(_wanted(query, name)) > 1}
 
 
 def differing(offers: Sequence[Offer]) -> dict[str, list[Any]]:
@@ -54,7 +60,7 @@ def differing(offers: Sequence[Offer]) -> dict[str, list[Any]]:
     return {name: found for name, found in values.items() if len(found) > 1}
 
 
-def agreed(query: SpaceQuery, offers: Sequence[Offer]) -> dict[str, Any]:
+def agreed(query: Spec, offers: Sequence[Offer]) -> dict[str, Any]:
     """The options in which all offers have one value, unless the query ranges over them."""
     left = set(differing(offers)) | ranging(query)
     return {name: offers[0][name] for name in CHOOSING if offers and name not in left}

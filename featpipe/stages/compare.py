@@ -197,18 +197,18 @@ def _positive(value: Any) -> float | None:
 def _compared(contestant: _Contestant, row: ComparedHead) -> Compared:
     trained = contestant.scored.trained
     digest = str(trained.dataset.get("train_sha256"))
-    return Compared(row, trained.space, trained.weights_name, digest)
+    return Compared(row, (trained.space,), trained.weights_name, digest)
 
 
 def _in_network_order(compared: list[Compared]) -> list[Compared]:
     """By the places of their taps in the network where it is known, else as they were given."""
     try:
-        order = list(get_backbone(compared[0].space.backbone).taps)
+        order = list(get_backbone(compared[0].spaces[0].backbone).taps)
     except UsageError:
         return compared
-    if any(one.space.tap not in order for one in compared):
+    if any(space.tap not in order for one in compared for space in one.spaces):
         return compared
-    return sorted(compared, key=lambda one: order.index(one.space.tap))
+    return sorted(compared, key=lambda one: [order.index(space.tap) for space in one.spaces])
 
 
 def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:

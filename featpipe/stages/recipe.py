@@ -17,7 +17,7 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import space_options, spaces_of
 from featpipe.specs.heads import HeadSpec
-from featpipe.specs.offered_features import Offer, agreed, fitting
+from featpipe.specs.offered_features import Offer, agreed, fitting, ranging
 from featpipe.specs.recipe import Recipe
 from featpipe.stages.compare import Comparison, compare_scored
 from featpipe.stages.evaluate import Evaluation, evaluate_scored
@@ -165,6 +165,6 @@ def _on_own_features(head: HeadSpec, offers: Sequence[Offer]) -> HeadSpec:
     if head.space is not None or not fits:
         # It asks for other features than this recipe's, or for one by its id.
         return head
-    if len(fits) == 1:
+    if len(fits) == 1 and not ranging(head):
         return dataclasses.replace(head, space=fits[0]["space"])
     return dataclasses.replace(head, **agreed(head, fits))

@@ -50,7 +50,7 @@ def compared(
         "bytes": 100,
         "trained_on": 0,
     }
-    return Compared({**row, **more}, of, "random:0", train)  # type: ignore[typeddict-item]
+    return Compared({**row, **more}, (of,), "random:0", train)  # type: ignore[typeddict-item]
 
 
 def of_batches(*sizes: int, **more: Any) -> list[Compared]:
@@ -91,6 +91,12 @@ def test_taps_are_found_in_the_order_given() -> None:
     variation = found(of_taps("block2_pool", "block1_pool"))
     assert (variation.name, variation.values) == ("tap", ["block2_pool", "block1_pool"])
     assert variation.labels() == {"block2_pool": "block2_pool", "block1_pool": "block1_pool"}
+
+
+def test_several_taps_side_by_side_are_one_more_choice() -> None:
+    one, two = of_taps("block1_pool", "block2_pool")
+    both = dataclasses.replace(one, row={**one.row, "head": "both"}, spaces=one.spaces + two.spaces)
+    assert found([one, two, both]).values[2] == "block1_pool + block2_pool"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from support.recipes import GOOD, changed, refusal, write
 
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
-from featpipe.specs.offered_features import agreed, differing, fitting, offers_of
+from featpipe.specs.offered_features import CHOOSING, agreed, differing, fitting, offers_of, ranging
 from featpipe.specs.recipe import load_recipe
 
 SMALL = {"weights": "random:0", "tap": "block1_pool", "size": 16}
@@ -144,6 +145,15 @@ def test_what_fits_is_what_has_every_key(
     # What all of them have, and what they differ in, is everything together.
     if fits:
         assert set(agreed(HeadSpec(**keys), fits)) | set(differing(fits)) == set(fits[0])
+
+
+def test_a_query_of_several_taps_means_all_of_them() -> None:
+    taps = ("block1_pool", "block2_pool", "block3_pool")
+    offers = offers_of([ExtractSpec(name="x", tap=taps), ExtractSpec(name="x", size=32)])
+    query: Any = SimpleNamespace(**{**dict.fromkeys(CHOOSING), "tap": taps[:2]})
+    fits = fitting(query, offers)
+    assert [offer["tap"] for offer in fits] == ["block1_pool", "block2_pool"]
+    assert ranging(query) == {"tap"} and "tap" not in agreed(query, fits)
 
 
 def test_a_precision_that_is_not_decided_yet_fits_any() -> None:
