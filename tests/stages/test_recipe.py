@@ -34,7 +34,8 @@ def test_a_shipped_recipe_is_valid(path: Path) -> None:
 
 
 def test_there_are_shipped_recipes() -> None:
-    assert {"quickstart.toml", "cats_dogs.toml"} <= {path.name for path in PIPELINES.glob("*.toml")}
+    expected = {"quickstart.toml", "cats_dogs.toml", "taps.toml"}
+    assert expected <= {path.name for path in PIPELINES.glob("*.toml")}
 
 
 def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
