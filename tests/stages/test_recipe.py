@@ -25,7 +25,17 @@ from featpipe.stages.recipe import run_recipe
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 
-@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.toml")), ids=lambda path: path.name)
+# They are written for the backbone `pixels` and the heads made of modules.
+AWAITED = ("batch_size.toml", "mnist.toml", "scratch_vs_cached.toml")
+SHIPPED = [
+    pytest.param(
+        path, id=path.name, marks=[pytest.mark.xfail(strict=True)] * (path.name in AWAITED)
+    )
+    for path in sorted(PIPELINES.glob("*.toml"))
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED)
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.heads
@@ -34,7 +44,7 @@ def test_a_shipped_recipe_is_valid(path: Path) -> None:
 
 
 def test_there_are_shipped_recipes() -> None:
-    expected = {"quickstart.toml", "cats_dogs.toml", "taps.toml"}
+    expected = {"quickstart.toml", "cats_dogs.toml", "taps.toml", *AWAITED}
     assert expected <= {path.name for path in PIPELINES.glob("*.toml")}
 
 
