@@ -13,7 +13,7 @@ from featpipe.specs.spaces import ALL, SpaceQuery
 Offer = Mapping[str, Any]
 """Features that a head can mean: values by the names of the options that ask for them."""
 
-CHOOSING = tuple(n for n in SpaceQuery.option_names() if n in ExtractSpec.option_names())
+CHOOSING = tuple(n for n in ExtractSpec.option_names() if n in SpaceQuery.option_names())
 """Options that both an extraction and a head have: by these a head chooses its features."""
 
 
