@@ -16,12 +16,15 @@ Offer = Mapping[str, Any]
 CHOOSING = tuple(n for n in ExtractSpec.option_names() if n in SpaceQuery.option_names())
 """Options that both an extraction and a head have: by these a head chooses its features."""
 
+_UNDECIDED = (None, "auto")
+"""What they mean is decided when the extraction begins: until then, they fit any value."""
+
 
 def offers_of(extracts: Sequence[ExtractSpec]) -> list[Offer]:
     """What extractions offer: one for each tap and pooling of each, alike ones once."""
     found: dict[tuple[Any, ...], Offer] = {}
     for extract in extracts:
-        values = [getattr(extract, name) for name in CHOOSING]
+        values = [extract.taps if n == "tap" else getattr(extract, n) for n in CHOOSING]
         choices = [value if isinstance(value, tuple) else (value,) for value in values]
         for chosen in itertools.product(*choices):
             found.setdefault(chosen, dict(zip(CHOOSING, chosen, strict=True)))
@@ -35,8 +38,7 @@ def fitting(query: Spec, offers: Sequence[Offer]) -> list[Offer]:
 
 def _has(offer: Offer, query: Spec, name: str) -> bool:
     wanted = _wanted(query, name)
-    if name == "precision" and offer[name] == "auto":
-        # What it means is decided when the extraction begins.
+    if offer[name] in _UNDECIDED:
         return True
     return not wanted or offer[name] in wanted
 

@@ -198,7 +198,9 @@ def _check_choice(head: HeadSpec, offers: Sequence[Offer]) -> None:
     fits = fitting(head, offers)
     open_keys = {k: v for k, v in differing(fits).items() if k not in ranging(head)}
     if open_keys:
-        listed = ", ".join(f"'{k}' ({', '.join(map(str, v))})" for k, v in open_keys.items())
+        listed = ", ".join(
+            f"'{k}' ({', '.join(str(one or 'default') for one in v)})" for k, v in open_keys.items()
+        )
         raise UsageError(
             f"expected keys in every [[head]] that choose one of the features that are extracted, "
             f"found {len(fits)} that fit that of kind {head.head!r}; they differ in {listed}: add "
