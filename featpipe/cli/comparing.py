@@ -65,11 +65,11 @@ def of_comparison(document: ComparisonDocument) -> str:
 def _heads_table(document: ComparisonDocument) -> str:
     columns = ["accuracy", "95 %", "log-loss", "ece", "trained in", "MiB"]
     header = ["head", "kind", "features", *columns]
+    words = of_compared_heads(document)
     rows = [
         [
             escape(head["head"]),
-            escape(head_words(head["kind"], head["params"], head["info"])),
-            escape(head["features"]),
+            *words[head["head"]],
             f"{head['accuracy']:.2%}",
             "{:.1%} to {:.1%}".format(*head["accuracy_ci95"]),
             f"{head['log_loss']:.4f}",
@@ -80,6 +80,17 @@ def _heads_table(document: ComparisonDocument) -> str:
         for head in document["heads"]
     ]
     return "\n".join(aligned([header, *rows], left=3))
+
+
+def of_compared_heads(document: ComparisonDocument) -> dict[str, tuple[str, str]]:
+    """By run folder, each head and its features in words."""
+    return {
+        head["head"]: (
+            escape(head_words(head["kind"], head["params"], head["info"])),
+            escape(head["features"]),
+        )
+        for head in document["heads"]
+    }
 
 
 def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:

@@ -217,20 +217,20 @@ def _words(asked: dict[str, object]) -> str:
 
 def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
     """The options in which spaces differ, with their values; if in none, the weights' digests."""
-    tables = [_options(dataset, space) for space in spaces]
+    tables = [space_options(dataset, space) for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
     differing = {name: found for name, found in values.items() if len(found) > 1}
     return differing or {"weights": [space.weights[:12] for space in spaces]}
 
 
-def _options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
-    """Every option that a space has a value for."""
+def space_options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
+    """Every option of a query that a data set's space has a value for, except for its id."""
     return {"weights": _weights_name(dataset, space), **_fields(space)}
 
 
 def _choosing(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
     """Of each of several spaces the fewest options that choose it among them, to be copied."""
-    tables = [_options(dataset, space) for space in spaces]
+    tables = [space_options(dataset, space) for space in spaces]
     differing = _differing(dataset, spaces)
     for count in range(1, len(differing) + 1):
         for names in itertools.combinations(differing, count):

@@ -62,7 +62,10 @@ class EvaluationDocument(Metrics):
 
 
 class ComparedHead(TypedDict):
-    """How one of several heads did; ``seconds`` of training, ``bytes`` of its files."""
+    """How one of several heads did; ``seconds`` of training, ``bytes`` of its files.
+
+    ``seconds_per_epoch`` is null where the head does not say it.
+    """
 
     head: str
     kind: str
@@ -76,6 +79,7 @@ class ComparedHead(TypedDict):
     log_loss: float
     ece: float
     seconds: float | None
+    seconds_per_epoch: float | None
     bytes: int
     trained_on: int
 

@@ -39,13 +39,16 @@ def recipe_schema() -> dict[str, Any]:
         }
         for kind, params in HEAD_PARAMS.items()
     ]
+    extraction = _table(_properties(extract, EXTRACT_KEYS))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "featpipe recipe",
         "type": "object",
         "properties": {
             "dataset": _table(dataset, required=["name", "data"]),
-            "extract": _table(_properties(extract, EXTRACT_KEYS)),
+            "extract": {
+                "oneOf": [extraction, {"type": "array", "items": extraction, "minItems": 1}]
+            },
             "head": {"type": "array", "items": {"oneOf": heads}, "minItems": 1},
             "evaluate": _table(evaluate),
         },

@@ -189,10 +189,11 @@ class RunsDocument(TypedDict):
 
 
 class RecipeDocument(TypedDict):
-    """``run``."""
+    """``run``; ``extract`` is the first of ``extracts``."""
 
     recipe: str
     extract: ExtractDocument
+    extracts: list[ExtractDocument]
     heads: list[HeadDocument]
     comparison: ComparisonDocument | None
 

@@ -178,6 +178,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     # A table by itself is not a list of tables.
     if isinstance(document["head"], dict) and draw(st.integers(0, 9)):
         document["head"] = [document["head"]]
+    if draw(st.booleans()):
+        document["extract"] = [copy.deepcopy(FITTING["extract"]), document["extract"]]
     return document
 
 

@@ -52,6 +52,7 @@ def run(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
+        from featpipe.cli.tables import aligned
         from featpipe.specs.schema import recipe_schema
         from featpipe.specs.shipped_recipes import shipped_recipes, summary
 
@@ -62,7 +63,7 @@ def run(
                 {"recipe": name, "path": str(path), "summary": summary(path)}
                 for name, path in shipped_recipes().items()
             ]
-            lines = [f"{row['recipe']:<12} {row['summary']}" for row in recipes]
+            lines = aligned([[row["recipe"], row["summary"]] for row in recipes], left=2)
             console.result({"recipes": recipes}, "\n".join(lines) or "none")
         elif recipe is None:
             raise typer.BadParameter("expected RECIPE, --list or --schema, found none of them")
@@ -107,5 +108,5 @@ def _run(
         progress=console.progress,
     )
     console.result(done.as_json(), formatting.of_recipe(done))
-    if done.extract.quarantined:
+    if any(extracted.quarantined for extracted in done.extracts):
         raise typer.Exit(EXIT_QUARANTINED)
