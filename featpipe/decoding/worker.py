@@ -15,12 +15,13 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.disk import file_fingerprint
+from featpipe.base.disk import file_fingerprint, read_regular
 from featpipe.base.errors import BadImageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages
@@ -78,7 +79,7 @@ def _process(
     reply: dict[str, Any] = {"key": task["key"], "id": None}
     started = time.perf_counter()
     try:
-        data = payload if task["path"] is None else _read(task["path"], reply)
+        data = payload if task["path"] is None else _read(task["path"], task["part"], reply)
         image_id = hashlib.sha256(data).digest()
         reply["id"] = image_id.hex()
         reply["read_s"] = time.perf_counter() - started
@@ -95,15 +96,18 @@ def _process(
         return {**reply, "kind": "bad", "stage": "decode", "reason": reason}
 
 
-def _read(path: str, reply: dict[str, Any]) -> bytes:
-    """The file's bytes; also adds the file's fingerprint, taken before reading, to the reply."""
+def _read(path: str, part: list[int] | None, reply: dict[str, Any]) -> bytes:
+    """The file's bytes, or a part of them.
+
+    Also adds the file's fingerprint, taken before reading, to the reply.
+    """
     try:
         status = os.stat(path)
         if not os.path.isfile(path):
             raise BadImageError("read", "not a regular file")
         reply["stat"] = file_fingerprint(status)
-        with open(path, "rb") as file:
-            return file.read()
+        offset, length = part or (0, None)
+        return read_regular(Path(path), offset=offset, length=length)
     except OSError as error:
         raise BadImageError("read", error.strerror or str(error)) from error
 

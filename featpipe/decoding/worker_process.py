@@ -13,12 +13,13 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import StorageError
+from featpipe.base.locations import Encoded, Location, Slice
 from featpipe.decoding import messages
 from featpipe.decoding.worker import SLOTS
 
@@ -32,13 +33,25 @@ class Task:
     key : int
         Chosen by the caller to recognise the result.
     path : str or None
-        Image file to read; None where ``payload`` holds the bytes.
+        File to read; None where ``payload`` holds the bytes.
     payload : bytes
+    part : tuple of int, optional
+        Offset and length, in bytes, of the image within the file; default: all of it.
     """
 
     key: int
     path: str | None
     payload: bytes = b""
+    part: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, key: int, location: Location) -> Self:
+        """The task to decode the image at a location."""
+        if isinstance(location, Encoded):
+            return cls(key, None, location.data)
+        if isinstance(location, Slice):
+            return cls(key, location.path, part=(location.offset, location.length))
+        return cls(key, location.path)
 
 
 class DecodedKind(enum.StrEnum):
@@ -171,7 +184,8 @@ class WorkerProcess:
         if not self.pending:
             self.working_since = time.monotonic()
         self.pending.append((task, slot))
-        self._send(messages.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
+        header = {"key": task.key, "path": task.path, "slot": slot, "part": task.part}
+        self._send(messages.pack(header, task.payload))
 
     def _finish(self, header: dict[str, Any]) -> Decoded:
         task, slot = self.pending.popleft()

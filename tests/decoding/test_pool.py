@@ -18,6 +18,7 @@ from PIL import Image
 from support.samples import jpeg_bytes
 
 from featpipe.base.errors import FeatpipeError
+from featpipe.base.locations import Encoded, File, Slice
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
@@ -137,6 +138,21 @@ def test_payloads_need_no_file() -> None:
     assert kinds(found) == ["pixels", "bad", "pixels"]
     assert found[0].stat is None
     assert found[1].stage == "read"
+
+
+def test_an_image_may_be_a_part_of_a_file(tmp_path: Path) -> None:
+    first, second = jpeg_bytes(1), jpeg_bytes(2)
+    (tmp_path / "archive").write_bytes(first + second)
+    path, after = str(tmp_path / "archive"), len(first) + len(second)
+    parts = [(0, len(first)), (len(first), len(second)), (after - 1, 2)]
+    tasks = [Task.at(key, Slice(path, *part)) for key, part in enumerate(parts)]
+    found = decode_all([*tasks, Task.at(3, File(path)), Task.at(4, Encoded(second))])
+    assert [found[key].image_id for key in (0, 1, 4)] == [
+        hashlib.sha256(data).digest() for data in (first, second, second)
+    ]
+    assert np.array_equal(found[1].pixels, load_pixels(second, PREPROCESSING))
+    assert found[0].stat == found[3].stat is not None
+    assert (found[2].stage, found[2].reason) == ("read", "the file ends too early")
 
 
 def test_known_images_are_not_decoded(saboteur: None) -> None:
