@@ -12,6 +12,7 @@ from featpipe.base.locations import read
 from featpipe.base.text import escape
 from featpipe.sources.digits import DIGITS, locate_digit, open_digits
 from featpipe.sources.folder import list_pictures, open_folder
+from featpipe.sources.idx import is_idx_folder, is_idx_name, locate_idx, open_idx
 from featpipe.sources.labelling import label_warnings
 from featpipe.sources.listing import LIST_SUFFIXES, open_list
 from featpipe.sources.records import Locate, Record, Source, locate_below
@@ -60,10 +61,13 @@ def _open_list(data: str, root: Path | None, follow_links: bool) -> Source:
     return open_list(Path(data), root=root, follow_links=follow_links)
 
 
-def _open_folder(data: str, root: Path | None, _: bool) -> Source:
-    if root is not None:
-        raise UsageError("expected --root only with a list, found a folder as DATA")
-    return open_folder(Path(data))
+def _folder_opener(open_: Callable[[Path], Source]) -> Callable[[str, Path | None, bool], Source]:
+    def opened(data: str, root: Path | None, _: bool) -> Source:
+        if root is not None:
+            raise UsageError("expected --root only with a list, found a folder as DATA")
+        return open_(Path(data))
+
+    return opened
 
 
 # os.path returns False for a name that is too long; pathlib would raise OSError.
@@ -71,7 +75,8 @@ OPENERS = {
     "digits": Opener(
         lambda data: data == DIGITS, lambda *_: open_digits(), lambda _: locate_digit, False
     ),
-    "folder": Opener(os.path.isdir, _open_folder, locate_below, True),
+    "idx": Opener(is_idx_folder, _folder_opener(open_idx), locate_idx, False),
+    "folder": Opener(os.path.isdir, _folder_opener(open_folder), locate_below, True),
     "list": Opener(_is_list, _open_list, locate_below, True),
 }
 """Every kind of source by its name in a data set file; the first that accepts DATA opens it."""
@@ -85,7 +90,8 @@ def open_source(
     Parameters
     ----------
     data : str or path
-        ``sklearn:digits``, an image folder, or a ``.csv``, ``.tsv`` or ``.jsonl`` list.
+        ``sklearn:digits``, an image folder, a folder of idx files, or a ``.csv``, ``.tsv`` or
+        ``.jsonl`` list.
     root : Path, optional
         Folder that a list's paths are relative to and must lie in; default: the list's folder.
     follow_links : bool
@@ -112,6 +118,11 @@ def open_source(
         raise NotFoundError(
             f"expected an image folder, a list ({suffixes}) or '{DIGITS}', "
             f"found nothing at {escape(text)}; check the path"
+        )
+    if is_idx_name(os.path.basename(text)):
+        raise UsageError(
+            f"expected the folder of the idx files, found one of them, {escape(text)}; give "
+            f"{escape(os.path.dirname(text) or '.')}"
         )
     raise UsageError(
         f"expected an image folder or a list ending in {suffixes}, found {escape(text)}"
