@@ -100,7 +100,8 @@ def decode_rgb(
                 image.draft(None, (smallest, smallest))
             image.load()
             stage = "convert"
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy of the rest
+            return _to_rgb(image)
     except (BadImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -162,6 +163,8 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
     resize : {"crop", "squash"}
         See :class:`featpipe.base.space.Preprocessing`.
     """
+    if image.size == (size, size) and resize == "squash":
+        return image
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     width, height = image.size

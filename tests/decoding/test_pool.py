@@ -23,7 +23,7 @@ from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
 from featpipe.decoding.pool import DecodePool
-from featpipe.decoding.worker_process import Decoded, Task
+from featpipe.decoding.worker_process import Decoded, Task, WorkerProcess
 
 PREPROCESSING = Preprocessing(size=16, resize="squash", mean=(0.0,) * 3, std=(1.0,) * 3)
 NOTHING_KNOWN = np.empty((0, 32), np.uint8)
@@ -239,6 +239,45 @@ def test_a_hang_is_cut_also_when_a_large_payload_waits_behind_it(saboteur: None)
     found = decode_all(payloads(*contents), time_limit_s=3)
     assert kinds(found)[1:] == ["pixels", "pixels"]
     assert found[0].reason == "took longer than 3 s"
+
+
+def test_the_time_limit_is_that_of_one_image_though_many_are_sent_at_once(saboteur: None) -> None:
+    contents = [b"HANG 0.3 %d" % key for key in range(12)] + [jpeg_bytes(k) for k in range(8)]
+    contents[15] = b"HANG 600"
+    found = decode_all(payloads(*contents), time_limit_s=2)
+    assert [found[key].stage for key in range(12)] == ["open"] * 12
+    assert kinds(found)[12:] == ["pixels"] * 3 + ["bad"] + ["pixels"] * 4
+    assert found[15].reason == "took longer than 2 s"
+
+
+def test_small_images_in_memory_share_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send = WorkerProcess._send
+
+    def counted(self: WorkerProcess, data: bytes) -> None:
+        sent.append(len(data))
+        send(self, data)
+
+    monkeypatch.setattr(WorkerProcess, "_send", counted)
+    small = [jpeg_bytes(k, (4, 4)) for k in range(200)]
+    found = decode_all(payloads(*small))
+    assert all(np.array_equal(found[k].pixels, load_pixels(small[k], PREPROCESSING)) for k in found)
+    assert len(sent) < 200 / 4
+    # More than the pipe of a busy process holds would block the pool.
+    assert max(sent) < 1 << 15
+
+
+def test_what_is_finished_when_the_tasks_fail_is_not_lost() -> None:
+    def tasks() -> Iterator[Task]:
+        yield from payloads(*(jpeg_bytes(k) for k in range(8)))
+        time.sleep(2)  # they are decoded by then
+        raise KeyError("mine")
+
+    found = []
+    with pool() as workers, pytest.raises(KeyError, match="mine"):
+        for result in workers.decode(tasks()):
+            found.append(result)
+    assert sorted(result.key for result in found if result) == list(range(8))
 
 
 def test_a_caller_is_never_kept_waiting(saboteur: None) -> None:
