@@ -162,8 +162,14 @@ class WorkerProcess:
 
     def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
         slots = int(np.clip(_SLOT_BYTES // math.prod(slot_shape), _SLOTS, _MAX_SLOTS))
+        try:
+            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
+        except StorageError:
+            # More slots save time only: a low limit on file sizes must not end the job for them.
+            slots = _SLOTS
+            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
         shape = (slots, *slot_shape)
-        with shared_memory(PROGRESS_BYTES + math.prod(shape)) as shared:
+        with shared:
             memory = mmap.mmap(shared.fileno(), PROGRESS_BYTES + math.prod(shape))
             self._begun, self._since = progress_in(memory)
             self.slots = np.frombuffer(memory, np.uint8, offset=PROGRESS_BYTES).reshape(shape)
