@@ -55,7 +55,8 @@ def extract(
     Parameters
     ----------
     data : str or path
-        An image folder, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or ``sklearn:digits``.
+        An image folder, a folder of idx files, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or
+        ``sklearn:digits``.
     name : str
         Name of the data set.
     cache : path, optional

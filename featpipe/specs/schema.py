@@ -19,8 +19,8 @@ def recipe_schema() -> dict[str, Any]:
     dataset = {
         "data": {
             "type": "string",
-            "description": "An image folder, a list, or sklearn:digits; a relative path counts "
-            "from the recipe's folder.",
+            "description": "An image folder, a folder of idx files, a list, or sklearn:digits; a "
+            "relative path counts from the recipe's folder.",
         },
         **_properties(extract, DATASET_KEYS),
     }

@@ -259,6 +259,32 @@ def test_a_feeder_never_runs_far_ahead() -> None:
         assert [next(results) for _ in range(99)] == list(range(1, 100))
 
 
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_what_came_before_an_error_is_handed_out_first(limit: int) -> None:
+    def numbers() -> Iterator[int | None]:
+        yield from range(7)
+        raise KeyError("mine")
+
+    taken: list[int | None] = []
+    with prefetch(numbers(), limit) as results, pytest.raises(KeyError, match="mine"):
+        for result in results:
+            taken.append(result)
+    assert taken == list(range(7))
+
+
+def test_items_are_handed_out_before_the_iterator_waits() -> None:
+    go_on = threading.Event()
+
+    def numbers() -> Iterator[int | None]:
+        yield from range(7)
+        yield None
+        assert go_on.wait(10)
+
+    with prefetch(numbers(), 100) as results:
+        assert [next(results) for _ in range(7)] == list(range(7))
+        go_on.set()
+
+
 def add_rows(target: SegmentWriter, space: Any, *contents: bytes) -> None:
     for number, content in enumerate(contents):
         target.add(0, ids(content)[0].tobytes(), np.full(space.shape, number, np.float16))
