@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featpipe.base.errors import UsageError
 from featpipe.heads.base import Head, History, HistoryRow, Tick, blocks_of, class_weights
-from featpipe.specs.heads import KNNParams
+from featpipe.specs.head_params import KNNParams
 
 log = logging.getLogger("featpipe")
 

@@ -22,7 +22,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.base.text import is_name
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
-from featpipe.specs.heads import check_params
+from featpipe.specs.head_params import check_params
 
 HEAD_VERSION = 2
 """Format of a head with a temperature; others are written as 1, which earlier versions read."""
@@ -156,7 +156,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     from safetensors.numpy import save
 
     head = trained.head
-    tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
+    tensors = {name: np.asarray(t, order="C") for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
         "format": 1 if head.temperature_ == 1.0 else HEAD_VERSION,
@@ -246,6 +246,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     ------
     ValueError, KeyError, TypeError, AttributeError, RecursionError, DamageError
         They do not describe a head of a format that this featpipe knows.
+    OwnCodeError
+        The head is a network of the user's own whose code is not permitted, or does not work.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -262,9 +264,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     train_ids = tensors.pop("train_image_sha256")
     if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:
         raise ValueError(f"its list of training pictures is {train_ids.dtype} {train_ids.shape}")
-    head.set_tensors(tensors, document["classes"])
-    if len(head.mean_) != int(np.prod(space.shape)):
-        raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
+    head.set_tensors(tensors, document["classes"], space.shape)
     history = _history(document["history"])
     return TrainedHead(
         head=head,

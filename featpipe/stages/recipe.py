@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe.base.errors import NotFoundError
+from featpipe.base.own_code import is_own_code, load_factory
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.base.text import escape
@@ -94,6 +95,10 @@ def run_recipe(
     """
     if data is None:
         check_data(recipe)
+    for head in recipe.heads:
+        if is_own_code(head.head):
+            # Before anything is computed: it may not be permitted, or not be there.
+            load_factory(head.head, what="head")
     extraction, heads = recipe.extract, recipe.heads
     if device is not None:
         extraction = dataclasses.replace(extraction, device=device)
@@ -102,7 +107,7 @@ def run_recipe(
     extracted = extract(pictures, extraction, cache=cache, progress=progress)
     done = []
     for number, head in enumerate(heads, 1):
-        folder = None if out is None else out / f"{number}-{head.head}"
+        folder = None if out is None else out / f"{number}-{head.slug}"
         spec = _on_own_features(head, extracted.spaces)
         spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
         trained = train_head(extraction.name, spec, cache=cache, progress=progress)

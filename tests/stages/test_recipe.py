@@ -251,7 +251,8 @@ def test_a_value_of_the_wrong_kind_is_refused(
 def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, kind: Any) -> None:
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
-        f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, found {kind!r}"
+        "expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, lenet, lenet3x3, "
+        f"mnist-cnn, simplecnn or package.module:factory, found {kind!r}"
     )
 
 

@@ -73,8 +73,13 @@ class FeatureRowSet(ABC):
         """Subtract ``mean`` (d,) from the rows of all later batches."""
         self._mean = torch.from_numpy(mean).to(self.device)
 
-    def mean_and_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def mean_and_scale(
+        self, groups: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """:func:`featpipe.heads.base.mean_and_scale` of the stored rows.
+
+        With ``groups``, features that follow each other have a mean in common: (groups,), such as
+        the pixels of a channel.
 
         PyTorch, because it converts float16 to float64 several times faster than NumPy.
         """
@@ -85,7 +90,12 @@ class FeatureRowSet(ABC):
             wide = buffer[: len(rows)].copy_(rows)
             total += wide.sum(dim=0)
             squares += float(wide.view(-1) @ wide.view(-1))
-        return mean_and_scale_of(total.numpy(), squares, len(self))
+        if groups is None:
+            return mean_and_scale_of(total.numpy(), squares, len(self))
+        each = self.width // groups
+        return mean_and_scale_of(
+            total.numpy().reshape(groups, each).sum(axis=1), squares, len(self) * each
+        )
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
