@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError, DataError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError
 from featpipe.base.numbers import is_finite
 
 _BLOCK_BYTES = 64 * 2**20
@@ -237,6 +237,8 @@ class Head(ABC):
         ------
         DamageError
             A tensor is missing, or the shapes do not fit together.
+        OwnCodeError
+            The head is a network of the user's own whose code is not permitted, or does not work.
         """
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
@@ -247,6 +249,8 @@ class Head(ABC):
             (self.temperature_,) = rest.pop("temperature", np.ones(1)).tolist()
             self.classes_ = np.array(list(classes), dtype=str)
             shape = self._shape_of_logits(rest, row_shape)
+        except OwnCodeError:
+            raise
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
         if not _LOWEST_TEMPERATURE < self.temperature_ < 1 / _LOWEST_TEMPERATURE:

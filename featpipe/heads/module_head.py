@@ -145,7 +145,8 @@ class ModuleHead(ModuleParams, GradientHead):
         import torch
 
         # Without memory of its own: a damaged file could ask for any size.
-        with torch.device("meta") if self.builds_without_memory else contextlib.nullcontext():
+        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
+        with place, torch.random.fork_rng(devices=[]):
             module = self.new_module(self.row_shape_)
         expected = module.state_dict()
         state = {}
@@ -178,9 +179,8 @@ class ModuleHead(ModuleParams, GradientHead):
                 f"it takes maps of {self.mean_.size} channels, its space has {tuple(row_shape)}"
             )
         self.row_shape_ = (row_shape[0], row_shape[1], row_shape[2])
-        self.set_layers(layers)
         try:
-            self._evaluating()
+            self.set_layers(layers)
             return tuple(self.logits(np.zeros((1, *row_shape), np.float32)).shape)
         except UsageError as error:
             if isinstance(error, OwnCodeError):

@@ -87,6 +87,11 @@ class OwnNetworkHead(OwnNetworkParams, ModuleHead):
                 f"expected {self.kind!r} {what}, but: {first_line(error)}; correct it"
             ) from error
 
+    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
+        """See :meth:`Head.set_layers`; makes the network now, while its code is permitted."""
+        super().set_layers(layers)
+        self._evaluating()
+
     def _shape_of_logits(
         self, layers: dict[str, np.ndarray], row_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
