@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from featpipe.backbones.winograd import WinogradConvReLU
+from featpipe.backbones.winograd import WinogradConv
 
 _CHANNELS, _SIDE = 256, 28
 """Shape of a convolution from the middle of VGG16, which takes a few milliseconds."""
@@ -25,7 +25,7 @@ def bf16_speedup() -> float:
     image = torch.ones(1, _CHANNELS, _SIDE, _SIDE).to(memory_format=torch.channels_last)
     convolution = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1)
     variants = {
-        torch.float32: (WinogradConvReLU(convolution), image),
+        torch.float32: (WinogradConv(convolution, relu=True), image),
         torch.bfloat16: (
             convolution.bfloat16().to(memory_format=torch.channels_last),
             image.bfloat16(),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from featpipe.backbones import winograd
-from featpipe.backbones.catalog import Backbone
+from featpipe.backbones.base import Backbone, Tensors
+from featpipe.backbones.fast import optimised
 from featpipe.base.errors import FeatureOverflowError
 from featpipe.base.preprocessing import WHITE
 from featpipe.base.space import FeatureSpace, Preprocessing
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _MIN_UNPADDED_SIDE = 128
 """Image side in pixels from which torch uses the same algorithm for one image as for several."""
@@ -42,13 +40,13 @@ class BatchLimit:
 
 
 class Network:
-    """The frozen conv base on one device; one forward pass serves several feature spaces.
+    """A frozen network on one device; one forward pass serves several feature spaces.
 
     Parameters
     ----------
     backbone : Backbone
-    tensors : mapping of str to ndarray of float32
-        ``features.N.weight`` (O, I, 3, 3) and ``.bias`` (O,), at least up to the deepest tap.
+    tensors : mapping of str to ndarray
+        At least those that the taps depend on.
     spaces : sequence of FeatureSpace
         They may differ only in tap, pooling and stored dtype.
     device : str
@@ -56,12 +54,17 @@ class Network:
     batch_size : int
         Largest number of images per forward pass; halved, also for later calls, whenever the GPU
         runs out of memory.
+
+    Attributes
+    ----------
+    activation_bytes : int
+        Memory that a picture takes where the network is widest: three maps of its largest size.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        tensors: Mapping[str, NDArray[np.float32]],
+        tensors: Tensors,
         spaces: Sequence[FeatureSpace],
         *,
         device: str,
@@ -70,17 +73,19 @@ class Network:
         self._limit = BatchLimit(batch_size)
         self.spaces = list(spaces)
         self.device = torch.device(device)
-        self._dtype = _DTYPES[spaces[0].precision]
-        self._last_layer_of = [backbone.tap(space.tap).last_layer for space in spaces]
-        self._layers = _build(backbone, tensors, max(self._last_layer_of))
-        self._normalise = _Normalise(spaces[0].preprocessing).to(self.device)
-        # The first convolution stays in fp32: rounding its inputs and weights to bf16 would cost
-        # more accuracy than all other layers together, and it is under 1 % of the work.
-        self._layers[0].to(self.device, torch.float32)
-        self._layers[1:].to(self.device, self._dtype)
-        self._layers.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu" and self._dtype == torch.float32:
-            _use_winograd(self._layers, spaces[0].preprocessing.size)
+        preprocessing, precision = spaces[0].preprocessing, spaces[0].precision
+        size = preprocessing.size
+        self._taps = list(dict.fromkeys(space.tap for space in spaces))
+        self._pooled_axes = {tap: backbone.pooled_axes(tap, size) for tap in self._taps}
+        module = backbone.build(tensors, self._taps, size)
+        largest = max(
+            int(np.prod(node.meta["shape"])) for node in module.graph.nodes if "shape" in node.meta
+        )
+        self.activation_bytes = 3 * 4 * largest
+        self._module = optimised(
+            module, policy=backbone.policy(precision), precision=precision, device=self.device
+        )
+        self._normalise = _Normalise(preprocessing).to(self.device)
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.benchmark = False
@@ -135,16 +140,8 @@ class Network:
         if self.device.type == "cuda":
             batch = batch.pin_memory()  # copying from pageable memory would stall all streams
         batch = batch.to(self.device, non_blocking=True)
-        hidden = self._layers[0](self._normalise(batch)).to(self._dtype)
-        tap_outputs: dict[int, torch.Tensor] = {}
-        for number, layer in enumerate(self._layers[1:], 1):
-            hidden = layer(hidden)
-            if number in self._last_layer_of:
-                tap_outputs[number] = hidden[:n]
-        return [
-            self._output(tap_outputs[last], space)
-            for last, space in zip(self._last_layer_of, self.spaces, strict=True)
-        ]
+        outputs = dict(zip(self._taps, self._module(self._normalise(batch)), strict=True))
+        return [self._output(outputs[space.tap][:n], space) for space in self.spaces]
 
     def _padded_size(self, side: int, batch_size: int) -> int:
         """Images to pad smaller batches to.
@@ -159,12 +156,15 @@ class Network:
         return batch_size
 
     def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> np.ndarray:
-        if space.pooling == "avg":
-            hidden = hidden.float().mean(dim=(2, 3))  # N C H W → N C
-        elif space.pooling == "max":
-            hidden = hidden.amax(dim=(2, 3))  # N C H W → N C
+        axes = self._pooled_axes[space.tap]
+        if space.pooling == "cls":
+            hidden = hidden[:, 0]  # N tokens C → N C
+        elif space.pooling == "avg" and axes:
+            hidden = hidden.float().mean(dim=axes)
+        elif space.pooling == "max" and axes:
+            hidden = hidden.amax(dim=axes)
         dtype = torch.float16 if space.dtype == "float16" else torch.float32
-        # N H W C in memory → N C H W, the order in which rows are stored
+        # Channels last in memory → the order in which rows are stored
         rows = hidden.to(dtype).contiguous()
         if not torch.isfinite(rows).all():
             raise _overflow(space)
@@ -201,34 +201,3 @@ class _Normalise(nn.Module):
         if self._reverse_channels:
             image = image.flip(1)
         return (image - self.mean) / self.std
-
-
-def _build(
-    backbone: Backbone, tensors: Mapping[str, NDArray[np.float32]], last_layer: int
-) -> nn.Sequential:
-    # ReLUs may work in place, because no tap returns a convolution's output before its ReLU.
-    layers: list[nn.Module] = []
-    with torch.device("meta"):
-        for count in backbone.blocks:
-            for _ in range(count):
-                shape = backbone.conv_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
-                layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU(inplace=True)]
-            layers.append(nn.MaxPool2d(2))
-    network = nn.Sequential(*layers[: last_layer + 1])
-    state = {
-        name: torch.from_numpy(np.array(tensors[f"features.{name}"], np.float32))
-        for name in network.state_dict()
-    }
-    network.load_state_dict(state, assign=True)
-    return network.eval().requires_grad_(False)
-
-
-def _use_winograd(layers: nn.Sequential, size: int) -> None:
-    """Replace each convolution that Winograd makes faster, and its ReLU, in place."""
-    side = size
-    for number, layer in enumerate(layers):
-        if isinstance(layer, nn.MaxPool2d):
-            side //= 2
-        elif isinstance(layer, nn.Conv2d) and winograd.pays(layer, side):
-            layers[number] = winograd.WinogradConvReLU(layer)
-            layers[number + 1] = nn.Identity()

@@ -41,13 +41,18 @@ _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, 
 
 
 def pays(convolution: nn.Conv2d, side: int) -> bool:
-    """Whether Winograd makes a convolution over ``side`` x ``side`` pixels faster."""
+    """Whether Winograd computes a convolution over ``side`` x ``side`` pixels, and faster."""
+    form = (convolution.kernel_size, convolution.stride, convolution.dilation, convolution.groups)
+    if form != ((3, 3), (1, 1), (1, 1), 1) or convolution.padding != (1, 1):
+        return False
+    if convolution.padding_mode != "zeros":
+        return False
     products = convolution.in_channels * convolution.out_channels
     return products >= _FEWEST_PRODUCTS and side >= _SMALLEST_SIDE
 
 
-class WinogradConvReLU(nn.Module):
-    """A 3 x 3 convolution of stride 1 and padding 1, followed by ReLU.
+class WinogradConv(nn.Module):
+    """A 3 x 3 convolution of stride 1 and padding 1, followed by ReLU if asked for.
 
     It computes one image at a time, in strips whose height depends on the layer and the image size
     only, so that an image's features do not depend on the rest of the batch, bit by bit.
@@ -56,6 +61,7 @@ class WinogradConvReLU(nn.Module):
     ----------
     convolution : nn.Conv2d
         3 x 3, float32. Its transformed kernels, (36, I, O), take four times the memory.
+    relu : bool
     """
 
     kernels: torch.Tensor
@@ -63,12 +69,14 @@ class WinogradConvReLU(nn.Module):
     input_transform: torch.Tensor
     output_transform: torch.Tensor
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool) -> None:
         super().__init__()
+        self._relu = relu
         weight = convolution.weight.detach().permute(2, 3, 1, 0)  # O I 3 3 → 3 3 I O
         transformed_kernels = _transform_2d(_KERNEL) @ weight.reshape(9, -1)
         bias = convolution.bias
-        assert bias is not None
+        if bias is None:
+            bias = weight.new_zeros(convolution.out_channels)
         self.register_buffer("kernels", transformed_kernels.view(36, *weight.shape[2:]))
         self.register_buffer("bias", bias.detach())
         self.register_buffer("input_transform", _transform_2d(_INPUT))
@@ -98,7 +106,9 @@ class WinogradConvReLU(nn.Module):
                 products = torch.bmm(transformed.view(36, -1, in_channels), self.kernels)
                 output_tiles = self.output_transform @ products.view(36, -1)
                 output_tiles = output_tiles.view(4, 4, rows, tile_columns, out_channels)
-                output_tiles.add_(self.bias).relu_()
+                output_tiles.add_(self.bias)
+                if self._relu:
+                    output_tiles.relu_()
                 # 4 4 rows columns O → rows 4 columns 4 O
                 picture_output[top : top + rows] = output_tiles.permute(2, 0, 3, 1, 4)
         cropped = output.view(n, 4 * tile_rows, 4 * tile_columns, out_channels)[:, :height, :width]

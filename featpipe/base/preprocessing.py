@@ -17,7 +17,8 @@ WHITE_16 = 65535
 MAX_ASPECT = 8
 """``crop`` first cuts the ends off pictures that are longer than this times their shorter side."""
 CROP_MARGIN = (256, 224)
-"""``crop`` makes the shorter side this much larger than the square it then cuts out."""
+"""``crop`` makes the shorter side this much larger than the square it then cuts out, unless the
+preprocessing says how long."""
 JPEG_SCALES = (2, 4, 8)
 """By what ``pillow-draft`` may divide the sides of a JPEG while decoding it."""
 
@@ -63,17 +64,25 @@ class PreprocessingDocument(TypedDict):
     std: list[float]
 
 
-def short_side(size: int, resize: str) -> int:
-    """Shorter side of the resized image before it is cropped, pixels."""
+def usual_short_side(size: int) -> int:
+    """Shorter side before the crop to ``size`` where nothing else is said, pixels."""
     wide, narrow = CROP_MARGIN
-    return size if resize == "squash" else round(size * wide / narrow)
+    return round(size * wide / narrow)
+
+
+def short_side(preprocessing: Preprocessing) -> int:
+    """Shorter side of the resized image before it is cropped, pixels."""
+    if preprocessing.resize == "squash":
+        return preprocessing.size
+    return preprocessing.resize_to or usual_short_side(preprocessing.size)
 
 
 def describe(preprocessing: Preprocessing) -> PreprocessingDocument:
     """The record of a preprocessing, ready for JSON."""
     size, resize = preprocessing.size, preprocessing.resize
     crops, drafts = resize == "crop", preprocessing.decoder == "pillow-draft"
-    side = short_side(size, resize)
+    side = short_side(preprocessing)
+    has_usual_margin = crops and preprocessing.resize_to is None
     return {
         "version": preprocessing.version,
         "decoder": preprocessing.decoder,
@@ -86,7 +95,7 @@ def describe(preprocessing: Preprocessing) -> PreprocessingDocument:
         "background": [WHITE] * 3,
         "resize": resize,
         "max_aspect": MAX_ASPECT if crops else None,
-        "margin": list(CROP_MARGIN) if crops else None,
+        "margin": list(CROP_MARGIN) if has_usual_margin else None,
         "short_side": side if crops else None,
         "rounding": {
             "short_side": "nearest",

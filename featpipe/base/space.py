@@ -50,18 +50,21 @@ class Preprocessing:
     size : int
         Side of the square given to the backbone, pixels.
     resize : {"crop", "squash"}
-        ``crop``: shorter side to ``size * 256 / 224``, then the central square of side ``size``
-        (torchvision's ImageNet preset). ``squash``: both sides to ``size``, ignoring the aspect
-        ratio. :mod:`featpipe.base.preprocessing` has the constants.
+        ``crop``: shorter side to ``resize_to``, then the central square of side ``size``.
+        ``squash``: both sides to ``size``, ignoring the aspect ratio.
+        :mod:`featpipe.base.preprocessing` has the constants.
     mean, std : tuple of float
         Per channel, in ``channels`` order, for values scaled to 0..1.
-    channels : {"rgb", "bgr"}
-        Order in which the backbone expects the channels.
+    channels : {"rgb", "bgr", "grey"}
+        The channels that the backbone expects, in their order.
     decoder : {"pillow", "pillow-draft"}
         The decoder that defines the pixels. ``pillow-draft``: JPEGs are scaled by 1/2, 1/4 or
         1/8 during decoding, as long as they stay larger than the backbone's input.
-    interpolation : str
+    interpolation : {"bilinear", "bicubic"}
         Resampling filter (always antialiased).
+    resize_to : int or None
+        Shorter side before the crop, pixels; None is ``size * 256 / 224``, torchvision's preset of
+        most ImageNet networks.
     version : int
         Incremented whenever a code change gives other pixels for the same image bytes.
     """
@@ -74,6 +77,7 @@ class Preprocessing:
     decoder: str = "pillow"
     interpolation: str = "bilinear"
     version: int = 1
+    resize_to: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +92,24 @@ class FeatureSpace:
         SHA-256 (hex) of the tensors up to the tap.
     tap : str
         Layer of the backbone whose output is stored, for example ``block5_pool``.
-    pooling : {"none", "avg", "max"}
-        ``none`` keeps the feature map (C, H, W); the others reduce it to (C,).
+    pooling : {"none", "avg", "max", "cls"}
+        ``none`` keeps what the tap gives, such as a map (C, H, W) or tokens (T, C); the others
+        reduce it to (C,): over all places or tokens, or to the class token.
     preprocessing : Preprocessing
     view : int
         0 is the image itself. Other numbers are kept free for augmented versions of it, which
         this featpipe does not make.
     precision : {"fp32", "bf16", "fp16"}
         Compute precision of the backbone.
-    dtype : {"float16", "float32"}
-        Stored dtype.
+    dtype : {"float16", "float32", "uint8"}
+        Stored dtype; uint8 for pixels.
     shape : tuple of int
         Shape of one row; follows from the fields above.
     format : int
         Format version of the JSON.
+    policy : str
+        What of the backbone is computed in a precision other than fp32; empty for fp32, and for
+        VGG, whose first convolution stays in fp32.
     """
 
     backbone: str
@@ -114,6 +122,7 @@ class FeatureSpace:
     shape: tuple[int, ...]
     view: int = 0
     format: int = FORMAT_VERSION
+    policy: str = ""
 
     @cached_property
     def canonical_json(self) -> str:
@@ -239,12 +248,13 @@ def _check_fields(space: FeatureSpace) -> None:
     """Refuse values of a wrong type or range, which would fail later with a less clear error."""
     prep = space.preprocessing
     texts = [space.backbone, space.weights, space.tap, space.pooling, space.precision, space.dtype]
-    texts += [prep.resize, prep.channels, prep.decoder, prep.interpolation]
+    texts += [space.policy, prep.resize, prep.channels, prep.decoder, prep.interpolation]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a field is no text")
     if not all(type(n) is int and n >= 0 for n in (space.view, prep.version)):
         raise ValueError("a field is no whole number")
-    if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in (prep.size, *space.shape)):
+    sides = (prep.size, *space.shape, *([] if prep.resize_to is None else [prep.resize_to]))
+    if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in sides):
         raise ValueError(f"size {prep.size!r}, shape {space.shape!r}")
     numbers = (*prep.mean, *prep.std)
     if len(numbers) != 6 or not all(type(n) in (int, float) for n in numbers):

@@ -7,12 +7,14 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from featpipe.backbones.catalog import get_backbone
+from featpipe.backbones.vgg import FAMILY as VGGS
 from featpipe.base.hardware import cpu_claims
 from featpipe.base.progress import Progress, no_progress
 from featpipe.bench import peers
@@ -25,7 +27,6 @@ from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import DEFAULT_BACKBONE, ExtractSpec
 from featpipe.stages.extract import extract
-from featpipe.weights.tensors import random_tensors
 
 _SEED = 0
 """Seed of the weights: they are random, because speed does not depend on their values."""
@@ -117,7 +118,7 @@ def bench_extract(
 def _weights(folder: Path) -> Path:
     """Write random weights to a file: reading it is faster than drawing them in every round."""
     backbone = get_backbone(DEFAULT_BACKBONE)
-    tensors = random_tensors(backbone, _SEED, sum(backbone.blocks))
+    tensors = backbone.random_tensors(_SEED, backbone.parameters("block5_pool"))
     save_file(tensors, folder / "weights.safetensors")
     return folder / "weights.safetensors"
 
@@ -156,24 +157,16 @@ def _decoding(files: list[Path], plan: FeaturePlan) -> Callable[[], float]:
 
 
 def _backbone(pixels: NDArray[np.uint8], plan: FeaturePlan) -> Callable[[], float]:
-    from featpipe.backbones.network import Network
     from featpipe.engine.inference_pool import InferencePool
 
     batch_size = default_batch_size(plan.device, pixels.shape[1])
     backbone = plan.weights.backbone
-    network = Network(
-        backbone,
-        plan.weights.tensors(sum(backbone.blocks)),
-        plan.spaces,
-        device=plan.device,
-        batch_size=batch_size,
-    )
+    tensors = plan.weights.tensors([space.tap for space in plan.spaces])
+    network: Any = backbone.network(tensors, plan.spaces, device=plan.device, batch_size=batch_size)
+    batch_bytes = batch_size * network.activation_bytes
 
     def run() -> float:
-        size = pixels.shape[1]
-        with InferencePool[None](
-            network, device=plan.device, batch_size=batch_size, size=size
-        ) as pool:
+        with InferencePool[None](network, device=plan.device, batch_bytes=batch_bytes) as pool:
             for start in range(0, len(pixels), batch_size):
                 pool.submit(pixels[start : start + batch_size], None)
                 for _ in pool.results():
@@ -218,10 +211,10 @@ def _peers(
 
 def _flop(plan: FeaturePlan) -> float:
     """Floating-point operations of all convolutions for one picture, by direct convolution."""
-    backbone, size = plan.weights.backbone, plan.spaces[0].preprocessing.size
+    backbone, size = VGGS[plan.weights.backbone.name], plan.spaces[0].preprocessing.size
     total = 0.0
     for tap in backbone.taps.values():
-        weight = backbone.conv_shapes.get(f"features.{tap.last_layer - 1}.weight")
+        weight = backbone.tensor_shapes.get(f"features.{tap.last_layer - 1}.weight")
         if weight is not None:
             total += 2.0 * math.prod(weight) * (size // tap.stride) ** 2
     return total

@@ -15,7 +15,7 @@ from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
-    from featpipe.backbones.catalog import Backbone
+    from featpipe.backbones.base import Backbone
     from featpipe.stages.dry_run import DryRun
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import ExtractResult
@@ -255,7 +255,7 @@ def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
         {
             "tap": tap.name,
             "node": tap.node,
-            "shape": [tap.channels, size // tap.stride, size // tap.stride],
+            "shape": list(backbone.output_shape(tap.name, "none", size)),
         }
         for tap in backbone.taps.values()
     ]

@@ -112,6 +112,7 @@ def _fields(space: FeatureSpace) -> dict[str, object]:
         "pool": space.pooling,
         "size": space.preprocessing.size,
         "resize": space.preprocessing.resize,
+        "channels": space.preprocessing.channels,
         "decoder": space.preprocessing.decoder,
         "precision": space.precision,
         "dtype": space.dtype,
@@ -145,7 +146,7 @@ def _held(dataset: Dataset) -> list[FeatureSpace]:
 
 def _with_own_tap_name(query: SpaceQuery, held: list[FeatureSpace]) -> SpaceQuery:
     """The query with the name that spaces have for its tap: networks have several for a place."""
-    if query.tap is None:
+    if query.tap is None or any(space.tap == query.tap for space in held):
         return query
     for name in dict.fromkeys(space.backbone for space in held):
         try:

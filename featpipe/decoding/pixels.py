@@ -54,10 +54,10 @@ def load_pixels(
     """
     smallest = None
     if preprocessing.decoder == "pillow-draft":
-        smallest = short_side(preprocessing.size, preprocessing.resize)
+        smallest = short_side(preprocessing)
     image = decode_rgb(data, max_pixels=max_pixels, smallest=smallest)
     try:
-        return np.asarray(fit(image, preprocessing.size, preprocessing.resize))
+        return np.asarray(fit(image, preprocessing))
     except MemoryError:
         raise
     except Exception as error:
@@ -146,8 +146,11 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * WHITE + WHITE_16 // 2) // WHITE_16).astype(np.uint8))
 
 
-def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """Resize an RGB image to size x size, bilinear with antialiasing.
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize an RGB image to the input of the backbone, with antialiasing.
 
     ``crop`` gives exactly the pixels of torchvision's ``Resize`` and ``CenterCrop``, except that
     an image longer than 8:1 is first cropped to 8:1, because resizing it whole could exhaust the
@@ -157,24 +160,23 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
     ----------
     image : Image
         Mode RGB.
-    size : int
-        Side of the result, pixels.
-    resize : {"crop", "squash"}
-        See :class:`featpipe.base.space.Preprocessing`.
+    preprocessing : Preprocessing
+        Its ``size``, ``resize``, ``resize_to`` and ``interpolation`` apply.
     """
-    if resize == "squash":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
+    size, resampling = preprocessing.size, _FILTERS[preprocessing.interpolation]
+    if preprocessing.resize == "squash":
+        return image.resize((size, size), resampling)
     width, height = image.size
     max_side = MAX_ASPECT * min(width, height)
     if max(width, height) > max_side:
         width, height = min(width, max_side), min(height, max_side)
         image = _center_crop(image, width, height)
-    side = short_side(size, resize)
+    side = short_side(preprocessing)
     if width <= height:
         scaled_size = (side, int(side * height / width))
     else:
         scaled_size = (int(side * width / height), side)
-    return _center_crop(image.resize(scaled_size, Image.Resampling.BILINEAR), size, size)
+    return _center_crop(image.resize(scaled_size, resampling), size, size)
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -74,7 +74,8 @@ class Extractor:
         self._batch_size = options.batch_size or default_batch_size(
             plan.device, self._preprocessing.size
         )
-        self._workers = options.workers or default_workers(plan.device)
+        has_network = plan.weights.backbone.has_weights
+        self._workers = options.workers or default_workers(plan.device if has_network else "")
         self._max_pixels = options.max_pixels
         self._resources = ExitStack()
         self._inference: InferencePool[list[Decoded]] | None = None
@@ -276,30 +277,29 @@ class Extractor:
     def _inference_pool(self) -> InferencePool[list[Decoded]]:
         """The network and its threads, built on first use."""
         if self._inference is None:
-            from featpipe.backbones.network import Network
             from featpipe.engine.inference_pool import InferencePool
 
             weights, device = self._plan.weights, self._plan.device
-            taps = [weights.backbone.tap(space.tap) for space in self._plan.spaces]
-            network = Network(
-                weights.backbone,
-                weights.tensors(max(tap.convolutions for tap in taps)),
+            network = weights.backbone.network(
+                weights.tensors([space.tap for space in self._plan.spaces]),
                 self._plan.spaces,
                 device=device,
                 batch_size=self._batch_size,
             )
+            # A backbone that computes nothing needs no more than one thread.
+            picture_bytes = getattr(network, "activation_bytes", 0)
             pool: InferencePool[list[Decoded]] = InferencePool(
-                network,
-                device=device,
-                batch_size=self._batch_size,
-                size=self._preprocessing.size,
+                network, device=device, batch_bytes=self._batch_size * picture_bytes
             )
             self._inference = self._resources.enter_context(pool)
         return self._inference
 
 
 def default_workers(device: str) -> int:
-    """Decoding processes: one per core, half of that where the cores compute features too."""
+    """Decoding processes: one per core, half of that where the cores compute features too.
+
+    ``device`` is empty where nothing is computed but pixels.
+    """
     cores = cpu_count()
     wanted = cores if device != "cpu" else max(cores // 2, min(cores, 2))
     return min(wanted, MAX_DEFAULT_WORKERS)

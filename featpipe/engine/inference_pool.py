@@ -17,9 +17,6 @@ from featpipe.base.hardware import free_memory
 
 T = TypeVar("T")
 
-_ACTIVATION_BYTES = 3 * 64 * 4
-"""Bytes per pixel of the input where the network is widest: three float32 maps of VGG's 64
-channels."""
 _MEMORY_DIVISOR = 4
 """All threads together take at most the free memory divided by this."""
 _BATCHES_PER_THREAD = 2
@@ -42,8 +39,8 @@ class InferencePool(Generic[T]):
     network : callable
         Pixels (n, size, size, 3) uint8 → arrays, one per space. It must release Python's lock.
     device : str
-    batch_size, size : int
-        Pictures per call and their side in pixels: they decide the memory of a thread.
+    batch_bytes : int
+        Memory that a thread takes for a batch; 0 where so little is computed that one will do.
 
     Attributes
     ----------
@@ -53,10 +50,10 @@ class InferencePool(Generic[T]):
         Time in the network so far, of an average thread.
     """
 
-    def __init__(self, network: Inference, *, device: str, batch_size: int, size: int) -> None:
+    def __init__(self, network: Inference, *, device: str, batch_bytes: int) -> None:
         self._network = network
         self._torch_threads = torch.get_num_threads()
-        self.count = _thread_count(device, self._torch_threads, batch_size, size)
+        self.count = _thread_count(device, self._torch_threads, batch_bytes)
         self.busy_seconds = 0.0
         self._waiting: deque[tuple[T, Future[tuple[list[np.ndarray], float]]]] = deque()
 
@@ -117,10 +114,11 @@ class InferencePool(Generic[T]):
         return arrays, time.perf_counter() - started
 
 
-def _thread_count(device: str, torch_threads: int, batch_size: int, size: int) -> int:
+def _thread_count(device: str, torch_threads: int, batch_bytes: int) -> int:
+    if not batch_bytes:
+        return 1
     if device.startswith("cuda"):
         return 2
     if device != "cpu":
         return 1
-    each = batch_size * size * size * _ACTIVATION_BYTES
-    return int(np.clip(free_memory() // _MEMORY_DIVISOR // each, 1, torch_threads))
+    return int(np.clip(free_memory() // _MEMORY_DIVISOR // batch_bytes, 1, torch_threads))

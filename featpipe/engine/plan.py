@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from featpipe.backbones.base import NetworkInput
 from featpipe.backbones.catalog import get_backbone
-from featpipe.base.choices import DECODERS
+from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS
 from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
+from featpipe.base.preprocessing import usual_short_side
 from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.engine.precision import choose_precision
 from featpipe.specs.extract import FeatureOptions
@@ -45,26 +46,25 @@ def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True
     Raises
     ------
     UsageError
-        The device is not here, or the weights are none.
+        The device is not here, the weights are none, or the tap does not suit the size.
     """
     backbone = get_backbone(options.backbone)
-    taps = [backbone.tap(name) for name in options.tap]
-    shapes = {
-        (tap.name, pool): backbone.output_shape(tap.name, pool, options.size)
-        for tap in taps
-        for pool in options.pool
-    }
     device = resolve_device(options.device)
     weights = open_weights(options.weights, backbone, cache)
-    preprocessing = Preprocessing(
-        size=options.size,
-        resize=options.resize,
-        decoder=options.decoder,
-        **dataclasses.asdict(weights.normalisation),
-    )
-    digests = {tap.name: weights.digest(tap.convolutions) for tap in taps}
+    preprocessing = _preprocessing(options, weights.input)
+    shapes = {
+        (backbone.tap(tap).name, pool): backbone.output_shape(
+            tap, pool, preprocessing.size, options.channels
+        )
+        for tap in options.taps
+        for pool in options.pool
+    }
+    digests = {tap: weights.digest(tap) for tap in dict.fromkeys(tap for tap, _ in shapes)}
     # Last, because it leaves a file in the cache.
-    precision = choose_precision(options.precision, device, cache, remember=remember)
+    precision, dtype = "fp32", "uint8"
+    if backbone.has_weights:
+        precision = choose_precision(options.precision, device, cache, remember=remember)
+        dtype = options.dtype
     spaces = [
         FeatureSpace(
             backbone=backbone.name,
@@ -73,12 +73,32 @@ def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True
             pooling=pool,
             preprocessing=preprocessing,
             precision=precision,
-            dtype=options.dtype,
+            dtype=dtype,
             shape=shape,
+            policy=backbone.policy(precision),
         )
         for (tap, pool), shape in shapes.items()
     ]
     return FeaturePlan(spaces, weights, device)
+
+
+def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preprocessing:
+    """The preprocessing that weights expect, at the size that is asked for."""
+    size = options.size or trained_on.size
+    resize_to = None
+    if options.resize == "crop" and trained_on.resize_to is not None:
+        resize_to = round(size * trained_on.resize_to / trained_on.size)
+    return Preprocessing(
+        size=size,
+        resize=options.resize,
+        mean=trained_on.mean,
+        std=trained_on.std,
+        channels="grey" if options.channels == "grey" else trained_on.channels,
+        decoder=options.decoder,
+        interpolation=trained_on.interpolation,
+        # Left out where it is what everybody does, so that ids stay as they were.
+        resize_to=None if resize_to == usual_short_side(size) else resize_to,
+    )
 
 
 def plan_for_space(
@@ -91,14 +111,20 @@ def plan_for_space(
     SpaceMismatchError
         The weights are not those of the space, or this featpipe cannot make its pixels.
     """
-    if space.preprocessing.decoder not in DECODERS:
-        raise SpaceMismatchError(
-            f"expected a decoder of {', '.join(DECODERS)}, found {space.preprocessing.decoder!r} "
-            "in the feature space; update featpipe, or extract anew and train another head"
-        )
+    prep = space.preprocessing
+    for what, known, found in (
+        ("a decoder", DECODERS, prep.decoder),
+        ("an interpolation", INTERPOLATIONS, prep.interpolation),
+        ("channels", ALL_CHANNELS, prep.channels),
+    ):
+        if found not in known:
+            raise SpaceMismatchError(
+                f"expected {what} of {', '.join(known)}, found {found!r} in the feature space; "
+                "update featpipe, or extract anew and train another head"
+            )
     backbone = get_backbone(space.backbone)
     weights = open_weights(weights_name, backbone, cache)
-    found = weights.digest(backbone.tap(space.tap).convolutions)
+    found = weights.digest(space.tap)
     if found != space.weights:
         raise SpaceMismatchError(
             f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "

@@ -35,8 +35,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
     ----------
     cache : path, optional
         Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
-    backbone, weights, tap, pool, size, resize, decoder, precision, dtype, device, batch_size, \
-workers, max_pixels
+    backbone, weights, tap, pool, size, resize, channels, decoder, precision, dtype, device, \
+batch_size, workers, max_pixels
         As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
     """
 
@@ -49,6 +49,7 @@ workers, max_pixels
         pool: str | None = None,
         size: int | None = None,
         resize: str | None = None,
+        channels: str | None = None,
         decoder: str | None = None,
         precision: str | None = None,
         dtype: str | None = None,
@@ -64,6 +65,7 @@ workers, max_pixels
         self.pool = pool
         self.size = size
         self.resize = resize
+        self.channels = channels
         self.decoder = decoder
         self.precision = precision
         self.dtype = dtype
@@ -125,14 +127,14 @@ workers, max_pixels
         """
         spec = self._spec()
         backbone = get_backbone(spec.backbone)
-        tap = backbone.tap(spec.tap[0]).name
-        shape = backbone.output_shape(tap, spec.pool[0], spec.size)
+        tap, size = backbone.tap(spec.taps[0]).name, spec.size or backbone.default_size
+        shape = backbone.output_shape(tap, spec.pool[0], size, spec.channels)
         return np.array(feature_names(backbone.name, tap, shape), dtype=object)
 
     def _spec(self) -> FeatureOptions:
         options = {k: v for k, v in self.get_params(deep=False).items() if k != "cache"}
         spec = FeatureOptions.from_options(options)
-        if len(spec.tap) != 1 or len(spec.pool) != 1:
+        if len(spec.taps) != 1 or len(spec.pool) != 1:
             raise UsageError(f"expected one tap and one pool, found {self.tap!r}, {self.pool!r}")
         return spec
 

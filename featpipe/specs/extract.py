@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featpipe.base.choices import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
+from featpipe.base.choices import (
+    CHANNELS,
+    DECODERS,
+    FLOAT_DTYPES,
+    POOLINGS,
+    PRECISIONS,
+    RESIZES,
+)
 from featpipe.base.dataset_names import check_dataset_name
+from featpipe.base.errors import UsageError
 from featpipe.specs.fields import Spec, option, required, spec
 from featpipe.specs.shards import Shard, ShardText
 from featpipe.specs.value_kinds import (
@@ -22,8 +30,8 @@ from featpipe.specs.value_kinds import (
 MAX_SIZE = 4096
 MAX_WORKERS = 1024
 DEFAULT_BACKBONE = "vgg16"
-DEFAULT_WEIGHTS = "IMAGENET1K_V1"
-DEFAULT_TAP = "block5_pool"
+DEFAULT_TAPS = {"vgg16": "block5_pool", "pixels": "input"}
+"""Where features are taken if nothing is said; of other backbones a tap must be named."""
 DEFAULT_SPLIT = (0.7, 0.15, 0.15)
 """Shares of train, validation and test."""
 DEFAULT_MAX_PIXELS = 50_000_000
@@ -58,28 +66,39 @@ class FeatureOptions(EngineOptions):
     backbone: str = option(
         Text(), "The frozen network; 'featpipe backbones' lists them.", default=DEFAULT_BACKBONE
     )
-    weights: str = option(
+    weights: str | None = option(
         Text(),
-        "IMAGENET1K_V1, IMAGENET1K_FEATURES, random:SEED, or a .safetensors, .pth or Keras .h5 "
-        "file.",
-        default=DEFAULT_WEIGHTS,
+        "A published name (IMAGENET1K_V1, DEFAULT, …), random:SEED, or a .safetensors, .pth or "
+        "Keras .h5 file.",
+        default_text="DEFAULT; of your own network: own",
+        default=None,
     )
-    tap: tuple[str, ...] = option(
-        Several(Text()), "Where features are taken; may be repeated.", default=(DEFAULT_TAP,)
+    tap: tuple[str, ...] | None = option(
+        Several(Text()),
+        "Where features are taken; may be repeated. 'featpipe backbones NAME' lists the taps.",
+        default_text="vgg16: block5_pool; pixels: input",
+        default=None,
     )
     pool: tuple[str, ...] = option(
         Several(Choice(POOLINGS)),
-        "none keeps the map, avg and max give one number per channel; may be repeated.",
+        "none keeps the map or the tokens; avg and max give one number per channel, over all "
+        "places or tokens; cls takes the class token. May be repeated.",
         default=("none",),
     )
-    size: int = option(
-        Whole(high=MAX_SIZE, unit="pixels"), "Side of the input, pixels.", default=224
+    size: int | None = option(
+        Whole(high=MAX_SIZE, unit="pixels"),
+        "Side of the input, pixels.",
+        default_text="that of the weights: mostly 224",
+        default=None,
     )
     resize: str = option(
         Choice(RESIZES),
-        "crop: the shorter side to 256/224 of the size, then the central square of the size; "
-        "squash: both sides to the size.",
+        "crop: the shorter side a little longer than the size (as the weights were trained, mostly "
+        "256/224), then the central square; squash: both sides to the size.",
         default="crop",
+    )
+    channels: str = option(
+        Choice(CHANNELS), "rgb, or grey for the backbone 'pixels'.", default="rgb"
     )
     decoder: str = option(
         Choice(DECODERS),
@@ -92,7 +111,9 @@ class FeatureOptions(EngineOptions):
         default="auto",
     )
     dtype: str = option(
-        Choice(DTYPES), "float16 or float32: how features are stored.", default="float16"
+        Choice(FLOAT_DTYPES),
+        "float16 or float32: how features are stored; pixels are uint8.",
+        default="float16",
     )
 
     def _check_together(self) -> None:
@@ -100,8 +121,34 @@ class FeatureOptions(EngineOptions):
         from featpipe.backbones.catalog import get_backbone
 
         backbone = get_backbone(self.backbone)
-        for tap in self.tap:
-            backbone.output_shape(tap, "none", self.size)
+        backbone.check_channels(self.channels)
+        size = self.size or backbone.default_size
+        if not size:
+            raise UsageError(
+                f"expected --size for --backbone {self.backbone}, found none; name the side in "
+                "pixels, such as 28 for MNIST or 128 for photographs"
+            )
+        for tap in self.taps:
+            for pool in self.pool:
+                backbone.output_shape(tap, pool, size)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The taps, or the backbone's usual one.
+
+        Raises
+        ------
+        UsageError
+            None is given, and the backbone has no usual one.
+        """
+        if self.tap is not None:
+            return self.tap
+        if self.backbone in DEFAULT_TAPS:
+            return (DEFAULT_TAPS[self.backbone],)
+        raise UsageError(
+            f"expected --tap for --backbone {self.backbone}, found none; 'featpipe backbones "
+            f"{self.backbone}' lists its taps"
+        )
 
 
 class DatasetName(Text):

@@ -162,8 +162,8 @@ def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
     for name in ("head", *NOT_IN_RECIPES):
         if name in table:
             raise UsageError(unknown_name("key of [[head]]", name, ("kind", *HEAD_KEYS)))
-    for name in ("tap", "pool"):
-        if len(getattr(extract, name)) > 1 and not {name, "space"} & set(table):
+    for name, values in (("tap", extract.taps), ("pool", extract.pool)):
+        if len(values) > 1 and not {name, "space"} & set(table):
             raise UsageError(
                 f"expected '{name}' in every [[head]], as [extract] has several, found none in "
                 f"that of kind {kind!r}"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.base.choices import DECODERS, DTYPES, POOLINGS, PRECISIONS, RESIZES
+from featpipe.base.choices import (
+    ALL_CHANNELS,
+    DECODERS,
+    DTYPES,
+    POOLINGS,
+    PRECISIONS,
+    RESIZES,
+)
 from featpipe.base.errors import UsageError
 from featpipe.base.space import MIN_ID_BEGINNING, may_call_a_space
 from featpipe.specs.fields import Spec, option, spec
@@ -60,6 +67,9 @@ class SpaceQuery(Spec):
     )
     decoder: str | None = option(
         Choice(DECODERS), "Which decoder, where there are several.", default=None
+    )
+    channels: str | None = option(
+        Choice(ALL_CHANNELS), "Which channels, where there are several.", default=None
     )
     precision: str | None = option(
         Choice(PRECISIONS), "Which precision, where there are several.", default=None

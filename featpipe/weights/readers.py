@@ -110,9 +110,11 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise WeightsError(f"expected a state dict in {path}, found a {type(state).__name__}")
-    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and "feat" in k}
-    tensors = tensors or {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}, {}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in tensors.items()
+    }, {}
 
 
 def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,29 +1,27 @@
-"""Opens the weights that ``--weights`` names: by published name, file, or random seed."""
+"""From the text of ``--weights`` to tensors: a published name, a file, or a random seed."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.backbones.catalog import BACKBONES, Backbone
+from featpipe.backbones.base import OWN_WEIGHTS, Backbone, NetworkInput, tensors_digest
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DamageError, UsageError, WeightsError
-from featpipe.weights import catalog
-from featpipe.weights.catalog import Normalisation
-from featpipe.weights.providers import fetch_named, own_copy
+from featpipe.weights.providers import fetch_named, kept_files, own_copy, pinned_digest
 from featpipe.weights.readers import SUFFIXES, read_weights_file
-from featpipe.weights.tensors import (
-    checked_tensors,
-    random_tensors,
-    tensor_names,
-    tensors_digest,
-)
+from featpipe.weights.tensors import checked_tensors
+
+NO_WEIGHTS = "none"
+"""How the weights of a backbone without any are called."""
+Load = Callable[[Sequence[str]], dict[str, NDArray]]
+"""Names of the tensors that are needed → those and perhaps more."""
 
 
 @dataclass
@@ -39,47 +37,45 @@ class Weights:
 
     backbone: Backbone
     spec: str
-    _load: Callable[[int], tuple[dict[str, NDArray[np.float32]], Normalisation]]
-    _pinned: tuple[str, ...] = ()
-    _normalisation: Normalisation | None = None
+    _load: Load
+    _input: Callable[[], NetworkInput]
 
     @cached_property
-    def _all(self) -> tuple[dict[str, NDArray[np.float32]], Normalisation]:
-        return self._load(sum(self.backbone.blocks))
+    def input(self) -> NetworkInput:
+        """The pictures that these weights were trained on."""
+        return self._input()
 
-    @property
-    def normalisation(self) -> Normalisation:
-        """How inputs were scaled when these weights were trained."""
-        return self._normalisation or self._all[1]
+    def digest(self, tap: str) -> str:
+        """SHA-256 (hex) of the tensors that a tap depends on; a known one needs no reading."""
+        name = self.backbone.tap(tap).name
+        known = self.backbone.published.get(self.spec)
+        if known is not None and name in known.digests:
+            return known.digests[name]
+        return self.backbone.digest(self.tensors([name]), name)
 
-    def digest(self, convolutions: int) -> str:
-        """SHA-256 (hex) of the first ``convolutions``; a pinned digest needs no reading."""
-        if self._pinned:
-            return self._pinned[convolutions - 1]
-        return tensors_digest(self.tensors(convolutions), self.backbone, convolutions)
-
-    def tensors(self, convolutions: int) -> dict[str, NDArray[np.float32]]:
-        """``features.N.weight`` and ``.bias`` of the first ``convolutions``, float32.
+    def tensors(self, taps: Sequence[str]) -> dict[str, NDArray]:
+        """The tensors that some taps depend on, by name.
 
         Raises
         ------
         WeightsError
-            The weights cannot be read, or hold fewer convolutions.
+            The weights cannot be read, or lack some of them.
         """
-        if self.spec.startswith("random:"):
-            return self._load(convolutions)[0]
-        names = tensor_names(self.backbone, convolutions)
-        missing = [name for name in names if name not in self._all[0]]
+        wanted = {name for tap in taps for name in self.backbone.parameters(tap)}
+        names = [name for name in self.backbone.tensor_shapes if name in wanted]
+        found = self._load(names)
+        missing = [name for name in names if name not in found]
         if missing:
             raise WeightsError(
                 f"expected {len(names)} tensors of {self.backbone.name} in {self.spec}, found "
-                f"them only up to {missing[0]}; choose an earlier --tap, or a whole file"
+                f"{len(names) - len(missing)}, without {missing[0]}; choose an earlier --tap, or a "
+                "whole file"
             )
-        return {name: self._all[0][name] for name in names}
+        return {name: found[name] for name in names}
 
 
-def fetch_weights(name: str, backbone: Backbone, cache: Path) -> tuple[Path, str]:
-    """Put named weights into the cache, if they are missing, and check them.
+def fetch_weights(name: str | None, backbone: Backbone, cache: Path) -> tuple[Path, str]:
+    """Put published weights into the cache, if they are missing, and check them.
 
     Returns
     -------
@@ -97,101 +93,112 @@ def fetch_weights(name: str, backbone: Backbone, cache: Path) -> tuple[Path, str
     DamageError
         The cache's file, or what a provider gave, has another digest than expected.
     """
-    names = catalog.known_names(backbone)
-    if name not in names:
-        raise UsageError(f"expected weights {', '.join(names)} of {backbone.name}, found {name!r}")
-    tensors = _named(name, backbone, cache)
-    path = own_copy(cache, backbone, name)
-    return path, tensors_digest(tensors, backbone, len(tensors) // 2)
+    name = backbone.weights_called(name or backbone.default_weights)
+    if name not in backbone.published:
+        names = ", ".join(backbone.published) or "of no published name"
+        raise UsageError(f"expected weights {names} of {backbone.name}, found {name!r}")
+    tensors = _named(name, backbone, cache, ())
+    return own_copy(cache, backbone, name), tensors_digest(tensors, list(tensors))
 
 
-def open_weights(spec: str, backbone: Backbone, cache: Path) -> Weights:
+def open_weights(spec: str | None, backbone: Backbone, cache: Path) -> Weights:
     """Open weights without reading them yet.
 
     Parameters
     ----------
-    spec : str
-        A published name (``IMAGENET1K_V1``), a file, or ``random:SEED``.
+    spec : str or None
+        A published name (``IMAGENET1K_V1``), ``DEFAULT``, a file, or ``random:SEED``; None for the
+        backbone's default.
     backbone : Backbone
     cache : Path
-        Cache folder, in which named weights are kept.
+        Cache folder, in which published weights are kept.
 
     Raises
     ------
     UsageError
         ``spec`` is none of these.
     """
-    if spec in catalog.known_names(backbone):
-        pinned = catalog.PREFIX_DIGESTS.get((backbone.name, spec), ())
-        normalisation = catalog.named_normalisation(spec)
-        return Weights(
-            backbone,
-            spec,
-            lambda _: (_named(spec, backbone, cache), normalisation),
-            pinned,
-            normalisation,
-        )
+    if not backbone.has_weights:
+        if spec not in (None, NO_WEIGHTS):
+            raise UsageError(
+                f"expected no --weights for {backbone.name}, which has none, found {spec!r}"
+            )
+        return Weights(backbone, NO_WEIGHTS, lambda _: {}, lambda: backbone.input_of(NO_WEIGHTS))
+    spec = backbone.weights_called(spec or backbone.default_weights)
+    if spec in backbone.published:
+        load = _Named(spec, backbone, cache)
+        return Weights(backbone, spec, load, lambda: backbone.input_of(spec))
+    own = backbone.own_tensors()
+    if spec == OWN_WEIGHTS and own is not None:
+        return Weights(backbone, spec, lambda _: dict(own), lambda: backbone.input_of(spec))
     match = re.fullmatch(r"random:(\d{1,9})", spec)
     if match:
-        seed = int(match[1])
-        return Weights(
-            backbone,
-            spec,
-            functools.cache(
-                lambda count: (random_tensors(backbone, seed, count), catalog.TORCHVISION)
-            ),
-            (),
-            catalog.TORCHVISION,
-        )
+        drawn = functools.partial(backbone.random_tensors, int(match[1]))
+        return Weights(backbone, spec, drawn, lambda: backbone.input_of(spec))
     path = Path(spec)
     if path.suffix.lower() not in SUFFIXES:
-        names = ", ".join(catalog.known_names(backbone))
+        known = [*backbone.published, *([OWN_WEIGHTS] if own is not None else [])]
+        names = "".join(f"{name}, " for name in known)
         raise UsageError(
-            f"expected --weights {names}, random:SEED (up to 9 digits) or a file ending in "
+            f"expected --weights {names}random:SEED (up to 9 digits) or a file ending in "
             f"{', '.join(SUFFIXES)}, found {spec!r}"
         )
-    return Weights(backbone, str(path.absolute()), lambda _: _from_file(path, backbone))
+    read = functools.cache(lambda: _from_file(path, backbone))
+    return Weights(backbone, str(path.absolute()), lambda _: read()[0], lambda: read()[1])
 
 
-def _named(name: str, backbone: Backbone, cache: Path) -> dict[str, NDArray[np.float32]]:
+class _Named:
+    """Published weights, from the cache's own copy or else from a provider."""
+
+    def __init__(self, name: str, backbone: Backbone, cache: Path) -> None:
+        self._name, self._backbone, self._cache = name, backbone, cache
+        self._read: dict[str, NDArray] = {}
+
+    def __call__(self, names: Sequence[str]) -> dict[str, NDArray]:
+        if not self._read or any(name not in self._read for name in names):
+            self._read = _named(self._name, self._backbone, self._cache, names)
+        return self._read
+
+
+def _named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str]) -> dict[str, NDArray]:
     path = own_copy(cache, backbone, name)
-    if not path.exists():
-        fetch_named(name, backbone, cache)
+    if path.exists():
+        kept = _read_own_copy(path, name, backbone)
+        # A provider may have had fewer tensors than the network has.
+        if all(tensor in kept for tensor in needed):
+            return kept
+    fetch_named(name, backbone, cache, needed)
     return _read_own_copy(path, name, backbone)
 
 
 def check_kept_weights(cache: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each named weights file of a cache, and what is wrong with it (an empty text: nothing).
+    """Yield each published weights file of a cache, and what is wrong with it (empty: nothing).
 
     Raises
     ------
     StorageError
         A file may not be read.
     """
-    for backbone in BACKBONES.values():
-        for name in catalog.known_names(backbone):
-            path = own_copy(cache, backbone, name)
-            problem = ""
-            try:
-                if path.exists():
-                    _read_own_copy(path, name, backbone)
-            except DamageError as error:
-                problem = str(error)
-            if path.exists():
-                yield path, problem
+    for path, owner, name in kept_files(cache):
+        problem = ""
+        try:
+            _read_own_copy(path, name, get_backbone(owner))
+        except (DamageError, UsageError) as error:
+            problem = str(error)
+        yield path, problem
 
 
-def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
+def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, NDArray]:
     advice = "delete it and run 'featpipe weights fetch'"
     try:
-        tensors, metadata = read_weights_file(path)
-        tensors = checked_tensors(tensors, backbone, str(path))
+        raw, metadata = read_weights_file(path)
+        tensors = checked_tensors(raw, backbone, str(path))
     except WeightsError as error:
         raise DamageError(f"{error}; {advice}") from error
-    count = len(tensors) // 2
-    pinned = catalog.PREFIX_DIGESTS.get((backbone.name, name))
-    expected = pinned[-1] if pinned else metadata.get("featpipe.sha256", "")
-    digest = tensors_digest(tensors, backbone, count)
+    expected, digest = metadata.get("featpipe.sha256", ""), tensors_digest(tensors, list(tensors))
+    pinned = pinned_digest(name, backbone, tensors)
+    if pinned is not None:
+        expected, digest = pinned
     if digest != expected:
         raise DamageError(
             f"expected weights {name} of digest {expected[:12]}… in {path}, found "
@@ -200,34 +207,27 @@ def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, NDArr
     return tensors
 
 
-def _from_file(
-    path: Path, backbone: Backbone
-) -> tuple[dict[str, NDArray[np.float32]], Normalisation]:
-    """Tensors and normalisation of a user's file.
+def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, NDArray], NetworkInput]:
+    """Tensors and input of a user's file.
 
-    If the file's metadata state a pinned name or a digest, the tensors must match it.
+    If the file's metadata state a published name or a digest, the tensors must match it.
     """
     raw, metadata = read_weights_file(path)
     tensors = checked_tensors(raw, backbone, str(path))
-    count = len(tensors) // 2
-    digest = tensors_digest(tensors, backbone, count)
-    claimed_name = metadata.get("weights")
-    expected = metadata.get("featpipe.sha256", digest)
-    for (owner, name), pinned in catalog.PREFIX_DIGESTS.items():
-        if owner != backbone.name:
+    digest = tensors_digest(tensors, list(tensors))
+    claimed_name, expected = metadata.get("weights"), metadata.get("featpipe.sha256", digest)
+    for name in backbone.published:
+        pinned = pinned_digest(name, backbone, tensors)
+        if pinned is None:
             continue
         # Tensors that match a pinned digest are these named weights, whatever the file's format.
-        if digest == pinned[count - 1]:
-            return tensors, catalog.named_normalisation(name)
+        if pinned[0] == pinned[1]:
+            return tensors, backbone.input_of(name)
         if claimed_name == name:
-            expected = pinned[count - 1]
+            expected, digest = pinned
     if digest != expected:
         raise DamageError(
             f"expected weights of digest {expected[:12]}… in {path}, as it says of itself, found "
             f"{digest[:12]}…: the file is damaged or altered; fetch it again"
         )
-    if claimed_name in catalog.known_names(backbone):
-        return tensors, catalog.named_normalisation(claimed_name)
-    if metadata.get("layout") == "keras":
-        return tensors, catalog.CAFFE_BGR
-    return tensors, catalog.TORCHVISION
+    return tensors, backbone.input_of(claimed_name or str(path), metadata.get("layout", ""))

@@ -173,7 +173,11 @@ def features_alone_and_together(
     preprocessing = plan.spaces[0].preprocessing
     pixels = np.stack([load_pixels(path.read_bytes(), preprocessing) for path in paths])
     network = Network(
-        plan.weights.backbone, plan.weights.tensors(13), plan.spaces, device="cpu", batch_size=5
+        plan.weights.backbone,
+        plan.weights.tensors(["block5_pool"]),
+        plan.spaces,
+        device="cpu",
+        batch_size=5,
     )
     together = network(pixels)[0]
     shuffled = network(pixels[::-1].copy())[0][::-1]

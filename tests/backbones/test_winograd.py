@@ -12,8 +12,8 @@ from torch import nn
 
 from featpipe.backbones import network as network_module
 from featpipe.backbones import winograd
-from featpipe.backbones.catalog import get_backbone
-from featpipe.backbones.winograd import WinogradConvReLU
+from featpipe.backbones.vgg import FAMILY
+from featpipe.backbones.winograd import WinogradConv
 
 
 def convolution(inner: int, outer: int, seed: int = 0) -> nn.Conv2d:
@@ -56,7 +56,7 @@ def test_it_is_the_convolution_and_its_relu(
     layer, given_ = convolution(inner, outer), image(n, inner, height, width)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(winograd, "_STRIP_BYTES", strip)
-        found = WinogradConvReLU(layer)(given_)
+        found = WinogradConv(layer, relu=True)(given_)
         assert found.shape == (n, outer, height, width)
         assert torch.allclose(found, layer(given_).relu(), rtol=1e-4, atol=2e-5)
 
@@ -66,12 +66,12 @@ def test_it_is_the_convolution_and_its_relu(
 def test_it_is_about_as_exact_as_the_direct_sum(channels: int, side: int) -> None:
     layer, given_ = convolution(channels, channels), image(1, channels, side, side)
     direct = off(layer(given_).relu(), layer, given_)
-    assert off(WinogradConvReLU(layer)(given_), layer, given_) < max(5 * direct, 2e-6)
+    assert off(WinogradConv(layer, relu=True)(given_), layer, given_) < max(5 * direct, 2e-6)
 
 
 @torch.inference_mode()
 def test_company_changes_no_bit() -> None:
-    layer, given_ = WinogradConvReLU(convolution(64, 128)), image(5, 64, 30, 30)
+    layer, given_ = WinogradConv(convolution(64, 128), relu=True), image(5, 64, 30, 30)
     whole = layer(given_)
     for some in (slice(0, 1), slice(3, 5), slice(1, 4)):
         assert torch.equal(layer(given_[some].clone()), whole[some])
@@ -79,7 +79,7 @@ def test_company_changes_no_bit() -> None:
 
 @torch.inference_mode()
 def test_what_it_is_given_stays_and_what_it_gives_lies_channels_last() -> None:
-    layer, given_ = WinogradConvReLU(convolution(4, 8)), image(2, 4, 16, 16)
+    layer, given_ = WinogradConv(convolution(4, 8), relu=True), image(2, 4, 16, 16)
     before = given_.clone()
     found = layer(given_)
     assert torch.equal(given_, before)
@@ -91,8 +91,8 @@ def test_what_it_is_given_stays_and_what_it_gives_lies_channels_last() -> None:
     [("fp32", 224, 11), ("fp32", 64, 5), ("fp32", 16, 0), ("bf16", 224, 0)],
 )
 def test_it_is_used_where_it_pays(precision: str, size: int, expected: int) -> None:
-    backbone = get_backbone("vgg16")
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in backbone.conv_shapes.items()}
+    backbone = FAMILY["vgg16"]
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in backbone.tensor_shapes.items()}
     tap = "block5_pool" if size >= 32 else "block4_pool"
     asked = space(
         backbone,
@@ -102,9 +102,7 @@ def test_it_is_used_where_it_pays(precision: str, size: int, expected: int) -> N
         shape=backbone.output_shape(tap, "none", size),
     )
     built = network_module.Network(backbone, tensors, [asked], device="cpu", batch_size=1)
-    found = [isinstance(layer, WinogradConvReLU) for layer in built._layers]
-    assert sum(found) == expected
-    assert len(found) == backbone.tap(tap).last_layer + 1, "taps go by number"
+    assert sum(isinstance(layer, WinogradConv) for layer in built._module.modules()) == expected
 
 
 def test_a_network_gives_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +112,6 @@ def test_a_network_gives_the_same_with_and_without(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(winograd, "_FEWEST_PRODUCTS", 1)
     monkeypatch.setattr(winograd, "_SMALLEST_SIDE", 1)
     replaced = network(taps)
-    assert sum(isinstance(layer, WinogradConvReLU) for layer in replaced._layers) == 3
+    assert sum(isinstance(layer, WinogradConv) for layer in replaced._module.modules()) == 3
     for rows, reference in zip(replaced(batch), expected, strict=True):
         assert np.allclose(rows, reference, rtol=1e-4, atol=1e-5)

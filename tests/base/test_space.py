@@ -42,6 +42,7 @@ spaces = st.builds(
 )
 
 OTHER_VALUES = {
+    "policy": "autocast",
     "backbone": "vgg19",
     "weights": "cd" * 32,
     "tap": "block2_pool",
@@ -61,6 +62,7 @@ OTHER_PREPROCESSING = {
     "decoder": "turbojpeg",
     "interpolation": "bicubic",
     "version": 2,
+    "resize_to": 232,
 }
 
 
@@ -164,7 +166,7 @@ class LaterPreprocessing(Preprocessing):
 class LaterSpace(FeatureSpace):
     """A space as a later edition may have it, with two more fields."""
 
-    policy: str = "vgg"
+    engine: str = "usual"
 
 
 def test_a_new_field_is_left_out_while_it_holds_its_default() -> None:
@@ -175,7 +177,7 @@ def test_a_new_field_is_left_out_while_it_holds_its_default() -> None:
     assert (later.canonical_json, later.id, later.name) == (now.canonical_json, now.id, now.name)
     # With another value it is another space.
     for changed in (
-        dataclasses.replace(later, policy="autocast"),
+        dataclasses.replace(later, engine="new"),
         dataclasses.replace(later, preprocessing=dataclasses.replace(prep, fill=255)),
     ):
         assert changed.id != now.id
@@ -193,8 +195,8 @@ def test_every_field_of_the_first_edition_is_always_written() -> None:
 
 
 def test_a_field_that_is_not_known_is_refused() -> None:
-    document = {**json.loads(small_space().canonical_json), "policy": "autocast"}
-    with pytest.raises(DamageError, match="policy"):
+    document = {**json.loads(small_space().canonical_json), "engine": "new"}
+    with pytest.raises(DamageError, match="engine"):
         FeatureSpace.from_json(json.dumps(document))
 
 

@@ -419,17 +419,19 @@ def test_crop_gives_torchvisions_pixels(size: tuple[int, int]) -> None:
             v2.CenterCrop(224),
         ]
     )
-    assert np.array_equal(np.asarray(fit(image, 224, "crop")), np.asarray(preset(image)))
+    assert np.array_equal(
+        np.asarray(fit(image, preprocessing(224, "crop"))), np.asarray(preset(image))
+    )
 
 
 def test_squash_keeps_the_whole_picture() -> None:
     image = Image.new("RGB", (100, 20), "white")
     image.paste((0, 0, 0), (0, 0, 10, 20))
     image.paste((0, 0, 0), (90, 0, 100, 20))
-    found = np.asarray(fit(image, 10, "squash"))[..., 0]
+    found = np.asarray(fit(image, preprocessing(10, "squash")))[..., 0]
     assert found[:, [0, -1]].max() < 60 and found[:, 5].min() > 235
     # The central square has lost both ends.
-    assert np.asarray(fit(image, 10, "crop")).min() > 235
+    assert np.asarray(fit(image, preprocessing(10, "crop"))).min() > 235
 
 
 @pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (40_000, 9)], ids=str)

@@ -29,7 +29,6 @@ from featpipe.engine.prefetch import prefetch
 from featpipe.engine.writer import SegmentWriter
 from featpipe.specs.extract import EngineOptions
 from featpipe.store.feature_store import FeatureStore
-from featpipe.weights import catalog
 
 ONE_WORKER = EngineOptions(workers=1, batch_size=4)
 
@@ -81,7 +80,7 @@ def test_default_request_is_vgg16_as_torchvision_has_it(cache: Path) -> None:
     (space,) = plan_of({"precision": "fp32", "device": "cpu"}, cache).spaces
     assert (space.backbone, space.tap, space.pooling) == ("vgg16", "block5_pool", "none")
     assert (space.dtype, space.shape) == ("float16", (512, 7, 7))
-    assert space.weights == catalog.PREFIX_DIGESTS["vgg16", "IMAGENET1K_V1"][12]
+    assert space.weights == "59f3df9a05b36959a8835d84c5342da0f144e6f8bf604837c3c403bfedefd5e9"
     assert space.preprocessing == Preprocessing(
         size=224, resize="crop", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
@@ -92,7 +91,7 @@ def test_default_request_is_vgg16_as_torchvision_has_it(cache: Path) -> None:
     [
         ("resize", "stretch", "expected --resize to be one of crop, squash, found 'stretch'"),
         ("dtype", "float64", "expected --dtype to be one of float16, float32, found 'float64'"),
-        ("pool", ("mean",), "expected --pool to be one of none, avg, max, found 'mean'"),
+        ("pool", ("mean",), "expected --pool to be one of none, avg, max, cls, found 'mean'"),
         (
             "precision",
             "fp8",
@@ -104,7 +103,7 @@ def test_default_request_is_vgg16_as_torchvision_has_it(cache: Path) -> None:
         ("tap", (), "at least one --tap"),
         ("pool", (), "at least one --pool"),
         ("tap", ("block6_pool",), "did you mean"),
-        ("backbone", "alexnet", "expected a backbone of"),
+        ("backbone", "alexne", "did you mean 'alexnet'"),
         ("weights", "random:x", "expected --weights"),
         ("device", "tpu", "found 'tpu'; use --device auto or cpu"),
         ("device", "cuda:99", "found 'cuda:99'"),

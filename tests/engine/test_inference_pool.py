@@ -13,6 +13,9 @@ import torch
 from featpipe.engine import inference_pool as pool_module
 from featpipe.engine.inference_pool import InferencePool
 
+_PIXEL = 3 * 64 * 4
+"""Bytes that a pixel of the input takes in VGG."""
+
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
@@ -31,7 +34,7 @@ def identity(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def pool_of(network: object = identity, size: int = 8) -> InferencePool[int]:
-    return InferencePool(network, device="cpu", batch_size=1, size=size)  # type: ignore[arg-type]
+    return InferencePool(network, device="cpu", batch_bytes=size * size * _PIXEL)  # type: ignore[arg-type]
 
 
 def test_results_come_in_the_order_of_submission() -> None:
@@ -146,4 +149,7 @@ def test_threads_fit_the_device_and_its_memory(
     monkeypatch: pytest.MonkeyPatch, device: str, free: int, size: int, expected: int
 ) -> None:
     monkeypatch.setattr(pool_module, "free_memory", lambda: free)
-    assert pool_module._thread_count(device, torch_threads=16, batch_size=1, size=size) == expected
+    assert (
+        pool_module._thread_count(device, torch_threads=16, batch_bytes=size * size * _PIXEL)
+        == expected
+    )

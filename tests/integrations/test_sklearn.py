@@ -155,6 +155,7 @@ def test_parameters_are_set_and_got(features: Callable[..., CachedFeatures], cac
     step = features()
     assert step.get_params() == {
         "cache": cache,
+        "channels": None,
         "max_pixels": None,
         "backbone": None,
         "pool": None,
@@ -191,7 +192,7 @@ def test_an_unreadable_picture_is_named(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"pool": "mean"}, "--pool to be one of none, avg, max, found 'mean'"),
+        ({"pool": "mean"}, "--pool to be one of none, avg, max, cls, found 'mean'"),
         ({"size": "large"}, "whole number for --size"),
         ({"batch_size": 0}, "--batch-size of at least 1"),
         ({"dtype": "int8"}, "--dtype to be one of float16, float32"),

@@ -34,7 +34,7 @@ from support.samples import class_picture
 from support.tally import NewTally, Scale
 
 import featpipe as package
-from featpipe.backbones.catalog import BACKBONES
+from featpipe.backbones.vgg import FAMILY
 from featpipe.base.errors import FeatpipeError
 from featpipe.datasets.files import load_dataset
 from featpipe.sources import open_source
@@ -264,13 +264,13 @@ def loaders(workspace: Path, folder: Path) -> dict[str, Loader]:
     store = next((cache / "spaces").iterdir())
     space = open_store(store).space
     segment = next((store / "segments").iterdir())
-    vgg = BACKBONES["vgg16"]
+    vgg = FAMILY["vgg16"]
 
     def weights(suffix: str) -> Loader:
         def load(data: bytes) -> object:
             path = folder / f"weights{suffix}"
             path.write_bytes(data)
-            return open_weights(str(path), vgg, cache).digest(1)
+            return open_weights(str(path), vgg, cache).digest("block1_conv1")
 
         return load
 

@@ -179,7 +179,7 @@ def test_a_folder_of_unreadable_pictures_is_extracted_and_trains_no_head(
 @pytest.fixture
 def large_weights(tmp_path: Path) -> Path:
     """Weights of the first block whose features no float16 can hold."""
-    shapes = list(get_backbone("vgg16").conv_shapes.items())[:4]
+    shapes = list(get_backbone("vgg16").tensor_shapes.items())[:4]
     tensors = {name: np.full(shape, 1e5, np.float32) for name, shape in shapes}
     save_file(tensors, tmp_path / "large.safetensors")
     return tmp_path / "large.safetensors"
@@ -203,7 +203,7 @@ def test_features_too_large_for_float16_name_the_tap_and_the_way_out(
         done = inside(*command, "--dtype", "float32")
         assert done.returncode == 0, done.stderr
     with t.case("no numbers"):
-        shapes = list(get_backbone("vgg16").conv_shapes.items())[:4]
+        shapes = list(get_backbone("vgg16").tensor_shapes.items())[:4]
         nan = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes}
         save_file(nan, large_weights)
         refused(

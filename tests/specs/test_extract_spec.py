@@ -43,6 +43,7 @@ def test_every_option_arrives_where_it_belongs() -> None:
         "pool": ["avg"],
         "size": 32,
         "resize": "squash",
+        "channels": "rgb",
         "decoder": "pillow-draft",
         "precision": "bf16",
         "dtype": "float32",

@@ -16,11 +16,12 @@ import numpy as np
 import PIL
 import pytest
 from safetensors.numpy import save_file
+from support.backbones import random_tensors
 from support.library import extract, plan_extraction, plan_of
 from support.samples import class_picture, jpeg_bytes
 
 from featpipe.backbones import network
-from featpipe.backbones.catalog import get_backbone
+from featpipe.backbones.vgg import FAMILY
 from featpipe.base.errors import (
     DataError,
     FeatureOverflowError,
@@ -33,7 +34,6 @@ from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine import extractor as runner
 from featpipe.stages.extract import ExtractResult
 from featpipe.store.feature_store import FeatureStore
-from featpipe.weights.tensors import random_tensors
 
 PICTURES = 40  # in photo_folder
 
@@ -429,7 +429,7 @@ def test_how_a_run_is_cut_into_batches_changes_no_bit(
 
 
 def write_scaled_weights(path: Path, factor: float) -> None:
-    tensors = random_tensors(get_backbone("vgg16"), 0, 1)
+    tensors = random_tensors(FAMILY["vgg16"], 0, 1)
     tensors["features.0.weight"] *= np.float32(factor)
     save_file(tensors, path)
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.backbones import random_tensors
 from support.library import extract, predict, train_head
 from support.runs import load_head
 from support.samples import class_picture
 
 import featpipe
 from featpipe.backbones import network
-from featpipe.backbones.catalog import get_backbone
+from featpipe.backbones.vgg import FAMILY
 from featpipe.base.errors import NotFoundError, SpaceMismatchError, WeightsError
 from featpipe.datasets.files import load_dataset
 from featpipe.engine import extractor as runner
@@ -24,7 +25,6 @@ from featpipe.integrations.arrays import open_features
 from featpipe.stages import predict as prediction
 from featpipe.stages.predict import Prediction
 from featpipe.store.feature_store import FeatureStore
-from featpipe.weights.tensors import random_tensors
 
 OPTIONS = {"workers": 1, "batch_size": 8}
 
@@ -230,7 +230,7 @@ def test_errors_come_before_the_first_answer(cache: Path, tmp_path: Path, head: 
 @pytest.fixture
 def weights_file(tmp_path: Path) -> Path:
     path = tmp_path / "weights.safetensors"
-    save_file(random_tensors(get_backbone("vgg16"), 5, 4), path)
+    save_file(random_tensors(FAMILY["vgg16"], 5, 4), path)
     return path
 
 

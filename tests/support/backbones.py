@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.backbones.catalog import Backbone
 from featpipe.backbones.network import Network
+from featpipe.backbones.vgg import Vgg
 from featpipe.base.space import FeatureSpace, Preprocessing
-from featpipe.weights.tensors import random_tensors
 
-TOY = Backbone("toy", (1, 2, 1, 1, 1), (4, 4, 8, 8, 8))
+TOY = Vgg("toy", (1, 2, 1, 1, 1), (4, 4, 8, 8, 8))
 
 
 SIZE = 32
+
+
+def random_tensors(backbone: Vgg, seed: int, convolutions: int) -> dict[str, np.ndarray]:
+    """Random tensors of the first convolutions of a backbone."""
+    return backbone.random_tensors(seed, list(backbone.tensor_shapes)[: 2 * convolutions])
 
 
 def preprocessing(**changes: Any) -> Preprocessing:
@@ -27,7 +31,7 @@ def preprocessing(**changes: Any) -> Preprocessing:
     return Preprocessing(**{**fields, **changes})
 
 
-def space(backbone: Backbone, tap: str, pooling: str = "none", **changes: Any) -> FeatureSpace:
+def space(backbone: Vgg, tap: str, pooling: str = "none", **changes: Any) -> FeatureSpace:
     fields: dict[str, Any] = {
         "backbone": backbone.name,
         "weights": "0" * 64,

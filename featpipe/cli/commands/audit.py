@@ -42,6 +42,7 @@ def audit(
     weights: Annotated[str | None, flag_of(AuditSpec, "weights")] = None,
     size: Annotated[int | None, flag_of(AuditSpec, "size")] = None,
     resize: Annotated[str | None, flag_of(AuditSpec, "resize")] = None,
+    channels: Annotated[str | None, flag_of(AuditSpec, "channels")] = None,
     decoder: Annotated[str | None, flag_of(AuditSpec, "decoder")] = None,
     precision: Annotated[str | None, flag_of(AuditSpec, "precision")] = None,
     dtype: Annotated[str | None, flag_of(AuditSpec, "dtype")] = None,

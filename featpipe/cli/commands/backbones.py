@@ -8,7 +8,7 @@ import typer
 
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import AsJson, Quiet, Verbose, command_app
-from featpipe.specs.extract import MAX_SIZE, ExtractSpec
+from featpipe.specs.extract import MAX_SIZE
 
 app = command_app()
 
@@ -19,8 +19,11 @@ def backbones(
         str | None, typer.Argument(metavar="NAME", help="One of them, to see its taps.")
     ] = None,
     size: Annotated[
-        int, typer.Option(min=1, max=MAX_SIZE, help="Input side the shapes are given for.")
-    ] = ExtractSpec.size,
+        int | None,
+        typer.Option(
+            min=1, max=MAX_SIZE, help="Input side the shapes are given for.  [default: its own]"
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -31,12 +34,15 @@ def backbones(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.backbones.catalog import BACKBONES, get_backbone
+        from featpipe.backbones.catalog import FAMILIES, get_backbone
         from featpipe.cli import formatting
 
         if name is None:
-            console.result({"backbones": list(BACKBONES)}, "\n".join(BACKBONES))
+            names = [name for family in FAMILIES for name in family.names()]
+            console.result({"backbones": names}, "\n".join(names))
             return
-        taps = formatting.tap_rows(get_backbone(name), size)
+        backbone = get_backbone(name)
+        size = size or backbone.default_size
+        taps = formatting.tap_rows(backbone, size)
         document = {"backbone": name, "size": size, "taps": taps}
         console.result(document, formatting.of_taps(taps))

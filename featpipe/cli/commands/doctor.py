@@ -39,11 +39,12 @@ def _facts(cache: Path) -> dict[str, Any]:
     from featpipe.backbones.catalog import get_backbone
     from featpipe.base.hardware import cpu_count, resolve_device
     from featpipe.engine.precision import choose_precision
-    from featpipe.specs.extract import DEFAULT_BACKBONE, DEFAULT_WEIGHTS
+    from featpipe.specs.extract import DEFAULT_BACKBONE
     from featpipe.weights.providers import own_copy
 
     device = resolve_device()
-    weights = own_copy(cache, get_backbone(DEFAULT_BACKBONE), DEFAULT_WEIGHTS)
+    backbone = get_backbone(DEFAULT_BACKBONE)
+    weights = own_copy(cache, backbone, backbone.default_weights)
     nearest = next(p for p in (cache, *cache.absolute().parents) if p.exists())
     return {
         **{name: importlib.metadata.version(name) for name in _PACKAGES},

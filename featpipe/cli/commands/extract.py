@@ -41,6 +41,7 @@ def extract(
     pool: Annotated[list[str] | None, flag_of(ExtractSpec, "pool", metavar="POOL")] = None,
     size: Annotated[int | None, flag_of(ExtractSpec, "size")] = None,
     resize: Annotated[str | None, flag_of(ExtractSpec, "resize")] = None,
+    channels: Annotated[str | None, flag_of(ExtractSpec, "channels")] = None,
     decoder: Annotated[str | None, flag_of(ExtractSpec, "decoder")] = None,
     precision: Annotated[str | None, flag_of(ExtractSpec, "precision")] = None,
     dtype: Annotated[str | None, flag_of(ExtractSpec, "dtype")] = None,

@@ -64,6 +64,7 @@ def train_head(
     weights: Annotated[str | None, flag_of(HeadSpec, "weights")] = None,
     size: Annotated[int | None, flag_of(HeadSpec, "size")] = None,
     resize: Annotated[str | None, flag_of(HeadSpec, "resize")] = None,
+    channels: Annotated[str | None, flag_of(HeadSpec, "channels")] = None,
     decoder: Annotated[str | None, flag_of(HeadSpec, "decoder")] = None,
     precision: Annotated[str | None, flag_of(HeadSpec, "precision")] = None,
     dtype: Annotated[str | None, flag_of(HeadSpec, "dtype")] = None,

@@ -28,25 +28,26 @@ def list_weights(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
-        from featpipe.backbones.catalog import BACKBONES
-        from featpipe.weights.catalog import known_names
-        from featpipe.weights.providers import own_copy
+        from featpipe.backbones.vgg import FAMILY
+        from featpipe.weights.providers import kept_files, own_copy
 
-        rows = []
-        for backbone in BACKBONES.values():
-            for name in known_names(backbone):
-                path = own_copy(cache_root(cache), backbone, name)
+        rows, root = [], cache_root(cache)
+        for backbone in FAMILY.values():
+            for name in backbone.published:
+                path = own_copy(root, backbone, name)
                 here = str(path) if path.exists() else None
                 rows.append({"backbone": backbone.name, "weights": name, "path": here})
+        listed = {row["path"] for row in rows}
+        for path, owner, name in kept_files(root):
+            if str(path) not in listed:
+                rows.append({"backbone": owner, "weights": name, "path": str(path)})
         lines = [f"{r['backbone']} {r['weights']:<20} {r['path'] or 'not here'}" for r in rows]
         console.result({"weights": rows}, "\n".join(lines))
 
 
 @app.command()
 def fetch(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="[default: IMAGENET1K_V1]")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="[default: DEFAULT]")] = None,
     backbone: Annotated[str | None, typer.Option(help="[default: vgg16]")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
@@ -60,10 +61,10 @@ def fetch(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
         from featpipe.backbones.catalog import get_backbone
-        from featpipe.specs.extract import DEFAULT_BACKBONE, DEFAULT_WEIGHTS
+        from featpipe.specs.extract import DEFAULT_BACKBONE
         from featpipe.weights import fetch_weights
 
         network = get_backbone(backbone or DEFAULT_BACKBONE)
-        path, digest = fetch_weights(name or DEFAULT_WEIGHTS, network, cache_root(cache))
+        path, digest = fetch_weights(name, network, cache_root(cache))
         found = {"path": str(path), "sha256_of_tensors": digest}
         console.result(found, f"{path}\n  tensors {digest}")

@@ -1,0 +1,189 @@
+"""The graph of a network: its nodes' names, their shapes, and the part that taps depend on.
+
+Nodes are named as in torchvision's ``get_graph_node_names``: a module's path, or the path of the
+module that calls a function, a dot, and the function's name (``layer4.2.relu_2``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.feature_extraction import NodePathTracer
+
+from featpipe.backbones.base import Tensors
+from featpipe.base.errors import UsageError
+
+Tracer = Callable[[], NodePathTracer]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network and its graph.
+
+    Attributes
+    ----------
+    root : nn.Module
+    graph : fx.Graph
+    nodes : dict of str to fx.Node
+        By qualified name, in the order of computation.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    nodes: dict[str, fx.Node]
+
+
+def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTracer) -> Traced:
+    """Trace a network in eval mode, with every operation out of place.
+
+    An operation in place would change what an earlier tap gives, so that its features depended on
+    which other taps are asked for.
+
+    Parameters
+    ----------
+    module : nn.Module
+    prefix : str
+        Put before the names of the nodes, where the module is a part of a network.
+    tracer : callable
+        Makes the tracer.
+    """
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]
+    made = tracer()
+    graph = made.trace(module.eval())
+    for node in graph.nodes:
+        if node.kwargs.get("inplace") is True:
+            node.kwargs = {**node.kwargs, "inplace": False}
+    names = made.node_to_qualname
+    nodes = {prefix + names[node]: node for node in graph.nodes if node in names}
+    return Traced(module, graph, nodes)
+
+
+def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
+    """The part of a network that nodes depend on: pictures → a tuple of the nodes' outputs."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.graph_copy(traced.graph, copies)
+    results = []
+    for name in names:
+        node = copies[traced.nodes[name]]
+        # A method such as add_ would change what the tap gives.
+        if any(_is_in_place(user) for user in node.users):
+            with graph.inserting_after(node):
+                copy = graph.call_method("clone", (node,))
+            node.replace_all_uses_with(copy, delete_user_cb=_is_in_place)
+        results.append(node)
+    graph.output(tuple(results))
+    # Assertions have no users, and would keep what they assert of later layers alive.
+    needed = _ancestors(results)
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("placeholder", "output") and node not in needed:
+            graph.erase_node(node)
+    graph.lint()
+    return fx.GraphModule(traced.root, graph)
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target[-1:] == "_" and node.target[-2:] != "__"  # type: ignore[index]
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    to_visit = list(nodes)
+    while to_visit:
+        node = to_visit.pop()
+        if node not in found:
+            found.add(node)
+            to_visit += node.all_input_nodes
+            # What writes into a tensor in place has an effect without being an input.
+            to_visit += [user for user in node.users if _is_in_place(user) and user.args[0] is node]
+    return found
+
+
+class ShapeRun(fx.Interpreter):
+    """Runs a graph without data and keeps what every node gives, as a tensor on no device.
+
+    A node that fails, such as a pooling for which the picture is too small, has no result, nor do
+    those that depend on it.
+
+    Attributes
+    ----------
+    results : dict of fx.Node to Tensor
+        Of the nodes that give one tensor.
+    failures : dict of fx.Node to str
+        Why a node itself failed.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.results: dict[fx.Node, torch.Tensor] = {}
+        self.failures: dict[fx.Node, str] = {}
+
+    def run_shapes(self, batch: int, size: int) -> ShapeRun:
+        """Run it on pictures (batch, 3, size, size) of no content."""
+        state = self.module.state_dict().values()
+        if all(tensor.is_meta for tensor in state):
+            with torch.no_grad():
+                self.run(torch.empty(batch, 3, size, size, device="meta"))
+        else:
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                self.run(torch.empty(batch, 3, size, size))
+        return self
+
+    def run_node(self, n: fx.Node) -> Any:
+        """See :meth:`fx.Interpreter.run_node`."""
+        if any(isinstance(self.env.get(i), _Failed) for i in n.all_input_nodes):
+            return n.args[0] if n.op == "output" else _Failed()
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            self.failures[n] = " ".join(str(error).split())[:200] or type(error).__name__
+            return _Failed()
+        if isinstance(result, torch.Tensor):
+            self.results[n] = result
+        return result
+
+
+class _Failed:
+    """Stands for the result of a node that could not be computed."""
+
+
+def record_shapes(module: fx.GraphModule, size: int) -> None:
+    """Write the shape of every node's output for one picture into ``node.meta["shape"]``.
+
+    Raises
+    ------
+    UsageError
+        The network does not take pictures of this size.
+    """
+    run = ShapeRun(module).run_shapes(1, size)
+    if run.failures:
+        raise UsageError(
+            f"expected a --size that the network takes, found {size}: "
+            f"{next(iter(run.failures.values()))}"
+        )
+    for node, result in run.results.items():
+        node.meta["shape"] = tuple(result.shape)
+
+
+def set_state(module: nn.Module, tensors: Tensors) -> None:
+    """Give a module its parameters and buffers, on the CPU; it learns no more."""
+    state: Mapping[str, torch.Tensor] = {
+        name: torch.from_numpy(np.array(tensors[name]))
+        if name in tensors
+        else torch.zeros((), dtype=torch.long)  # a counter of batch normalisation
+        for name in module.state_dict()
+        if name in tensors or name.endswith(COUNTER)
+    }
+    module.load_state_dict(state, assign=True)
+    module.eval().requires_grad_(False)
+
+
+COUNTER = "num_batches_tracked"
+"""A buffer that batch normalisation has for training alone: features do not depend on it."""
