@@ -55,9 +55,8 @@ class Optimizer(ABC):
         active = [p for p in self.parameters if p.grad is not None]
         self.steps += 1
         if self.decay:
-            for parameter in active:
-                if parameter.dim() > 1:
-                    parameter.mul_(1 - self.rate * self.decay)
+            weights = [parameter for parameter in active if parameter.dim() > 1]
+            torch._foreach_mul_(weights, 1 - self.rate * self.decay)
         if active:
             self._update(active, [p.grad for p in active if p.grad is not None])
         for parameter in active:
