@@ -15,7 +15,11 @@ from featpipe.heads.base import History
 from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.sweep import plan_sweep, run_sweep
 from featpipe.heads.training import fit as training
-from featpipe.heads.training.module_trainer import initialise, random_numbers
+from featpipe.heads.training.module_trainer import (
+    ModuleTrainer,
+    initialise,
+    random_numbers,
+)
 from featpipe.heads.training.optimizers import OPTIMIZERS
 
 PARAMETERS = {
@@ -253,3 +257,40 @@ def test_a_batch_of_any_number_of_rows_is_scored_alike(monkeypatch: pytest.Monke
     monkeypatch.setattr(ModuleHead, "block_rows", 7)
     assert np.allclose(head.predict_proba(X), whole, rtol=1e-4)
     assert X.shape[1:] == MAP_SHAPE
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_stays_on_its_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tensors without numbers that claim to lie on a GPU: mixing devices is an error. There the
+    # gradients are made by hand, because autograd wants a real device.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+    head = head_of("mnist-cnn", optimizer=optimizer)
+    head.row_shape_ = (1, 16, 16)
+    weights = np.array([0.5, 1.5])
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda:0"):
+        trainer = ModuleTrainer(head, scale=2.0, class_weights=weights, device="cuda:0")
+        Z, y = torch.empty(8, 256), torch.zeros(8, dtype=torch.int64)
+        for learns in (True, False):
+            sums = trainer._losses(Z, y, learns=learns)
+            assert [part.device.type for part in sums] == ["cuda", "cuda"]
+        trainer._optimizer.fused = optimizer == "adamw"  # the kernel of SGD has no pretence
+        for parameter in trainer.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer._optimizer.step()
+        assert {tensor.device.type for tensor in trainer.state().values()} == {"cuda"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MAP_KINDS)
+def test_a_network_learns_on_a_gpu_as_on_a_cpu(kind: str) -> None:
+    data = (*banded(120, 3, dtype="u1"), *banded(40, 3, seed=1, dtype="u1"))
+    X, y = banded(60, 3, seed=2, dtype="u1")
+    torch.manual_seed(1)
+    before = torch.cuda.get_rng_state(0)
+    for device in ("cuda:0", "cpu"):
+        head = head_of(kind, 3, learning_rate=0.003, batch_size=16, epochs=8)
+        head.fit(*data, seed=0, device=device, tick=lambda _: None)
+        assert (head.predict_proba(X).argmax(axis=1) == y).mean() >= 0.95, device
+    assert torch.equal(torch.cuda.get_rng_state(0), before)
