@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from featpipe.base.joined_spaces import joined_words
 from featpipe.base.text import escape
 from featpipe.cli.tables import aligned
 from featpipe.reports.documents import ComparisonDocument
@@ -27,13 +28,13 @@ def of_runs(listed: ListedRuns) -> str:
 
 
 def _run_row(run: RunSummary) -> list[str]:
-    space, test = run.head.space, run.test
+    test = run.test
     interval = "" if test is None else "{:.1%} to {:.1%}".format(*test.accuracy_ci95)
     return [
         escape(str(run.folder)),
         escape(run.head.dataset["name"]),
         escape(head_words(run.head.kind, run.head.params, run.head.info)),
-        escape(space.words),
+        escape(joined_words(run.head.spaces)),
         f"{run.head.metrics['val']['accuracy']:.2%}",
         "–" if test is None else f"{test.accuracy:.2%}",
         interval,

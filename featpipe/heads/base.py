@@ -105,8 +105,8 @@ class Head(ABC):
     """A classifier on feature rows of any shape.
 
     Fitted state ends in an underscore. ``mean_`` (d,) and ``scale_`` (1,) are statistics of the
-    training features; the head standardises its input with them. ``temperature_`` is 1 unless the
-    head was calibrated.
+    training features; the head standardises its input with them. ``scale_`` is (d,) where rows of
+    several taps lie side by side. ``temperature_`` is 1 unless the head was calibrated.
     """
 
     kind: str
@@ -257,7 +257,8 @@ class Head(ABC):
             raise DamageError(f"expected a temperature above 0, found {self.temperature_}")
         if self.scale_.dtype.kind != "f" or not (self.scale_ > 0).all():
             raise DamageError(f"expected a scale above 0, found {self.scale_}")
-        if shape != (1, len(self.classes_)) or self.scale_.shape != (1,):
+        is_scale = self.scale_.shape in ((1,), self.mean_.shape)
+        if shape != (1, len(self.classes_)) or not is_scale:
             raise DamageError(
                 f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"
             )
@@ -335,28 +336,63 @@ def blocks_of(X: Any) -> Iterator[np.ndarray]:
         yield np.asarray(X[start : start + step])
 
 
+def widths_of(X: Any) -> tuple[int, ...]:
+    """How many features of rows (n, …) come from each tap.
+
+    Rows of several taps side by side say so in their attribute ``widths``.
+    """
+    widths: tuple[int, ...] = getattr(X, "widths", (int(np.prod(X.shape[1:])),))
+    return widths
+
+
+def columns_of(widths: Sequence[int]) -> list[slice]:
+    """Which features of flat rows come from each tap, by their numbers."""
+    ends = np.cumsum(widths).tolist()
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
 def mean_and_scale(X: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean of each feature, (d,) float32, and one common scale, (1,) float32.
 
     The scale is the square root of the features' mean variance. Dividing each feature by its own
     standard deviation would inflate those that a ReLU almost always sets to 0: on the digits, the
     linear head's validation loss becomes twenty times as large.
+
+    Rows of several taps side by side have a scale for each tap, repeated for each of its features,
+    (d,): else features of a tap with large values would drown those of the others.
     """
-    width = int(np.prod(X.shape[1:]))
-    total, squares = np.zeros(width), np.zeros(width)
+    widths = widths_of(X)
+    total, squares = np.zeros(sum(widths)), np.zeros(sum(widths))
     for block in blocks_of(X):
         flat = block.reshape(len(block), -1).astype(np.float64)
         total += flat.sum(axis=0)
         squares += np.einsum("ij,ij->j", flat, flat)
-    return mean_and_scale_of(total, float(squares.sum()), len(X))
+    return side_by_side(
+        [
+            mean_and_scale_of(total[columns], float(squares[columns].sum()), len(X))
+            for columns in columns_of(widths)
+        ]
+    )
 
 
 def mean_and_scale_of(
     total: NDArray[np.float64], squares: float, n: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """:func:`mean_and_scale` from each feature's sum over n rows, (d,), and the sum of squares."""
+    """:func:`mean_and_scale` of one tap: from each feature's sum over n rows, (d,), and the sum of
+    squares.
+    """
     mean = total / n
     variance = (squares / n - float(mean @ mean)) / max(1, len(mean))
     # Constant features have a variance of 0 up to rounding errors; they are not scaled.
     scale = np.sqrt(variance) if variance * n * len(mean) > 1e-13 * squares else 1.0
     return mean.astype(np.float32), np.array([scale], np.float32)
+
+
+def side_by_side(
+    taps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale of several taps, (d,) each; those of one tap stay as they are."""
+    if len(taps) == 1:
+        return taps[0]
+    mean = np.concatenate([mean for mean, _ in taps])
+    return mean, np.concatenate([np.repeat(scale, len(mean)) for mean, scale in taps])

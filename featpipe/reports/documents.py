@@ -69,6 +69,7 @@ class ComparedHead(TypedDict):
     params: dict[str, Any]
     info: dict[str, Any]
     space: str
+    spaces: list[str]
     features: str
     accuracy: float
     accuracy_ci95: list[float]

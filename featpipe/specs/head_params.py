@@ -27,9 +27,12 @@ class HeadParams(Spec):
     ----------
     draws_numbers : bool
         Whether a seed changes what is trained.
+    joins_taps : bool
+        Whether it is trained on flat rows, so that those of several taps can lie side by side.
     """
 
     draws_numbers: ClassVar[bool] = True
+    joins_taps: ClassVar[bool] = True
 
     class_weight: str = option(
         Choice(CLASS_WEIGHTS),
@@ -121,6 +124,8 @@ class KNNParams(HeadParams):
 @dataclass
 class ModuleParams(GradientParams):
     """Hyper-parameters of every torch module that is trained on maps."""
+
+    joins_taps = False
 
     learning_rate: float | None = option(  # type: ignore[assignment]
         Number(above=True),

@@ -14,8 +14,8 @@ from featpipe.base.errors import UsageError
 from featpipe.specs.code import AllowCode
 from featpipe.specs.fields import Label, flag, option, options_of, spec
 from featpipe.specs.head_params import HEAD_PARAMS, HeadKind, check_names, check_params, params_of
-from featpipe.specs.spaces import ALL, SpaceQuery
-from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Text, Whole, Wholes
+from featpipe.specs.spaces import ALL, SpaceFields, SpaceQuery
+from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Several, Text, Whole, Wholes
 
 MAX_SEEDS = 1000
 DEFAULT_TRIES = 10
@@ -24,7 +24,7 @@ SEEDS = 2**32
 
 
 @spec
-class HeadSpec(AllowCode, SpaceQuery):
+class HeadSpec(AllowCode, SpaceFields):
     """Everything that the training of a head can be told, besides the data set and the cache."""
 
     head: str = option(
@@ -41,9 +41,10 @@ class HeadSpec(AllowCode, SpaceQuery):
         "rate, batch size and dropout, one network after another.",
         default=False,
     )
-    tap: str | None = option(
-        Text(),
-        "Which tap, where there are several; all with --sweep: each that is cached.",
+    tap: tuple[str, ...] | None = option(
+        Several(Text(), refuse_repeated=True),
+        "Which tap, where there are several; repeated: their features side by side; all with "
+        "--sweep: each that is cached.",
         default=None,
     )
     pool: str | None = option(
@@ -117,18 +118,39 @@ class HeadSpec(AllowCode, SpaceQuery):
                 f"expected --seeds only for heads that draw numbers, found it for '{self.head}', "
                 "which comes out the same with every seed"
             )
-        for name in ("tap", "pool"):
-            if getattr(self, name) == ALL and not self.sweep:
-                raise UsageError(
-                    f"expected --{name} all only with --sweep, found it without; add --sweep or "
-                    f"name one {name}"
-                )
+        self._check_taps()
         self._check_shots()
         number, name = (self.seeds, "seeds") if self.n_shot is None else (self.all_tries, "tries")
         if self.seed + number > SEEDS:
             raise UsageError(
                 f"expected the last of --{name} to be at most {SEEDS - 1}, found "
                 f"{self.seed + number - 1} ({number} from --seed {self.seed} on)"
+            )
+
+    def _check_taps(self) -> None:
+        for name in self.ranging:
+            if not self.sweep:
+                raise UsageError(
+                    f"expected --{name} all only with --sweep, found it without; add --sweep or "
+                    f"name one {name}"
+                )
+        taps = self.tap or ()
+        if len(taps) < 2:
+            return
+        if ALL in taps:
+            raise UsageError(
+                f"expected --tap all alone, found it with {len(taps) - 1} more; name the taps that "
+                "are to lie side by side"
+            )
+        if self.space is not None:
+            raise UsageError(
+                f"expected one --tap with --space, which is one feature space, found {len(taps)}; "
+                "leave out --space"
+            )
+        if not params_of(self.head).joins_taps:
+            raise UsageError(
+                f"expected one --tap for '{self.head}', which is trained on maps, found "
+                f"{len(taps)}; name one of them"
             )
 
     def _check_shots(self) -> None:
@@ -152,6 +174,23 @@ class HeadSpec(AllowCode, SpaceQuery):
     def own_code(self) -> tuple[str, ...]:
         """Code that whoever writes these options by hand permits: also the head that they name."""
         return (self.head, *self.allow_code)
+
+    @property
+    def ranging(self) -> tuple[str, ...]:
+        """Which of ``tap`` and ``pool`` are ``all``: a sweep tries each of their values."""
+        return tuple(
+            name
+            for name, value in (("tap", self.tap), ("pool", self.pool))
+            if value in (ALL, (ALL,))
+        )
+
+    @property
+    def queries(self) -> tuple[SpaceQuery, ...]:
+        """What it asks of each of its feature spaces; what a sweep ranges over is left open."""
+        fields = {name: getattr(self, name) for name in SpaceFields.option_names()}
+        pool = None if "pool" in self.ranging else self.pool
+        taps = (None,) if self.tap is None or "tap" in self.ranging else self.tap
+        return tuple(SpaceQuery(**fields, tap=tap, pool=pool) for tap in taps)
 
     @property
     def all_tries(self) -> int:

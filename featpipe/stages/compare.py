@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import DataError, UsageError
+from featpipe.base.joined_spaces import joined_words
 from featpipe.base.numbers import is_finite
 from featpipe.base.text import escape
 from featpipe.reports.comparison import Curves, write_comparison
@@ -149,8 +150,9 @@ def _row(contestant: _Contestant) -> ComparedHead:
         "kind": trained.head.kind,
         "params": trained.head.params,
         "info": trained.info,
-        "space": trained.space.id,
-        "features": trained.space.words,
+        "space": trained.spaces[0].id,
+        "spaces": [space.id for space in trained.spaces],
+        "features": joined_words(trained.spaces),
         "accuracy": metrics["accuracy"],
         "accuracy_ci95": metrics["accuracy_ci95"],
         "log_loss": metrics["log_loss"],

@@ -122,6 +122,7 @@ class TrainDocument(TypedDict):
     kind: str
     classes: list[str]
     space: str
+    spaces: list[str]
     train: SplitScores
     val: SplitScores
     best: dict[str, float]
@@ -164,6 +165,7 @@ class RunDocument(TypedDict):
     pool: str
     size: int
     space: str
+    spaces: list[str]
     val_accuracy: float
     val_loss: float
     test_accuracy: float | None

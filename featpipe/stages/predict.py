@@ -14,13 +14,14 @@ from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind
-from featpipe.engine.plan import FeaturePlan, plan_for_space
+from featpipe.engine.plan import FeaturePlan, plan_for_spaces
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.joined_rows import open_rows
 from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def predict(
             )
     trained = Run.at(head).load_head()
     weights = spec.weights or trained.weights_name
-    plan = plan_for_space(trained.space, weights, cache, device=spec.device)
+    plan = plan_for_spaces(trained.spaces, weights, cache, device=spec.device)
     files = [file for path in paths for file in _files_of(os.fspath(path))]
     return _predictions(files, trained, plan, cache, spec, progress)
 
@@ -131,11 +132,11 @@ def _predictions(
 ) -> Iterator[Prediction]:
     if not files:
         return
-    store = FeatureStore(cache, trained.space)
+    stores = [FeatureStore(cache, space) for space in plan.spaces]
     with (
         shared_lease(cache),
         progress("predict", len(files)) as bar,
-        Extractor(plan, [store], options) as extractor,
+        Extractor(plan, stores, options) as extractor,
     ):
 
         def on_outcome(outcome: Outcome) -> None:
@@ -147,15 +148,16 @@ def _predictions(
             chunk = files[start : start + _CHUNK]
             tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(chunk))
             found = extractor.compute_ids(tasks, len(chunk), on_outcome)
-            yield from _answers(chunk, found, trained, store)
+            yield from _answers(chunk, found, trained, cache)
 
 
 def _answers(
-    files: list[str], found: ComputedIds, trained: TrainedHead, store: FeatureStore
+    files: list[str], found: ComputedIds, trained: TrainedHead, cache: Path
 ) -> Iterator[Prediction]:
     """Predictions of one chunk, in its order."""
     good = [i for i in range(len(files)) if i not in found.errors]
-    probabilities = iter(trained.head.predict_proba(store.rows(found.ids[good])))
+    rows = open_rows(cache, trained.spaces, found.ids[good])
+    probabilities = iter(trained.head.predict_proba(rows))
     classes: list[str] = trained.head.classes_.tolist()
     for i, file in enumerate(files):
         if i in found.errors:

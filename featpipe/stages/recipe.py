@@ -131,19 +131,20 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     fitting = [
         space
         for space in extracted
-        if head.tap in (None, ALL, space.tap)
+        if (head.tap in (None, (ALL,)) or space.tap in head.tap)
         and head.pool in (None, ALL, space.pooling)
         and (head.space is None or space.is_called(head.space))
     ]
-    ranging = [name for name in ("tap", "pool") if getattr(head, name) == ALL]
-    if not fitting or (len(fitting) > 1 and not ranging):
+    taps = head.tap or ()
+    if not fitting or (len(fitting) != max(len(taps), 1) and not head.ranging):
         return head
     # Spaces of one extraction differ in tap and pooling alone.
     space = fitting[0]
     own: dict[str, Any] = {
         "backbone": space.backbone,
-        "weights": space.weights,
-        "tap": space.tap,
+        # The digest is that of the weights up to a tap.
+        "weights": space.weights if len({one.tap for one in fitting}) == 1 else head.weights,
+        "tap": (space.tap,) if len(taps) < 2 else taps,
         "pool": space.pooling,
         "size": space.preprocessing.size,
         "resize": space.preprocessing.resize,
@@ -155,4 +156,4 @@ def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
     if any(getattr(head, name) not in (None, own[name]) for name in others):
         # It asks for other features than this recipe's.
         return head
-    return dataclasses.replace(head, **{**own, **dict.fromkeys(ranging, ALL)})
+    return dataclasses.replace(head, **{**own, **dict.fromkeys(head.ranging, ALL)})

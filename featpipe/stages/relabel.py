@@ -133,7 +133,7 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
         conflicting=conflicting_contents(new),
         data=target,
         root=dataset.source.root,
-        extract_options=[extract_options(*space) for space in spaces_of(new)],
+        extract_options=[extract_options([space], name) for space, name in spaces_of(new)],
         seconds=round(time.perf_counter() - started, 3),
     )
 

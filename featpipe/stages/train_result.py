@@ -26,7 +26,9 @@ class TrainResult:
     kind : str
     classes : list of str
     space : str
-        Id of its feature space.
+        Id of its feature space; of several, the first.
+    spaces : list of str
+        Ids of all its feature spaces, whose rows lie side by side.
     train, val : SplitScores
         Of the kept state.
     best : HistoryRow
@@ -51,6 +53,7 @@ class TrainResult:
     kind: str
     classes: list[str]
     space: str
+    spaces: list[str]
     train: SplitScores
     val: SplitScores
     best: HistoryRow
@@ -69,6 +72,7 @@ class TrainResult:
             "kind": self.kind,
             "classes": self.classes,
             "space": self.space,
+            "spaces": self.spaces,
             "train": self.train,
             "val": self.val,
             "best": self.best.as_json(self.axis),

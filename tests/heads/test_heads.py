@@ -431,7 +431,7 @@ def test_tensors_that_do_not_fit_are_damage(kind: str) -> None:
     with pytest.raises(DamageError):
         new_head(kind, {}).set_tensors({**tensors, "mean": tensors["mean"][:-1]}, classes, shape)
     with pytest.raises(DamageError):
-        scales = np.ones(8, np.float32)
+        scales = np.ones(7, np.float32)
         new_head(kind, {}).set_tensors({**tensors, "scale": scales}, classes, shape)
     for other in ((9,), (3, *MAP_SHAPE[1:]), (2, 40, 40)):
         with pytest.raises(DamageError):

@@ -34,7 +34,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.datasets import files as datasets
 from featpipe.datasets.dataset import Status
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_space, require_space
+from featpipe.datasets.spaces import choose_space, require_spaces
 from featpipe.integrations.arrays import open_features
 from featpipe.sources import open_source
 from featpipe.specs.recipe import load_recipe
@@ -719,7 +719,7 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
         found = load_dataset(cache, "set")
         refused(found.describe)
         refused(lambda: choose_space(found, SpaceQuery()))
-        refused(lambda: require_space(found, small_space(), "random:0"))
+        refused(lambda: require_spaces(found, [small_space()], "random:0"))
         refused(lambda: open_features("set", "all", cache=cache))
         if read <= limit:
             for command in (

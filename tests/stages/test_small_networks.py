@@ -123,3 +123,36 @@ def test_flat_rows_and_wrong_options_are_one_line(inside: Run, cache: Path) -> N
         done = inside(*command, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.splitlines()[-1] == f"Error: {message}"
+
+
+def test_a_recipe_trains_networks_and_ones_own_where_it_is_permitted(
+    inside: Run,
+    photo_folder: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "recipe_nets.py").write_text(
+        "from torch import nn\n"
+        "def build(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[dataset]\nname = "photos"\ndata = "{photo_folder}"\n'
+        '[extract]\nbackbone = "pixels"\nsize = 16\nresize = "squash"\ndevice = "cpu"\n'
+        '[[head]]\nkind = "lenet"\nepochs = 2\ndevice = "cpu"\n'
+        '[[head]]\nkind = "recipe_nets:build"\nepochs = 2\ndevice = "cpu"\n'
+    )
+    assert inside("run", recipe, "--check").returncode == 0
+    command = ("run", recipe, "--cache", cache, "--out", tmp_path / "runs", "--json")
+    refused = inside(*command)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "recipe_nets" not in sys.modules and not cache.exists()
+    done = json_of(inside(*command, "--allow-code", "recipe_nets:build"))
+    assert [Path(head["train"]["head"]).name for head in done["heads"]] == [
+        "1-lenet",
+        "2-recipe_nets-build",
+    ]
+    assert len(done["comparison"]["heads"]) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from featpipe.base.space import FeatureSpace
@@ -17,6 +19,22 @@ MAP_SHAPE = (2, 16, 16)
 def space_for(kind: str) -> FeatureSpace:
     """A feature space that a kind of head can be trained on."""
     return small_space(pooling="none", shape=MAP_SHAPE) if kind in MAP_KINDS else small_space()
+
+
+class SideBySide:
+    """Rows in memory of several taps side by side, which say how wide each tap is."""
+
+    def __init__(self, *parts: np.ndarray) -> None:
+        flat = [part.reshape(len(part), -1) for part in parts]
+        self.widths = tuple(part.shape[1] for part in flat)
+        self.values = np.concatenate(flat, axis=1)
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.values[index]
 
 
 def toy(

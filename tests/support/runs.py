@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from featpipe.heads import new_head
 from featpipe.runs.run import Run
-from featpipe.runs.trained_head import TrainedHead
+from featpipe.runs.trained_head import TrainedHead, _document_digest
 from support.heads import MAP_KINDS, separable, space_for
 from support.samples import image_ids
 
@@ -28,7 +32,7 @@ def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
     history = head.fit(X, y, X, y, seed=seed, device="cpu", tick=lambda row: None)
     return TrainedHead(
         head=head,
-        space=space_for(kind),
+        spaces=(space_for(kind),),
         weights_name="random:0",
         dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
         history=history,
@@ -65,3 +69,22 @@ def load_head(path: Path) -> TrainedHead:
 
 def holds_head(folder: Path) -> bool:
     return Run(folder).has_head
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change ``head.json`` and make its digest agree, so that only its meaning is wrong."""
+    document = json.loads((folder / JSON_NAME).read_text())
+    changed = change(document)
+    document = document if changed is None else changed
+    if isinstance(document, dict):
+        document["sha256"] = _document_digest(document)
+    (folder / JSON_NAME).write_text(json.dumps(document))
+
+
+def rewrite_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    """Change the tensors and make ``head.json`` agree, so that only their meaning is wrong."""
+    tensors = load((folder / TENSORS_NAME).read_bytes())
+    change(tensors)
+    data = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
+    (folder / TENSORS_NAME).write_bytes(data)
+    rewrite(folder, lambda d: d.update(tensors_sha256=hashlib.sha256(data).hexdigest()))

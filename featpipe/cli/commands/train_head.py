@@ -58,7 +58,7 @@ def train_head(
     out: Annotated[Path | None, flag_of(HeadSpec, "out")] = None,
     overwrite: Annotated[bool, flag_of(HeadSpec, "overwrite")] = False,
     device: Annotated[str | None, flag_of(HeadSpec, "device")] = None,
-    tap: Annotated[str | None, flag_of(HeadSpec, "tap")] = None,
+    tap: Annotated[list[str] | None, flag_of(HeadSpec, "tap", metavar="TAP")] = None,
     pool: Annotated[str | None, flag_of(HeadSpec, "pool")] = None,
     backbone: Annotated[str | None, flag_of(HeadSpec, "backbone")] = None,
     weights: Annotated[str | None, flag_of(HeadSpec, "weights")] = None,

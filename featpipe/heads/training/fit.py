@@ -104,14 +104,19 @@ def train_all(
         head.mean_, head.scale_ = mean, scale
         if isinstance(head, ModuleHead):
             head.row_shape_ = maps[0]
+    # One scale divides products, which have fewer numbers than rows; scales by tap divide rows.
+    is_common = len(scale) == 1
     for part in (rows, val_rows):
         part.centre_on(np.repeat(mean, rows.width // max(1, len(mean))))
+        if not is_common:
+            part.divide_by(scale)
+    divisor = float(scale[0]) if is_common else 1.0
     weights = class_weights(y, len(heads[0].classes_), heads[0].params["class_weight"])
     ends: dict[int, TrainedState] = {}
     for numbers in _parts(heads, rows, device):
         these, own = [heads[i] for i in numbers], [seeds[i] for i in numbers]
         order = np.random.default_rng(own[0] if maps else seed)
-        with _trainer(these, own, rows, y, float(scale[0]), weights, device) as trainer:
+        with _trainer(these, own, rows, y, divisor, weights, device) as trainer:
             loop = EpochLoop(trainer, _schedule(these[0]), rows, val_rows, order, on_epoch)
             found = loop.run(only_best=leaders is not None)
         ends.update(zip(numbers, found, strict=True))
