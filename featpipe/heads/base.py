@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError, DataError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError
 from featpipe.base.numbers import is_finite
 
 _BLOCK_BYTES = 64 * 2**20
@@ -83,6 +83,9 @@ class History:
         What casts doubt on the kept row; the head's file does not hold it here.
     untried : list of float
         Values that were meant to be tried, but could not win any more.
+    epoch_seconds : list of float
+        How long each epoch's training took, without validation; of all heads that were trained
+        together. The head's file does not hold it here.
     """
 
     axis: str
@@ -90,6 +93,7 @@ class History:
     best: int = 0
     warnings: list[str] = field(default_factory=list, compare=False)
     untried: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list, compare=False)
 
     @property
     def kept(self) -> HistoryRow:
@@ -105,9 +109,11 @@ class Head(ABC):
     several taps lie side by side. ``temperature_`` is 1 unless the head was calibrated.
     """
 
-    kind: ClassVar[str]
+    kind: str
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Default grid of a sweep: values by hyper-parameter."""
+    trains_together: ClassVar[bool] = True
+    """Whether the heads of a sweep are trained as one computation, or one after another."""
     solves_path: ClassVar[bool] = False
     """Whether one :meth:`fit` tries several values and keeps the best; a sweep is then one fit."""
     classes_: NDArray[np.str_]
@@ -120,6 +126,11 @@ class Head(ABC):
     def param_names(cls) -> tuple[str, ...]:
         """Names of the hyper-parameters."""
         return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def sweep_axes(cls, given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """What a sweep varies where these hyper-parameters are given: values by name."""
+        return {name: values for name, values in cls.sweep_grid.items() if name not in given}
 
     @property
     def params(self) -> dict[str, Any]:
@@ -197,7 +208,7 @@ class Head(ABC):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
-        """Rows (n, …) of any float dtype → (n, d) float32, centred and scaled."""
+        """Rows (n, …) of any dtype → (n, d) float32, centred and scaled."""
         flat = block.reshape(len(block), -1).astype(np.float32)
         flat -= self.mean_
         flat /= self.scale_
@@ -210,13 +221,24 @@ class Head(ABC):
             tensors["temperature"] = np.array([self.temperature_])
         return tensors
 
-    def set_tensors(self, tensors: dict[str, np.ndarray], classes: Sequence[str]) -> None:
+    def set_tensors(
+        self, tensors: dict[str, np.ndarray], classes: Sequence[str], row_shape: tuple[int, ...]
+    ) -> None:
         """Set all learned tensors and the class names, as read from a head file.
+
+        Parameters
+        ----------
+        tensors : dict of str to ndarray
+        classes : sequence of str
+        row_shape : tuple of int
+            Shape of the feature rows it was trained on.
 
         Raises
         ------
         DamageError
             A tensor is missing, or the shapes do not fit together.
+        OwnCodeError
+            The head is a network of the user's own whose code is not permitted, or does not work.
         """
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
@@ -225,9 +247,10 @@ class Head(ABC):
         try:
             self.mean_, self.scale_ = rest.pop("mean"), rest.pop("scale")
             (self.temperature_,) = rest.pop("temperature", np.ones(1)).tolist()
-            self.set_layers(rest)
             self.classes_ = np.array(list(classes), dtype=str)
-            shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
+            shape = self._shape_of_logits(rest, row_shape)
+        except OwnCodeError:
+            raise
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
         if not _LOWEST_TEMPERATURE < self.temperature_ < 1 / _LOWEST_TEMPERATURE:
@@ -239,6 +262,18 @@ class Head(ABC):
             raise DamageError(
                 f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"
             )
+
+    def _shape_of_logits(
+        self, layers: dict[str, np.ndarray], row_shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Set the layers, and see what one row comes to."""
+        self.set_layers(layers)
+        shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
+        if len(self.mean_) != int(np.prod(row_shape)):
+            raise DamageError(
+                f"it takes {len(self.mean_)} features, its space has {tuple(row_shape)}"
+            )
+        return shape
 
     def _learn_scale(self, X: Any) -> None:
         self.mean_, self.scale_ = mean_and_scale(X)

@@ -20,7 +20,7 @@ from featpipe.heads.base import (
     columns_of,
     widths_of,
 )
-from featpipe.specs.heads import KNNParams
+from featpipe.specs.head_params import KNNParams
 
 log = logging.getLogger("featpipe")
 

@@ -29,7 +29,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.base.text import is_name
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
-from featpipe.specs.heads import check_params
+from featpipe.specs.head_params import check_params
 
 HEAD_VERSION = 3
 """Format of a head of several feature spaces. One with a temperature is written as 2, all others
@@ -170,7 +170,7 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     from safetensors.numpy import save
 
     head = trained.head
-    tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
+    tensors = {name: np.asarray(t, order="C") for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
         "format": _format(trained),
@@ -282,6 +282,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     ------
     ValueError, KeyError, TypeError, AttributeError, RecursionError, DamageError
         They do not describe a head of a format that this featpipe knows.
+    OwnCodeError
+        The head is a network of the user's own whose code is not permitted, or does not work.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -298,8 +300,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     train_ids = tensors.pop("train_image_sha256")
     if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:
         raise ValueError(f"its list of training pictures is {train_ids.dtype} {train_ids.shape}")
-    head.set_tensors(tensors, document["classes"])
-    _check_width(head, spaces)
+    head.set_tensors(tensors, document["classes"], joined_shape(spaces))
+    _check_scale(head, spaces)
     history = _history(document["history"])
     return TrainedHead(
         head=head,
@@ -314,10 +316,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     )
 
 
-def _check_width(head: Head, spaces: tuple[FeatureSpace, ...]) -> None:
-    shape = joined_shape(spaces)
-    if len(head.mean_) != int(np.prod(shape)):
-        raise ValueError(f"it takes {len(head.mean_)} features, its space has {shape}")
+def _check_scale(head: Head, spaces: tuple[FeatureSpace, ...]) -> None:
     scales = 1 if len(spaces) == 1 else len(head.mean_)
     if head.scale_.shape != (scales,):
         raise ValueError(f"its scale is {head.scale_.shape}, not ({scales},)")

@@ -16,20 +16,23 @@ from featpipe.base.text import escape
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Label, unknown_name
-from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
+from featpipe.specs.head_params import HEAD_PARAMS, HeadKind
+from featpipe.specs.heads import HeadSpec
 from featpipe.specs.offered_features import Offer, differing, fitting, offers_of, ranging
 from featpipe.specs.value_kinds import Choice, Text
 
 SECTIONS = ("dataset", "extract", "head", "evaluate")
 DATASET_KEYS = ("name", "root", "follow_links", "split", "max_bad")
 """Options of an extraction that say something of the pictures; ``data`` stands beside them."""
-NOT_IN_RECIPES = ("shard", "out", "overwrite")
-"""Options of one job or one run, which the command line gives."""
+NOT_IN_RECIPES = ("shard", "out", "overwrite", "allow_code")
+"""Options of one job or one run, which the command line gives. A recipe may come from elsewhere, so
+it cannot permit the code that it names."""
 EXTRACT_KEYS = tuple(
     name for name in ExtractSpec.option_names() if name not in (*DATASET_KEYS, *NOT_IN_RECIPES)
 )
 HEAD_KEYS = tuple(name for name in HeadSpec.option_names() if name not in ("head", *NOT_IN_RECIPES))
 """``kind`` stands beside them, for the option ``head``; and the kind's hyper-parameters."""
+EVALUATE_KEYS = tuple(name for name in EvaluateSpec.option_names() if name not in NOT_IN_RECIPES)
 EVALUATE_SPLITS = ("train", "val", "test", "all")
 
 _MAX_TEXT = 2**15
@@ -179,7 +182,7 @@ def _head(table: dict[str, Any], offers: Sequence[Offer]) -> HeadSpec:
         if "head" in table:  # as the command line calls it
             raise UsageError(f"expected {label('kind')}, found 'head'; call it 'kind'")
         _check_names("key of [[head]]", table, ("kind", *HEAD_KEYS, *hyper))
-    kind = Choice(HEAD_KINDS).check(label("kind"), table.get("kind"))
+    kind = HeadKind().check(label("kind"), table.get("kind"))
     for name in ("head", *NOT_IN_RECIPES):
         if name in table:
             raise UsageError(unknown_name("key of [[head]]", name, ("kind", *HEAD_KEYS)))
@@ -210,6 +213,7 @@ def _check_choice(head: HeadSpec, offers: Sequence[Offer]) -> None:
 
 def _evaluation(table: dict[str, Any]) -> EvaluateSpec:
     label = _label_in("[evaluate]")
+    _check_names("key of [evaluate]", table, EVALUATE_KEYS)
     spec = EvaluateSpec.from_options(table, text=False, what="key of [evaluate]", label=label)
     if spec.split is not None:
         Choice(EVALUATE_SPLITS).check(label("split"), spec.split)

@@ -128,6 +128,7 @@ class TrainDocument(TypedDict):
     best: dict[str, float]
     seconds: float
     warnings: list[str]
+    epoch_seconds: NotRequired[float]
     sweep: NotRequired[SweepDocument]
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]

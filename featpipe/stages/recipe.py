@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe.base.errors import NotFoundError
+from featpipe.base.own_code import is_own_code, load_factory
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.text import escape
 from featpipe.datasets.dataset import Dataset
@@ -110,6 +111,10 @@ def run_recipe(
     """
     if data is None:
         check_data(recipe)
+    for head in recipe.heads:
+        if is_own_code(head.head):
+            # Before anything is computed: it may not be permitted, or not be there.
+            load_factory(head.head, what="head")
     pictures = recipe.data if data is None else data
     extracts, heads = recipe.extracts, recipe.heads
     if device is not None:
@@ -126,7 +131,7 @@ def run_recipe(
         dataset.in_split(asked.split)
     done, scores = [], []
     for number, head in enumerate(heads, 1):
-        folder = None if out is None else out / f"{number}-{head.head}"
+        folder = None if out is None else out / f"{number}-{head.slug}"
         spec = _on_own_features(head, offers)
         spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
         bar = _numbered(progress, number, heads)

@@ -161,7 +161,10 @@ class _Training:
         }
         seconds = round(time.perf_counter() - self.started, 3)
         info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
-        run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
+        epoch_seconds = _median_seconds(self.history)
+        if epoch_seconds is not None:
+            info["epoch_seconds"] = epoch_seconds
+        run = self.run or Run.next_free(f"{self.dataset.name}-{spec.slug}")
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
@@ -204,6 +207,7 @@ class _Training:
             best=best,
             axis=self.history.axis,
             seconds=seconds,
+            epoch_seconds=epoch_seconds,
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
@@ -267,6 +271,13 @@ def _named_by_fields(
         ({key: fields[key] for key in varied}, sweep)
         for fields, (_, sweep) in zip(named, done, strict=True)
     ]
+
+
+def _median_seconds(history: History) -> float | None:
+    """Median time of an epoch's training; None where there were no epochs."""
+    if not history.epoch_seconds:
+        return None
+    return round(float(np.median(history.epoch_seconds)), 6)
 
 
 def _describe(

@@ -36,6 +36,9 @@ class TrainResult:
     axis : {"epoch", "C", "k"}
         What the row's ``at`` is.
     seconds : float
+    epoch_seconds : float, optional
+        Median time of an epoch's training, without validation; of all heads that were trained
+        together. None where there were no epochs.
     sweep : SweepResult, optional
         What it was chosen from.
     n_shot : NShotResult, optional
@@ -56,6 +59,7 @@ class TrainResult:
     best: HistoryRow
     axis: str
     seconds: float
+    epoch_seconds: float | None = None
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
@@ -75,6 +79,8 @@ class TrainResult:
             "seconds": self.seconds,
             "warnings": self.warnings,
         }
+        if self.epoch_seconds is not None:
+            document["epoch_seconds"] = self.epoch_seconds
         if self.sweep is not None:
             document["sweep"] = self.sweep.as_json()
             if self.sweep.by_seed:

@@ -196,7 +196,7 @@ def test_extract_refuses_a_bad_value_with_2(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, found 'svm'"),
+        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, lenet, "),
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.heads import SideBySide, overlapping, toy
+from support.heads import ROW_KINDS, SideBySide, overlapping, toy
 
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, mean_and_scale
 from featpipe.heads.sweep import plan_sweep, run_sweep
 from featpipe.heads.training import feature_rows as batches
 from featpipe.heads.training.feature_rows import StreamedRows, feature_rows
-from featpipe.specs.heads import HEAD_KINDS
 
 FAST: dict[str, dict[str, Any]] = {
     "linear": {"learning_rate": 0.03, "epochs": 15},
@@ -74,7 +73,7 @@ def test_batches_are_centred_and_divided_by_tap(
     assert np.array_equal(got, (rows.values.astype(np.float32) - mean) / scale)
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_tap_of_large_values_drowns_no_other(kind: str) -> None:
     # Powers of two change no rounding.
     (X, y), (X_val, y_val), (X_new, _) = overlapping(120, 0), overlapping(60, 1), overlapping(40, 2)
@@ -90,18 +89,18 @@ def test_a_tap_of_large_values_drowns_no_other(kind: str) -> None:
 SCALES = np.repeat([1024.0, 1.0], [3, 5]).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_head_learns_from_all_taps_and_comes_back_from_its_tensors(kind: str) -> None:
     (X, y), (X_val, y_val) = toy(60, 4), toy(40, 4, seed=1)
     head = fit(kind, joined(X), y, joined(X_val), y_val)
     assert (head.predict_proba(joined(X_val)).argmax(axis=1) == y_val).all()
     assert head.scale_.shape == head.mean_.shape == (8,)
     other = new_head(kind, head.params)
-    other.set_tensors(head.tensors(), head.classes_.tolist())
+    other.set_tensors(head.tensors(), head.classes_.tolist(), (8,))
     assert np.array_equal(other.predict_proba(X_val), head.predict_proba(joined(X_val)))
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_tap_that_never_changes_is_survived(kind: str) -> None:
     (X, y), (X_val, y_val) = toy(60), toy(40, seed=1)
     X[:, IN_TWO[1]] = X_val[:, IN_TWO[1]] = 0

@@ -29,7 +29,7 @@ from support.samples import small_space
 
 from featpipe.base.errors import DamageError, NotFoundError, StorageError
 from featpipe.runs import run as files
-from featpipe.specs.heads import HEAD_KINDS
+from featpipe.specs.head_params import HEAD_KINDS
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_head_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
     before = trained_head(kind)
     folder = save_head(tmp_path / "run", before)
     after = load_head(folder)
-    X = np.random.default_rng(5).normal(size=(100, 4)).astype(np.float16)
+    X = np.random.default_rng(5).normal(size=(100, *before.space.shape)).astype(np.float16)
     assert after.head.predict_proba(X).tobytes() == before.head.predict_proba(X).tobytes()
     assert after.head.predict(X).tolist() == before.head.predict(X).tolist()
     assert after.head.kind == kind

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.heads import SideBySide
+from support.heads import ROW_KINDS, SideBySide
 from support.runs import (
     CLASSES,
     JSON_NAME,
@@ -29,7 +29,6 @@ from featpipe.base.errors import DamageError
 from featpipe.heads import new_head
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
-from featpipe.specs.heads import HEAD_KINDS
 
 SPACES = (small_space(), small_space(tap="block2_pool", shape=(1, 2, 1), weights="cd" * 32))
 
@@ -51,7 +50,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_it_comes_back_bit_for_bit(kind: str, temperature: float, tmp_path: Path) -> None:
     before = head_of_two(kind)
     before.head.temperature_ = temperature

@@ -14,22 +14,25 @@ from safetensors.numpy import load, save
 from featpipe.heads import new_head
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead, _document_digest
-from support.samples import image_ids, small_space
+from support.heads import MAP_KINDS, separable, space_for
+from support.samples import image_ids
 
 CLASSES = ["cat", "<dog>", "caf\udce9 猫"]
 
 
 def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
-    """A head for small_space() and three classes, trained for a moment."""
+    """A head for small_space(), or maps, and three classes, trained for a moment."""
     rng = np.random.default_rng(seed)
     y = np.arange(30) % 3
     X = (rng.normal(size=(30, 4)) + 2 * np.eye(3, 4)[y]).astype(np.float16)
+    if kind in MAP_KINDS:
+        X, y = separable(kind, 30, 3, seed=seed, dtype="f2")
     head = new_head(kind, PARAMS[kind])
     head.classes_ = np.array(CLASSES)
     history = head.fit(X, y, X, y, seed=seed, device="cpu", tick=lambda row: None)
     return TrainedHead(
         head=head,
-        spaces=(small_space(),),
+        spaces=(space_for(kind),),
         weights_name="random:0",
         dataset={"name": "pets", "sha256": "ab" * 32, "val": "given"},
         history=history,
@@ -47,6 +50,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 3, "hidden": 7, "dropout": 0.25},
     "logistic": {},
     "knn": {},
+    **{kind: {"epochs": 2, "weight_decay": 0.5, "optimizer": "sgd"} for kind in MAP_KINDS},
 }
 
 

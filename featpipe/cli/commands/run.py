@@ -8,14 +8,26 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, command_app
+from featpipe.cli.options import (
+    AsJson,
+    Cache,
+    Quiet,
+    Verbose,
+    cache_root,
+    command_app,
+    flag_of,
+    given,
+)
+from featpipe.specs.code import AllowCode
 
 app = command_app()
 
 
 @app.command()
 def run(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(
@@ -41,6 +53,7 @@ def run(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
     ] = False,
+    allow_code: Annotated[list[str] | None, flag_of(AllowCode, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -70,7 +83,9 @@ def run(
         elif check:
             _check(console, recipe, data)
         else:
-            _run(console, recipe, data, out, device, overwrite, cache)
+            code = AllowCode.from_options(given(context, AllowCode))
+            with permitted(code.allow_code):
+                _run(console, recipe, data, out, device, overwrite, cache)
 
 
 def _check(console: Console, recipe: str, data: str | None) -> None:

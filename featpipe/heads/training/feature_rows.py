@@ -81,8 +81,13 @@ class FeatureRowSet(ABC):
         """Divide the centred rows of all later batches by ``scale`` (d,)."""
         self._scale = torch.from_numpy(scale).to(self.device)
 
-    def mean_and_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def mean_and_scale(
+        self, groups: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """:func:`featpipe.heads.base.mean_and_scale` of the stored rows.
+
+        With ``groups``, features that follow each other have a mean in common: (groups,), such as
+        the pixels of a channel.
 
         PyTorch, because it converts float16 to float64 several times faster than NumPy.
         """
@@ -98,6 +103,10 @@ class FeatureRowSet(ABC):
                 flat = wide[:, columns].reshape(-1)
                 squares[i] += float(flat @ flat)
         sums = total.numpy()
+        if groups is not None:
+            each = self.width // groups
+            sums = sums.reshape(groups, each).sum(axis=1)
+            return mean_and_scale_of(sums, sum(squares), len(self) * each)
         return side_by_side(
             [
                 mean_and_scale_of(sums[columns], of_tap, len(self))
