@@ -567,7 +567,7 @@ def test_a_head_of_a_newer_format_is_refused(inside: Run, own_workspace: Path) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     done = inside("predict", "run", "photos")
     assert (done.returncode, done.stdout) == (13, "")
-    assert "format 99; this featpipe reads 2" in done.stderr
+    assert "format 99; this featpipe reads 3" in done.stderr
 
 
 # Exit code 74: the system refuses.
