@@ -100,9 +100,7 @@ def _tags(model: str) -> tuple[str, ...]:
 def published(model: str) -> dict[str, PublishedWeights]:
     """Published weights with the input they were trained on, the default first."""
     return {
-        full: PublishedWeights(
-            _input(full), library="timm", fetch=functools.partial(_fetch, model, full)
-        )
+        full: PublishedWeights(_input(full), library="timm", fetch=functools.partial(_fetch, full))
         for full in _tags(model)
     }
 
@@ -133,15 +131,11 @@ def _input(full: str) -> NetworkInput:
     )
 
 
-def _fetch(model: str, full: str) -> Tensors:
+def _fetch(full: str) -> Tensors:
     """The tensors of weights, from Hugging Face's local cache or its hub."""
     import timm
 
-    found = timm.create_model(full, pretrained=True).state_dict()
-    # The classifier of other weights may have another number of classes.
-    shapes = {name: tensor.shape for name, tensor in make(model).state_dict().items()}
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in found.items()
-        if name in shapes and tensor.shape == shapes[name]
+        for name, tensor in timm.create_model(full, pretrained=True).state_dict().items()
     }
