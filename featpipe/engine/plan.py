@@ -10,6 +10,7 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS
 from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
+from featpipe.base.own_code import is_own_code
 from featpipe.base.preprocessing import usual_short_side
 from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.engine.precision import choose_precision
@@ -126,8 +127,11 @@ def plan_for_space(
     weights = open_weights(weights_name, backbone, cache)
     found = weights.digest(space.tap)
     if found != space.weights:
+        advice = "give the right ones with --weights"
+        if is_own_code(space.backbone):
+            advice = f"they, or the code of {space.backbone}, have changed since; {advice}"
         raise SpaceMismatchError(
             f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
-            f"{found[:12]}… in {weights_name}; give the right ones with --weights"
+            f"{found[:12]}… in {weights_name}; {advice}"
         )
     return FeaturePlan([space], weights, resolve_device(device))
