@@ -48,12 +48,6 @@ def _torchvision_network(name: str) -> Backbone:
     return torchvision_network(name)
 
 
-def _timm_names() -> tuple[str, ...]:
-    from featpipe.backbones.timm_networks import names
-
-    return names()
-
-
 @functools.cache
 def _timm_network(name: str) -> Backbone:
     from featpipe.backbones.timm_networks import timm_network
@@ -85,8 +79,8 @@ FAMILIES = (
         _own_network,
     ),
     Family(
-        "networks of timm",
-        _timm_names,
+        "timm/NAME: networks of timm, if it is installed; its list_models() names them",
+        lambda: (),  # more than a thousand
         lambda name: name.startswith("timm/"),
         _timm_network,
     ),

@@ -141,9 +141,10 @@ class ModuleBackbone(Backbone):
         node = self.tap(tap).node
         found = self._outputs_at(size)
         if node not in found.shapes:
+            reason = found.reason or "not every picture gets there"
             raise UsageError(
                 f"expected a --size that {tap} of {self.name} can be computed for, such as "
-                f"{self._nearest_size(node, size)}, found {size}: {found.reason}"
+                f"{self._nearest_size(node, size)}, found {size}: {reason}"
             )
         shape = found.shapes[node]
         if pooling == "none":

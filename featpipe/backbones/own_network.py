@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INPUT = "featpipe_input"
 """Attribute of a network that says which pictures it expects."""
 _COLOURS = ("rgb", "bgr")
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, of features that are the same but for
 rounding."""
 

@@ -100,7 +100,11 @@ def _tags(model: str) -> tuple[str, ...]:
 def published(model: str) -> dict[str, PublishedWeights]:
     """Published weights with the input they were trained on, the default first."""
     return {
-        full: PublishedWeights(_input(full), library="timm", fetch=functools.partial(_fetch, full))
+        full: PublishedWeights(
+            _input(full),
+            library="Hugging Face's cache and hub",
+            fetch=functools.partial(_fetch, full),
+        )
         for full in _tags(model)
     }
 

@@ -92,7 +92,9 @@ def test_weights_that_cannot_be_fetched_say_what_was_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(WeightsError, match=r"tried timm \(.+\)\. Ways out: ") as error:
+    with pytest.raises(
+        WeightsError, match=r"tried Hugging Face's cache and hub \(.+\)\. Ways out: "
+    ) as error:
         fetch_weights("a1_in1k", get_backbone("timm/resnet18"), tmp_path)
     assert "\n" not in str(error.value)
 
@@ -109,7 +111,9 @@ def test_weights_that_timm_has_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     backbone = get_backbone("timm/resnet18")
     path, _ = fetch_weights("a1_in1k", backbone, tmp_path)
     assert path.name == "timm+resnet18-resnet18.a1_in1k.safetensors"
-    with pytest.raises(WeightsError, match=r"tried timm \(has no fc\.weight\)"):
+    with pytest.raises(
+        WeightsError, match=r"tried Hugging Face's cache and hub \(has no fc\.weight\)"
+    ):
         open_weights("a1_in1k", backbone, tmp_path).digest("fc")  # a classifier of 7 classes
     monkeypatch.setattr(timm, "create_model", None)  # from here on the own copy is enough
     assert len(open_weights("a1_in1k", backbone, tmp_path).digest("layer1")) == 64
