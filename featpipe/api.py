@@ -67,15 +67,17 @@ def extract(
         True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
         callable that opens a bar. Default: none.
     **options
-        As in ``featpipe extract``; see :class:`featpipe.specs.extract.ExtractSpec`.
+        As in ``featpipe extract``; see :class:`featpipe.specs.extract.ExtractSpec`. A ``backbone``
+        of ``package.module:factory`` is code of your own, which is run.
 
     Raises
     ------
     FeatpipeError
         See the classes in :mod:`featpipe.base.errors`. Rows computed before are kept.
     """
-    spec = ExtractSpec.from_options({"name": name, **options})
-    return extraction.extract(data, spec, cache=_root(cache), progress=as_progress(progress))
+    with permitted([options.get("backbone")]):
+        spec = ExtractSpec.from_options({"name": name, **options})
+        return extraction.extract(data, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def train_head(

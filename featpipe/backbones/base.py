@@ -82,11 +82,17 @@ class PublishedWeights:
         Where a file with the tensors (``.pth``) can be downloaded; empty where nowhere.
     digests : mapping of str to str
         Digests of the tensors that a tap depends on, as known beforehand, by the tap's name.
+    library : str
+        The library that fetches them itself, in words; empty where featpipe does.
+    fetch : callable
+        Fetches the tensors with that library; raises anything where it cannot.
     """
 
     input: NetworkInput
     url: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+    library: str = ""
+    fetch: Callable[[], Tensors] = dict
 
 
 class Backbone(ABC):

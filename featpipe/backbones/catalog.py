@@ -10,6 +10,7 @@ from featpipe.backbones import vgg
 from featpipe.backbones.base import Backbone
 from featpipe.backbones.pixels import PIXELS, Pixels
 from featpipe.base.errors import UsageError
+from featpipe.base.own_code import is_own_code, load_factory
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,27 @@ def _torchvision_names() -> tuple[str, ...]:
     return tuple(name for name in names() if name not in vgg.FAMILY)
 
 
+@functools.cache
 def _torchvision_network(name: str) -> Backbone:
     from featpipe.backbones.torchvision_networks import torchvision_network
 
     return torchvision_network(name)
+
+
+@functools.cache
+def _timm_network(name: str) -> Backbone:
+    from featpipe.backbones.timm_networks import timm_network
+
+    return timm_network(name)
+
+
+def _own_network(name: str) -> Backbone:
+    # First, and every time: the permission ends with the call that gave it.
+    factory = load_factory(name, what="backbone")
+
+    from featpipe.backbones.own_network import own_network
+
+    return own_network(name, factory)
 
 
 FAMILIES = (
@@ -52,7 +70,19 @@ FAMILIES = (
         "pixels: no network; caches the decoded, resized pictures",
         lambda: (PIXELS,),
         lambda name: name == PIXELS,
-        lambda _: Pixels(),
+        functools.cache(lambda _: Pixels()),
+    ),
+    Family(
+        "package.module:factory: a network of your own",
+        lambda: (),
+        is_own_code,
+        _own_network,
+    ),
+    Family(
+        "timm/NAME: networks of timm, if it is installed; its list_models() names them",
+        lambda: (),  # more than a thousand
+        lambda name: name.startswith("timm/"),
+        _timm_network,
     ),
     Family(
         "other networks of torchvision",
@@ -63,7 +93,6 @@ FAMILIES = (
 )
 
 
-@functools.cache
 def get_backbone(name: str) -> Backbone:
     """The backbone of that name.
 
@@ -71,6 +100,8 @@ def get_backbone(name: str) -> Backbone:
     ------
     UsageError
         There is no such backbone; the message suggests the most similar name.
+    OwnCodeError
+        It is code of the user's own, and is not permitted or does not work.
     """
     for family in FAMILIES:
         if family.has(name):

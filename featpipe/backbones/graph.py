@@ -6,8 +6,10 @@ module that calls a function, a dot, and the function's name (``layer4.2.relu_2`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.feature_extraction import NodePathTracer
 
+from featpipe.backbones import fingerprint
 from featpipe.backbones.base import Tensors
 from featpipe.base.errors import UsageError
 
@@ -38,6 +41,46 @@ class Traced:
     graph: fx.Graph
     nodes: dict[str, fx.Node]
 
+    @cached_property
+    def last_nodes(self) -> dict[str, str]:
+        """The last node of every module, by the module's path."""
+        last: dict[str, str] = {}
+        for node in self.nodes:
+            parts = node.split(".")
+            for depth in range(1, len(parts) + 1):
+                last[".".join(parts[:depth])] = node
+        return last
+
+    @cached_property
+    def _whole(self) -> fx.GraphModule:
+        return fx.GraphModule(self.root, self.graph)
+
+    def outputs(self, batch: int, size: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """What nodes give for pictures of no content, and why some give nothing."""
+        run = ShapeRun(self._whole).run_shapes(batch, size)
+        found = {
+            name: run.results[node]
+            for name, node in self.nodes.items()
+            if node in run.results and node.op != "placeholder"  # the picture itself is no tap
+        }
+        return found, list(run.failures.values())
+
+    def tensors(self, name: str) -> set[str]:
+        """Names of the parameters and buffers that a node depends on, and perhaps of constants."""
+        return set(pruned(self, [name]).state_dict())
+
+    def build(self, names: Sequence[str], size: int, tensors: Tensors) -> fx.GraphModule:
+        """The part that nodes depend on; see :meth:`featpipe.backbones.base.Backbone.build`."""
+        # Modules of its own: networks on other devices or in other precisions keep theirs.
+        module = copy.deepcopy(pruned(self, names))
+        record_shapes(module, size)
+        set_state(module, tensors)
+        return module
+
+    def fingerprint(self, name: str) -> str:
+        """What computes a node, besides parameters and buffers, as text."""
+        return fingerprint.of_graph(pruned(self, [name]), set(self.root.state_dict()))
+
 
 def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTracer) -> Traced:
     """Trace a network in eval mode, with every operation out of place.
@@ -52,12 +95,19 @@ def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTrace
         Put before the names of the nodes, where the module is a part of a network.
     tracer : callable
         Makes the tracer.
+
+    Raises
+    ------
+    Exception
+        Whatever the network's own code makes of stand-ins for tensors.
     """
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
     made = tracer()
     graph = made.trace(module.eval())
+    if any(isinstance(tensor, fx.Proxy) for tensor in module.state_dict(keep_vars=True).values()):
+        raise fx.proxy.TraceError("it changes its own tensors")
     for node in graph.nodes:
         if node.kwargs.get("inplace") is True:
             node.kwargs = {**node.kwargs, "inplace": False}
@@ -181,7 +231,11 @@ def set_state(module: nn.Module, tensors: Tensors) -> None:
         for name in module.state_dict()
         if name in tensors or name.endswith(COUNTER)
     }
-    module.load_state_dict(state, assign=True)
+    # What is in no file of weights, such as constants of the graph, stays as it was made.
+    module.load_state_dict(state, assign=True, strict=False)
+    lacking = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if lacking:
+        raise KeyError(lacking[0])
     module.eval().requires_grad_(False)
 
 

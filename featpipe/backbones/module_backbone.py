@@ -1,9 +1,11 @@
-"""A backbone of any network whose graph can be traced: taps and shapes come from the graph."""
+"""A backbone of any network: taps and shapes come from its graph, or from hooks on its modules."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
+import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +20,12 @@ from featpipe.base.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import fx, nn
+    from torchvision.models.feature_extraction import NodePathTracer
 
     from featpipe.backbones.graph import Traced
+    from featpipe.backbones.hooked import Hooked
+
+log = logging.getLogger("featpipe")
 
 _USUAL_SIZE = 224
 _SIZES = range(1, 1025)
@@ -48,12 +54,17 @@ class ModuleBackbone(Backbone):
     ----------
     name : str
     make : callable
-        Returns the network. It is called with torch's default device set to ``meta``, so that no
-        memory is taken, and once more on the CPU where the network cannot be made without.
+        Returns the network, another object each time. It is called with torch's default device set
+        to ``meta``, so that no memory is taken, and once more on the CPU where the network cannot
+        be made without.
     published : callable, optional
         Returns the weights that are published for it; the first are the default.
     aliases : mapping of str to str
         Other names of published weights → their names.
+    tracer : callable, optional
+        Makes the tracer of its graph.
+    on_meta : bool
+        Whether it can be made without memory for its tensors.
     """
 
     def __init__(
@@ -63,53 +74,59 @@ class ModuleBackbone(Backbone):
         *,
         published: Callable[[], Mapping[str, PublishedWeights]] = dict,
         aliases: Mapping[str, str] | None = None,
+        tracer: Callable[[], NodePathTracer] | None = None,
+        on_meta: bool = True,
     ) -> None:
         self.name = name
         self._make, self._published = make, published
+        self._tracer, self._on_meta = tracer or _plain_tracer, on_meta
         self._aliases = aliases or {}
         self._outputs: dict[int, _Outputs] = {}
         self._lock = threading.Lock()
 
     @cached_property
-    def traced(self) -> Traced:
-        """The network's graph, on the meta device where it can be."""
+    def traced(self) -> Traced | Hooked:
+        """The network and its graph; or with hooks on its modules, where it cannot be traced."""
         import torch
 
         from featpipe.backbones.graph import trace
+        from featpipe.backbones.hooked import Hooked
 
-        try:
-            with torch.device("meta"):
+        if self._on_meta:
+            with contextlib.suppress(Exception), torch.device("meta"):
                 traced = trace(self._make(), tracer=self._tracer)
-            if not _has_other_tensors(traced):
-                return traced
-        except (RuntimeError, NotImplementedError):
-            pass
-        return trace(self._make(), tracer=self._tracer)
-
-    @cached_property
-    def _tracer(self) -> Any:
-        from torchvision.models.feature_extraction import NodePathTracer
-
-        return NodePathTracer
+                if not _has_other_tensors(traced):
+                    return traced
+        try:
+            return trace(self._make(), tracer=self._tracer)
+        except Exception as reason:
+            # Tracing runs the network's own code on stand-ins for tensors: anything may come of it.
+            log.debug("%s cannot be traced: %s", self.name, reason)
+            return Hooked(self._make(), self.default_size)
 
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
         """See :attr:`Backbone.taps`: nodes with a tensor per picture, by their shortest path."""
-        shapes = self._outputs_at(self.default_size).shapes
-        last = _last_nodes(self.traced.nodes)
+        shapes, size = self._outputs_at(self.default_size).shapes, self.default_size
+        if not shapes:
+            reason = self._outputs_at(size).reason or "no module gives one tensor per picture"
+            raise UsageError(
+                f"expected {self.name} to take colour pictures (N, 3, {size}, {size}), found a "
+                f"network that gives nothing for them: {reason}"
+            )
         shortest: dict[str, str] = {}
-        for path, node in last.items():
+        for path, node in self.traced.last_nodes.items():
             if node not in shortest or len(path) < len(shortest[node]):
                 shortest[node] = path
-        names = {node: shortest.get(node, node) for node in self.traced.nodes if node in shapes}
+        names = {node: shortest.get(node, node) for node in shapes}
         return {name: Tap(name, node) for node, name in names.items()}
 
     @property
     def tap_names(self) -> Mapping[str, str]:
         """See :attr:`Backbone.tap_names`: also every path of a module whose last node it is."""
         names = {tap.node: tap.name for tap in self.taps.values()}
-        paths = _last_nodes(self.traced.nodes)
-        found = {path: names[node] for path, node in paths.items() if node in names}
+        paths = self.traced.last_nodes.items()
+        found = {path: names[node] for path, node in paths if node in names}
         return found | dict(super().tap_names)
 
     @property
@@ -124,9 +141,10 @@ class ModuleBackbone(Backbone):
         node = self.tap(tap).node
         found = self._outputs_at(size)
         if node not in found.shapes:
+            reason = found.reason or "not every picture gets there"
             raise UsageError(
                 f"expected a --size that {tap} of {self.name} can be computed for, such as "
-                f"{self._nearest_size(node, size)}, found {size}: {found.reason}"
+                f"{self._nearest_size(node, size)}, found {size}: {reason}"
             )
         shape = found.shapes[node]
         if pooling == "none":
@@ -154,9 +172,12 @@ class ModuleBackbone(Backbone):
         return {3: (2, 3), 2: (1,)}.get(len(shape), ())
 
     def _has_class_token(self, shape: tuple[int, ...], axes: list[int]) -> bool:
-        root = self.traced.root
-        has_one = hasattr(root, "class_token") or getattr(root, "num_prefix_tokens", 0) > 0
-        return has_one and len(shape) == 2 and axes == [0]
+        prefix = _prefix_tokens(self.traced.root)
+        if not prefix or len(shape) != 2 or axes != [0]:
+            return False
+        # Before it was put in front, or after it was taken away, tokens fill the square alone.
+        places = shape[0] - prefix
+        return places > 0 and math.isqrt(places) ** 2 == places
 
     def _nearest_size(self, node: str, size: int) -> int:
         """The smallest larger size for which a node can be computed, else the default one."""
@@ -174,26 +195,17 @@ class ModuleBackbone(Backbone):
 
     def _outputs_at(self, size: int) -> _Outputs:
         """Shapes for a size; nodes whose first axis is not the batch have none."""
-        from featpipe.backbones.graph import ShapeRun
-
         with self._lock:
             if size not in self._outputs:
-                two, three = (ShapeRun(self._whole).run_shapes(n, size) for n in (2, 3))
-                shapes = {}
-                for name, node in self.traced.nodes.items():
-                    if node.op == "placeholder":
-                        continue
-                    few, more = two.results.get(node), three.results.get(node)
-                    if few is not None and more is not None and _is_per_picture(few, more):
-                        shapes[name] = tuple(few.shape[1:])
-                self._outputs[size] = _Outputs(shapes, next(iter(two.failures.values()), ""))
+                two, reasons = self.traced.outputs(2, size)
+                three, _ = self.traced.outputs(3, size)
+                shapes = {
+                    name: tuple(few.shape[1:])
+                    for name, few in two.items()
+                    if name in three and _is_per_picture(few, three[name])
+                }
+                self._outputs[size] = _Outputs(shapes, next(iter(reasons), ""))
             return self._outputs[size]
-
-    @cached_property
-    def _whole(self) -> fx.GraphModule:
-        from torch import fx
-
-        return fx.GraphModule(self.traced.root, self.traced.graph)
 
     @cached_property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:  # type: ignore[override]
@@ -211,14 +223,25 @@ class ModuleBackbone(Backbone):
 
     def parameters(self, tap: str) -> tuple[str, ...]:
         """See :meth:`Backbone.parameters`."""
-        from featpipe.backbones.graph import pruned
-
-        needed = pruned(self.traced, [self.tap(tap).node]).state_dict()
+        needed = self.traced.tensors(self.tap(tap).node)
         return tuple(name for name in self.tensor_shapes if name in needed)
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """The name itself, and as trainers save it: below ``module.`` or ``model.``."""
-        return (name, f"module.{name}", f"model.{name}")
+        """The name itself, and as trainers save it: below ``module.`` or ``model.``.
+
+        Tensors that are one in the network, such as tied weights, may have either name.
+        """
+        first = self._first_names
+        same = [other for other in first if first[other] == first[name] and other != name]
+        prefixes = ("", "module.", "model.")
+        return tuple(f"{prefix}{spelt}" for prefix in prefixes for spelt in (name, *same))
+
+    @cached_property
+    def _first_names(self) -> Mapping[str, str]:
+        """The first name of the tensor that a name stands for."""
+        first: dict[int, str] = {}
+        state = self.traced.root.state_dict(keep_vars=True)
+        return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
 
     @cached_property
     def published(self) -> Mapping[str, PublishedWeights]:  # type: ignore[override]
@@ -241,7 +264,8 @@ class ModuleBackbone(Backbone):
             if self._is_constant(name):
                 tensors[name] = self._made_on_cpu[name]
             elif len(shape) > 1:
-                number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+                stream = self._first_names[name].encode()
+                number = int.from_bytes(hashlib.sha256(stream).digest()[:4], "little")
                 # NumPy guarantees that RandomState's streams never change.
                 normal = np.random.RandomState([seed, number]).standard_normal(shape)
                 tensors[name] = (normal / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
@@ -262,13 +286,7 @@ class ModuleBackbone(Backbone):
 
     def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
         """See :meth:`Backbone.build`."""
-        from featpipe.backbones.graph import pruned, record_shapes, set_state
-
-        # A copy, because the graph's modules are those of the network that stays here.
-        module = copy.deepcopy(pruned(self.traced, [self.tap(tap).node for tap in taps]))
-        record_shapes(module, size)
-        set_state(module, tensors)
-        return module
+        return self.traced.build([self.tap(tap).node for tap in taps], size, tensors)
 
 
 def _has_other_tensors(traced: Traced) -> bool:
@@ -279,14 +297,17 @@ def _has_other_tensors(traced: Traced) -> bool:
     return any(True for _ in constants) or any(name not in state for name, _ in named)
 
 
-def _last_nodes(nodes: Mapping[str, Any]) -> dict[str, str]:
-    """The last node of every module, by the module's path."""
-    last: dict[str, str] = {}
-    for node in nodes:
-        parts = node.split(".")
-        for depth in range(1, len(parts) + 1):
-            last[".".join(parts[:depth])] = node
-    return last
+def _prefix_tokens(root: nn.Module) -> int:
+    """Tokens before those of the picture's places, if the first of them is a class token."""
+    if getattr(root, "cls_token", None) is not None:
+        return int(getattr(root, "num_prefix_tokens", 0))  # timm
+    return int(hasattr(root, "class_token"))  # torchvision
+
+
+def _plain_tracer() -> NodePathTracer:
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    return NodePathTracer()
 
 
 def _is_per_picture(two: Any, three: Any) -> bool:

@@ -27,9 +27,9 @@ def is_own_code(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def permitted(names: Iterable[str | None]) -> Iterator[None]:
-    """Permit, while the block runs, to import the code of these names; other texts are ignored."""
-    own = {name for name in names if name is not None and is_own_code(name)}
+def permitted(names: Iterable[object]) -> Iterator[None]:
+    """Permit, while the block runs, to import the code of names; other values are ignored."""
+    own = {name for name in names if isinstance(name, str) and is_own_code(name)}
     token = _permitted.set(_permitted.get() | own)
     try:
         yield

@@ -17,6 +17,7 @@ from featpipe.base.errors import (
     UsageError,
 )
 from featpipe.base.joined_spaces import joining_problem, repeated
+from featpipe.base.own_code import is_own_code
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.specs.extract import FeatureOptions
@@ -197,6 +198,8 @@ def _with_own_tap_name(query: SpaceQuery, held: list[FeatureSpace]) -> SpaceQuer
     if query.tap is None or any(space.tap == query.tap for space in held):
         return query
     for name in dict.fromkeys(space.backbone for space in held):
+        if is_own_code(name):
+            continue  # a cache may come from elsewhere
         try:
             tap = get_backbone(name).tap(query.tap).name
         except UsageError:

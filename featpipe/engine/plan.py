@@ -11,6 +11,7 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS
 from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
+from featpipe.base.own_code import is_own_code
 from featpipe.base.preprocessing import usual_short_side
 from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.engine.precision import choose_precision
@@ -125,11 +126,14 @@ def plan_for_spaces(
             )
     backbone = get_backbone(spaces[0].backbone)
     weights = open_weights(weights_name, backbone, cache)
+    advice = "give the right ones with --weights"
+    if is_own_code(backbone.name):
+        advice = f"they, or the code of {backbone.name}, have changed since; {advice}"
     for space in spaces:
         found = weights.digest(space.tap)
         if found != space.weights:
             raise SpaceMismatchError(
                 f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
-                f"{found[:12]}… in {weights_name}; give the right ones with --weights"
+                f"{found[:12]}… in {weights_name}; {advice}"
             )
     return FeaturePlan(list(spaces), weights, resolve_device(device))

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DataError, UsageError
+from featpipe.base.own_code import permitted
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome
@@ -37,7 +38,8 @@ class CachedFeatures(TransformerMixin, BaseEstimator):
         Cache root; default: ``$FEATPIPE_CACHE``, else ``./cache``.
     backbone, weights, tap, pool, size, resize, channels, decoder, precision, dtype, device, \
 batch_size, workers, max_pixels
-        As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name.
+        As in ``featpipe extract``; None means its default. ``tap`` and ``pool`` take one name. A
+        ``backbone`` of ``package.module:factory`` is code of your own, which is run.
     """
 
     def __init__(
@@ -97,9 +99,10 @@ batch_size, workers, max_pixels
             A picture is unreadable, or there is none: a transformer cannot leave out rows.
         """
         paths = [os.fspath(path) for path in np.asarray(X, dtype=object).reshape(-1)]
-        spec = self._spec()
         root = default_cache() if self.cache is None else Path(self.cache)
-        plan = plan_features(spec, root)
+        with permitted([self.backbone]):
+            spec = self._spec()
+            plan = plan_features(spec, root)
         store = FeatureStore(root, plan.spaces[0])
         if not paths:
             raise DataError("expected at least one picture, found none")
@@ -125,8 +128,9 @@ batch_size, workers, max_pixels
         input_features : object
             Ignored; scikit-learn passes it.
         """
-        spec = self._spec()
-        backbone = get_backbone(spec.backbone)
+        with permitted([self.backbone]):
+            spec = self._spec()
+            backbone = get_backbone(spec.backbone)
         tap, size = backbone.tap(spec.taps[0]).name, spec.size or backbone.default_size
         shape = backbone.output_shape(tap, spec.pool[0], size, spec.channels)
         return np.array(feature_names(backbone.name, tap, shape), dtype=object)

