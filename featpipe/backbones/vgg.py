@@ -107,6 +107,9 @@ class Vgg(Backbone):
     blocks: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
 
+    # Measured: from two pictures on, they do not; Network pads a single small one.
+    bits_depend_on_batch = False
+
     @cached_property
     def taps(self) -> dict[str, VggTap]:  # type: ignore[override]
         """Every tap by name, in network order."""
