@@ -53,10 +53,13 @@ class FeatureRowSet(ABC):
         The rows as stored; an array in memory if they are held there.
     y : Tensor of int64, shape (n,)
         Class indices, on the device.
+    home : str
+        The device whose memory the rows are read from.
     """
 
     X: Any
     y: torch.Tensor
+    home = "cpu"
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.device = X, device
@@ -76,16 +79,26 @@ class FeatureRowSet(ABC):
     def mean_and_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """:func:`featpipe.heads.base.mean_and_scale` of the stored rows.
 
-        PyTorch, because it converts float16 to float64 several times faster than NumPy.
+        PyTorch, because it converts float16 to float64 several times faster than NumPy. Rows that
+        a CUDA device holds are summed there.
         """
-        total, squares = torch.zeros(self.width, dtype=torch.float64), 0.0
+        sums = self._sums().cpu().numpy()
+        return mean_and_scale_of(sums[:-1], float(sums[-1]), len(self))
+
+    def _sums(self) -> torch.Tensor:
+        """Sums (d,) of the features, then that of all their squares: (d + 1,) float64."""
+        # Apple's GPUs have no float64, so rows held there are copied.
+        place = self.home if self.home.startswith("cuda") else "cpu"
+        sums = torch.zeros(self.width + 1, dtype=torch.float64, device=place)
         step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
-        buffer = torch.empty(min(step, len(self)), self.width, dtype=torch.float64)
+        shape = min(step, len(self)), self.width
+        buffer = torch.empty(shape, dtype=torch.float64, device=place)
         for _, rows in self._stored(step):
-            wide = buffer[: len(rows)].copy_(rows)
-            total += wide.sum(dim=0)
-            squares += float(wide.view(-1) @ wide.view(-1))
-        return mean_and_scale_of(total.numpy(), squares, len(self))
+            # To the place first: a device's copy converts before it sends.
+            wide = buffer[: len(rows)].copy_(rows.to(place))
+            sums[:-1] += wide.sum(dim=0)
+            sums[-1] += wide.view(-1) @ wide.view(-1)
+        return sums
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
