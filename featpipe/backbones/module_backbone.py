@@ -180,6 +180,8 @@ class ModuleBackbone(Backbone):
                 two, three = (ShapeRun(self._whole).run_shapes(n, size) for n in (2, 3))
                 shapes = {}
                 for name, node in self.traced.nodes.items():
+                    if node.op == "placeholder":
+                        continue
                     few, more = two.results.get(node), three.results.get(node)
                     if few is not None and more is not None and _is_per_picture(few, more):
                         shapes[name] = tuple(few.shape[1:])
