@@ -271,3 +271,25 @@ def test_bits_on_a_cpu_do_not_depend_on_what_is_handed_over(name: str, tap: str)
         parts = [built(batch[i : i + size])[0] for i in range(0, len(batch), size)]
         found.append(np.concatenate(parts))
     assert all(np.array_equal(part, found[0]) for part in found)
+
+
+@pytest.mark.parametrize(("name", "tap"), [("resnet18", "layer1"), ("vit_b_16", "conv_proj")])
+def test_networks_of_one_backbone_have_nothing_in_common(name: str, tap: str) -> None:
+    # Such as one on a card and one on the CPU, or two of other weights.
+    backbone = get_backbone(name)
+    size = backbone.default_size
+    tensors = [backbone.random_tensors(seed, backbone.parameters(tap)) for seed in (0, 1)]
+    first = backbone.build(tensors[0], [tap], size)
+    kept = {key: value.clone() for key, value in first.state_dict().items()}
+    second = backbone.build(tensors[1], [tap], size).to(torch.bfloat16)
+    assert next(second.parameters()).dtype == torch.bfloat16
+    assert all(torch.equal(value, kept[key]) for key, value in first.state_dict().items())
+
+
+def test_a_network_whose_graph_reads_parameters_is_built_twice() -> None:
+    backbone = get_backbone("vit_b_16")
+    tap = backbone.tap("encoder.layers.encoder_layer_0").name
+    tensors = backbone.random_tensors(0, backbone.parameters(tap))
+    for _ in range(2):
+        built = backbone.build(tensors, [tap], 224)
+        assert not any(part.is_meta for part in built.state_dict().values())
