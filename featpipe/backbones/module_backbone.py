@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -263,7 +264,8 @@ class ModuleBackbone(Backbone):
         """See :meth:`Backbone.build`."""
         from featpipe.backbones.graph import pruned, record_shapes, set_state
 
-        module = pruned(self.traced, [self.tap(tap).node for tap in taps])
+        # A copy, because the graph's modules are those of the network that stays here.
+        module = copy.deepcopy(pruned(self.traced, [self.tap(tap).node for tap in taps]))
         record_shapes(module, size)
         set_state(module, tensors)
         return module
