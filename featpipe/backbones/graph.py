@@ -6,7 +6,6 @@ module that calls a function, a dot, and the function's name (``layer4.2.relu_2`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +76,8 @@ def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
         # A method such as add_ would change what the tap gives.
         if any(_is_in_place(user) for user in node.users):
             with graph.inserting_after(node):
-                clone = graph.call_method("clone", (node,))
-            node.replace_all_uses_with(clone, delete_user_cb=_is_in_place)
+                copy = graph.call_method("clone", (node,))
+            node.replace_all_uses_with(copy, delete_user_cb=_is_in_place)
         results.append(node)
     graph.output(tuple(results))
     # Assertions have no users, and would keep what they assert of later layers alive.
@@ -87,9 +86,7 @@ def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
         if node.op not in ("placeholder", "output") and node not in needed:
             graph.erase_node(node)
     graph.lint()
-    # A copy, because a GraphModule shares its modules with the root: weights, device and precision
-    # of one network would become those of every other network of this backbone.
-    return copy.deepcopy(fx.GraphModule(traced.root, graph))
+    return fx.GraphModule(traced.root, graph)
 
 
 def _is_in_place(node: fx.Node) -> bool:
