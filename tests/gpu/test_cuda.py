@@ -209,7 +209,7 @@ def test_extraction_heads_sweeps_and_predictions_over_several_chunks(
         trained = featpipe.train_head(
             "set", cache=cache, out=tmp_path / f"run{number}", device=device, epochs=20, **options
         )
-        assert trained.val.accuracy == 1.0, options
+        assert trained.val["accuracy"] == 1.0, options
         found = featpipe.predict(trained.head, [folder], cache=cache, device=device, workers=1)
         assert len(found) == 40
         assert all(one.label == Path(one.path).parent.name for one in found)
