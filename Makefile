@@ -7,7 +7,7 @@ PACKAGE := featpipe tests
 AT_ONCE := -n auto --maxprocesses 8
 SLOWEST := --durations 25 --durations-min 0.5
 
-.PHONY: demo test test-all reliability check coverage format clean
+.PHONY: demo test test-all test-gpu reliability check coverage format clean
 
 demo: $(VENV)/installed
 	$(BIN)/featpipe run pipelines/quickstart.toml
@@ -18,6 +18,10 @@ test: check
 
 test-all: check
 	$(BIN)/pytest $(AT_ONCE) -m "not gpu and not browser"
+
+# Needs a CUDA device; one process, so that tests do not take each other's memory.
+test-gpu: $(VENV)/installed-dev
+	$(BIN)/pytest -m gpu tests/gpu
 
 reliability: $(VENV)/installed-dev
 	$(BIN)/pytest --full --timeout 3600 -m "not gpu and not browser" tests/reliability

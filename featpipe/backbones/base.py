@@ -107,6 +107,9 @@ class Backbone(ABC):
 
     name: str
     has_weights: bool = True
+    bits_depend_on_batch: bool = True
+    """Whether torch may give a picture other last bits on a CPU if more or fewer are computed with
+    it; then a fixed number of pictures is computed at once."""
     default_size: int = 224
     """Side of the pictures where neither weights nor a person say one, pixels; 0: must be said."""
 
@@ -268,7 +271,7 @@ class Backbone(ABC):
         device : str
             A torch device, such as ``cpu`` or ``cuda:0``.
         batch_size : int
-            Largest number of pictures per forward pass.
+            Pictures that are handed over together.
         """
         from featpipe.backbones.network import Network
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,33 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from featpipe.backbones import gpu
 from featpipe.backbones.base import Backbone, Tensors
+from featpipe.backbones.compute_batch import BatchLimit, compute_batch
 from featpipe.backbones.fast import optimised
-from featpipe.base.errors import FeatureOverflowError
+from featpipe.base.errors import FeatureOverflowError, OutOfMemoryError
 from featpipe.base.preprocessing import WHITE
 from featpipe.base.space import FeatureSpace, Preprocessing
 
+log = logging.getLogger("featpipe")
+
 _MIN_UNPADDED_SIDE = 128
-"""Image side in pixels from which torch uses the same algorithm for one image as for several."""
-
-
-class BatchLimit:
-    """Largest number of images per forward pass; threads share it, and it never rises.
-
-    Attributes
-    ----------
-    size : int
-        The limit, images.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._lock = threading.Lock()
-
-    def halve(self, size: int) -> None:
-        """Lower the limit to half of ``size``, a batch size for which memory was too small."""
-        with self._lock:
-            self.size = max(1, min(self.size, size // 2))
+"""Image side in pixels from which torch computes one image of VGG by the algorithm for several."""
 
 
 class Network:
@@ -52,8 +37,8 @@ class Network:
     device : str
         A torch device, such as ``cpu`` or ``cuda:0``.
     batch_size : int
-        Largest number of images per forward pass; halved, also for later calls, whenever the GPU
-        runs out of memory.
+        Pictures that are handed over together. They are computed together only where their number
+        does not change a row's bits.
 
     Attributes
     ----------
@@ -70,7 +55,6 @@ class Network:
         device: str,
         batch_size: int,
     ) -> None:
-        self._limit = BatchLimit(batch_size)
         self.spaces = list(spaces)
         self.device = torch.device(device)
         preprocessing, precision = spaces[0].preprocessing, spaces[0].precision
@@ -82,13 +66,21 @@ class Network:
             int(np.prod(node.meta["shape"])) for node in module.graph.nodes if "shape" in node.meta
         )
         self.activation_bytes = 3 * 4 * largest
+        self._has_fixed_batch = self.device.type != "cpu" or backbone.bits_depend_on_batch
+        self._limit = BatchLimit(
+            compute_batch(device, size, self.activation_bytes)
+            if self._has_fixed_batch
+            else batch_size
+        )
         self._module = optimised(
             module, policy=backbone.policy(precision), precision=precision, device=self.device
         )
         self._normalise = _Normalise(preprocessing).to(self.device)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cudnn.benchmark = False
+
+    @property
+    def compute_batch(self) -> int:
+        """Largest number of pictures per forward pass; halved for good when memory runs out."""
+        return self._limit.size
 
     def __call__(self, pixels: NDArray[np.uint8]) -> list[np.ndarray]:
         """Features of a batch, one array per space.
@@ -106,42 +98,63 @@ class Network:
         ------
         FeatureOverflowError
             A value is not finite in the stored dtype.
+        OutOfMemoryError
+            The device has no room for a single picture.
         """
         while True:
             # Read the limit once, because another thread may lower it meanwhile.
             size = self._limit.size
-            rows = self._in_batches_of(size, pixels)
-            if rows is not None:
+            with gpu.exact_arithmetic(self.device):
+                rows = self._in_batches_of(size, pixels)
+            if not isinstance(rows, str):
                 return rows
-            self._limit.halve(size)
-            torch.cuda.empty_cache()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if size == 1:
+                other = "" if self.device.type == "cpu" else ", or use --device cpu"
+                raise OutOfMemoryError(
+                    f"expected room for one picture of {pixels.shape[1]} px on {self.device}, "
+                    f"found too little ({rows}); end other programs there, or choose a smaller "
+                    f"--size{other}"
+                )
+            if self._limit.halve(size):
+                log.warning(
+                    "expected room for %d pictures at once on %s, found too little: going on with "
+                    "%d, which may change the last bits of features",
+                    *(size, self.device, self._limit.size),
+                )
 
-    def _in_batches_of(self, size: int, pixels: NDArray[np.uint8]) -> list[np.ndarray] | None:
-        """Features of all images, ``size`` at a time; None if the GPU runs out of memory.
+    def _in_batches_of(self, size: int, pixels: NDArray[np.uint8]) -> list[np.ndarray] | str:
+        """Features of all images, ``size`` at a time; if memory runs out, what torch said of it.
 
-        This is a separate function so that a failed pass's tensors are freed on return, before the
-        caller tries again.
+        This is a separate function that returns a text, because the error keeps the tensors of the
+        failed pass alive.
         """
         try:
-            parts = [self._forward(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
-        except torch.OutOfMemoryError:
-            if size == 1:
+            parts = [self._rows(pixels[i : i + size], size) for i in range(0, len(pixels), size)]
+        except RuntimeError as error:
+            if not gpu.is_out_of_memory(error):
                 raise
-            return None
+            return str(error).partition("\n")[0][:200]
         return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
+    def _rows(self, pixels: NDArray[np.uint8], batch_size: int) -> list[np.ndarray]:
+        *rows, are_finite = self._forward(torch.from_numpy(pixels), batch_size)
+        for space, is_finite in zip(self.spaces, are_finite.tolist(), strict=True):
+            if not is_finite:
+                raise _overflow(space)
+        return [part.numpy() for part in rows]
+
     @torch.inference_mode()
-    def _forward(self, pixels: NDArray[np.uint8], batch_size: int) -> list[np.ndarray]:
+    def _forward(self, pixels: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+        """Rows of each space, then whether those of each are finite, all on the CPU."""
         n = len(pixels)
-        padding = self._padded_size(pixels.shape[1], batch_size) - n
-        if padding > 0:
-            pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]).repeat(padding, axis=0)])
-        batch = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()  # copying from pageable memory would stall all streams
-        batch = batch.to(self.device, non_blocking=True)
-        outputs = dict(zip(self._taps, self._module(self._normalise(batch)), strict=True))
-        return [self._output(outputs[space.tap][:n], space) for space in self.spaces]
+        batch = gpu.padded_on(self.device, pixels, self._padded_size(pixels.shape[1], batch_size))
+        # Not through __call__: torch's GraphModule would print errors, which are handled here.
+        maps = self._module.forward(self._normalise(batch))
+        outputs = dict(zip(self._taps, maps, strict=True))
+        rows = [self._output(outputs[space.tap][:n], space) for space in self.spaces]
+        return gpu.on_host([*rows, torch.stack([torch.isfinite(part).all() for part in rows])])
 
     def _padded_size(self, side: int, batch_size: int) -> int:
         """Images to pad smaller batches to.
@@ -149,13 +162,12 @@ class Network:
         Without padding, an image's features could differ in their last bits between batches of
         different size.
         """
-        if self.device.type == "cpu":
-            # Torch computes a single small image with another algorithm than a batch.
-            return 2 if side < _MIN_UNPADDED_SIDE else 1
-        # cuDNN's choice of algorithm may depend on the batch size.
-        return batch_size
+        if self._has_fixed_batch:
+            return batch_size
+        # Torch computes a single small image with another algorithm than a batch.
+        return 2 if side < _MIN_UNPADDED_SIDE else 1
 
-    def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> np.ndarray:
+    def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> torch.Tensor:
         axes = self._pooled_axes[space.tap]
         if space.pooling == "cls":
             hidden = hidden[:, 0]  # N tokens C → N C
@@ -165,10 +177,7 @@ class Network:
             hidden = hidden.amax(dim=axes)
         dtype = torch.float16 if space.dtype == "float16" else torch.float32
         # Channels last in memory → the order in which rows are stored
-        rows = hidden.to(dtype).contiguous()
-        if not torch.isfinite(rows).all():
-            raise _overflow(space)
-        return rows.cpu().numpy()
+        return hidden.to(dtype).contiguous()
 
 
 def _overflow(space: FeatureSpace) -> FeatureOverflowError:

@@ -50,7 +50,8 @@ class Autocast(nn.Module):
     def forward(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         """Normalised pictures (N, 3, size, size) float32 → outputs of the taps."""
         with torch.autocast(images.device.type, self._dtype):
-            return self.module(images)  # type: ignore[no-any-return]
+            # See Network: torch's GraphModule would print errors.
+            return self.module.forward(images)  # type: ignore[no-any-return]
 
 
 POLICIES: dict[str, Policy] = {"": all_but_first, "autocast": Autocast}

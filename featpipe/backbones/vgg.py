@@ -117,6 +117,9 @@ class Vgg(Backbone):
     blocks: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
 
+    # Measured: from two pictures on, they do not; Network pads a single small one.
+    bits_depend_on_batch = False
+
     @cached_property
     def conv_taps(self) -> dict[str, VggTap]:
         """The taps of the conv base by name, in network order."""

@@ -69,6 +69,10 @@ class FeatureOverflowError(FeatpipeError, ArithmeticError):
     """A feature does not fit the stored dtype (infinite or not a number)."""
 
 
+class OutOfMemoryError(FeatpipeError, MemoryError):
+    """A device has too little memory for the smallest piece of work."""
+
+
 class MissingPackageError(FeatpipeError, ImportError):
     """Something was asked for that needs a package of one of the optional extras."""
 

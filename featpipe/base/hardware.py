@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -10,12 +11,20 @@ from pathlib import Path
 
 from featpipe.base.errors import UsageError
 
+log = logging.getLogger("featpipe")
+
+GPU_LANES = 2
+"""Threads that run a network on one GPU: one batch is copied while the other is computed."""
+_CUDA = re.compile(r"cuda(?::(0|[1-9][0-9]{0,3}))?", re.ASCII)
 _NATIVE_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 """CPU flags (x86 and Arm) of processors that multiply bf16 in hardware."""
 
 
 def resolve_device(device: str = "auto") -> str:
-    """``auto`` → ``cuda`` or ``mps`` where usable, else ``cpu``; other names are checked.
+    """``auto`` → a GPU where torch can use one, else ``cpu``; other names are checked.
+
+    A CUDA device always has its index in the result, because threads have a current device of
+    their own: ``cuda`` is the one that is current in the calling thread.
 
     Raises
     ------
@@ -23,39 +32,53 @@ def resolve_device(device: str = "auto") -> str:
         The device is not usable here.
     """
     if device == "auto":
-        return _best_device()
+        device = _best_device()
     if device == "cpu":
         return device
     import torch
 
-    kind, _, number = device.partition(":")
-    usable = {
-        "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
-        if (number.isdecimal() and number.isascii() and len(number) < 6) or not number
-        else False,
-        "mps": torch.backends.mps.is_available() and not number,
-    }
-    if not usable.get(kind, False):
-        raise UsageError(
-            f"expected a device this machine has, found {device!r}; use --device auto or cpu"
-        )
-    return device
+    spelling = _CUDA.fullmatch(device)
+    if spelling and torch.cuda.is_available():
+        index = torch.cuda.current_device() if spelling[1] is None else int(spelling[1])
+        if index < torch.cuda.device_count():
+            return f"cuda:{index}"
+    if device == "mps" and torch.backends.mps.is_available():
+        return device
+    raise UsageError(
+        f"expected a device this machine has, found {device!r}; use --device auto or cpu"
+    )
 
 
 @functools.cache
 def _best_device() -> str:
     # Importing torch takes seconds, so avoid it on a machine without any accelerator.
-    if not (sys.platform == "darwin" or any(Path("/dev").glob("nvidia*")) or _has_wsl_or_amd_gpu()):
+    gpu = _gpu_file()
+    if not (gpu or sys.platform == "darwin"):
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.backends.mps.is_available():
+        return "mps"
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    # Every Linux below Windows has /dev/dxg, with a GPU or without.
+    if gpu and gpu != "/dev/dxg" and not is_hidden:
+        built_for = torch.version.cuda or torch.version.hip
+        log.warning(
+            "expected to compute on the GPU (%s), found that torch %s cannot: using the CPU, which "
+            "is many times slower; %s, or say --device cpu",
+            gpu,
+            torch.__version__,
+            f"look for a driver for {built_for}" if built_for else "install torch for this GPU",
+        )
+    return "cpu"
 
 
-def _has_wsl_or_amd_gpu() -> bool:
-    return os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")
+def _gpu_file() -> str:
+    """Device file of a GPU: NVIDIA's, that of Windows below WSL, or AMD's; empty without one."""
+    found = [*sorted(Path("/dev").glob("nvidia*")), Path("/dev/dxg"), Path("/dev/kfd")]
+    return next((str(path) for path in found if path.exists()), "")
 
 
 @functools.cache
@@ -112,6 +135,13 @@ def free_memory(device: str = "cpu") -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     bounds = [bound for bound in (_free_by_kernel(), _free_by_cgroup()) if bound is not None]
     return min(bounds) if bounds else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def total_memory(device: str) -> int:
+    """Bytes of a CUDA device's memory, whoever uses them now."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _free_by_kernel() -> int | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from featpipe.backbones.catalog import get_backbone
+from featpipe.backbones.compute_batch import default_batch_size
 from featpipe.backbones.vgg import FAMILY as VGGS
 from featpipe.base.hardware import cpu_claims
 from featpipe.base.progress import Progress, no_progress
@@ -22,7 +23,7 @@ from featpipe.bench.measure import Contender, Report, in_turns
 from featpipe.bench.pictures import write_pictures
 from featpipe.decoding.pool import DecodePool
 from featpipe.decoding.worker_process import Task
-from featpipe.engine.extractor import default_batch_size, default_workers
+from featpipe.engine.extractor import batch_bytes, default_workers
 from featpipe.engine.plan import FeaturePlan, plan_features
 from featpipe.sources import list_pictures
 from featpipe.specs.extract import DEFAULT_BACKBONE, ExtractSpec
@@ -163,10 +164,11 @@ def _backbone(pixels: NDArray[np.uint8], plan: FeaturePlan) -> Callable[[], floa
     backbone = plan.weights.backbone
     tensors = plan.weights.tensors([space.tap for space in plan.spaces])
     network: Any = backbone.network(tensors, plan.spaces, device=plan.device, batch_size=batch_size)
-    batch_bytes = batch_size * network.activation_bytes
 
     def run() -> float:
-        with InferencePool[None](network, device=plan.device, batch_bytes=batch_bytes) as pool:
+        with InferencePool[None](
+            network, device=plan.device, batch_bytes=batch_bytes(network)
+        ) as pool:
             for start in range(0, len(pixels), batch_size):
                 pool.submit(pixels[start : start + batch_size], None)
                 for _ in pool.results():

@@ -10,15 +10,12 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from featpipe.base.hardware import free_memory
+from featpipe.engine.lanes import lanes_for
 
 T = TypeVar("T")
 
-_MEMORY_DIVISOR = 4
-"""All threads together take at most the free memory divided by this."""
 _BATCHES_PER_THREAD = 2
 """Batches under way per thread before :meth:`InferencePool.results` waits."""
 
@@ -40,7 +37,8 @@ class InferencePool(Generic[T]):
         Pixels (n, size, size, 3) uint8 → arrays, one per space. It must release Python's lock.
     device : str
     batch_bytes : int
-        Memory that a thread takes for a batch; 0 where so little is computed that one will do.
+        Memory that a thread takes for a batch; 0 of a function that is not torch's: so little is
+        computed there that one thread will do.
 
     Attributes
     ----------
@@ -51,21 +49,14 @@ class InferencePool(Generic[T]):
     """
 
     def __init__(self, network: Inference, *, device: str, batch_bytes: int) -> None:
-        self._network = network
-        self._torch_threads = torch.get_num_threads()
-        self.count = _thread_count(device, self._torch_threads, batch_bytes)
+        self._network: Inference | None = network
+        self._lanes = lanes_for(device, batch_bytes)
+        self.count = self._lanes.count
         self.busy_seconds = 0.0
         self._waiting: deque[tuple[T, Future[tuple[list[np.ndarray], float]]]] = deque()
-
-        def set_up_thread() -> None:
-            if device.startswith("cuda"):
-                torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-            else:
-                torch.set_num_threads(max(1, self._torch_threads // self.count))
-
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)  # the weights must be there before a stream uses them
-        self._executor = ThreadPoolExecutor(self.count, "featpipe-inference", set_up_thread)
+        self._executor = ThreadPoolExecutor(
+            self.count, "featpipe-inference", self._lanes.set_up_thread
+        )
 
     def __enter__(self) -> InferencePool[T]:
         return self
@@ -77,8 +68,8 @@ class InferencePool(Generic[T]):
         trace: TracebackType | None,
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
-        # torch hands the number that was set last to every new thread of the process.
-        torch.set_num_threads(self._torch_threads)
+        self._network = None  # its memory is free before the lanes hand the rest back
+        self._lanes.close()
 
     def submit(self, pixels: NDArray[np.uint8], label: T) -> None:
         """Queue a batch; ``label`` comes back with its result."""
@@ -109,16 +100,7 @@ class InferencePool(Generic[T]):
         self._waiting.clear()
 
     def _timed(self, pixels: NDArray[np.uint8]) -> tuple[list[np.ndarray], float]:
+        assert self._network is not None, "the pool is open"
         started = time.perf_counter()
         arrays = self._network(pixels)
         return arrays, time.perf_counter() - started
-
-
-def _thread_count(device: str, torch_threads: int, batch_bytes: int) -> int:
-    if not batch_bytes:
-        return 1
-    if device.startswith("cuda"):
-        return 2
-    if device != "cpu":
-        return 1
-    return int(np.clip(free_memory() // _MEMORY_DIVISOR // batch_bytes, 1, torch_threads))

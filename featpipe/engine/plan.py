@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.backbones.base import NetworkInput
+from featpipe.backbones.base import Backbone, NetworkInput
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS
 from featpipe.base.errors import SpaceMismatchError
@@ -51,7 +51,7 @@ def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True
         The device is not here, the weights are none, or the tap does not suit the size.
     """
     backbone = get_backbone(options.backbone)
-    device = resolve_device(options.device)
+    device = _device_for(backbone, options.device)
     weights = open_weights(options.weights, backbone, cache)
     preprocessing = _preprocessing(options, weights.input)
     shapes = {
@@ -136,4 +136,9 @@ def plan_for_spaces(
                 f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
                 f"{found[:12]}… in {weights_name}; {advice}"
             )
-    return FeaturePlan(list(spaces), weights, resolve_device(device))
+    return FeaturePlan(list(spaces), weights, _device_for(backbone, device))
+
+
+def _device_for(backbone: Backbone, device: str) -> str:
+    """Where a backbone runs; looking for a GPU imports torch, which pictures alone do not need."""
+    return resolve_device(device if backbone.has_weights or device != "auto" else "cpu")

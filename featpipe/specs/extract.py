@@ -44,7 +44,7 @@ class EngineOptions(Spec):
     device: str = option(Text(), "auto, cpu, cuda, cuda:N or mps.", default="auto")
     batch_size: int | None = option(
         Whole(auto=True),
-        "Pictures per pass of the backbone; halved when memory runs out.",
+        "Pictures handed to the backbone at once.",
         default_text="auto",
         default=None,
     )

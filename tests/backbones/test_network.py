@@ -15,7 +15,7 @@ from torchvision.models import vgg
 from featpipe.backbones.catalog import get_backbone
 from featpipe.backbones.network import Network
 from featpipe.backbones.vgg import FAMILY
-from featpipe.base.errors import FeatureOverflowError, UsageError
+from featpipe.base.errors import FeatureOverflowError, OutOfMemoryError, UsageError
 
 TORCHVISION_LAYERS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 
@@ -239,11 +239,15 @@ def test_the_batch_is_halved_for_good_when_memory_runs_out(
     assert sizes[5:] == [2, 2]
 
     def starving(self: Network, batch: np.ndarray, size: int) -> list[np.ndarray]:
-        raise torch.OutOfMemoryError
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB.\nAnd more.")
 
     monkeypatch.setattr(Network, "_forward", starving)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemoryError) as caught:
         small(pixels(4))
+    assert str(caught.value) == (
+        "expected room for one picture of 32 px on cpu, found too little (out of memory. Tried to "
+        "allocate 2 GiB.); end other programs there, or choose a smaller --size"
+    )
 
 
 def test_a_thread_keeps_its_shape_while_another_runs_out_of_memory_and_the_limit_never_rises(

@@ -22,7 +22,7 @@ from featpipe.base.errors import FeatpipeError, SpaceMismatchError, StorageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.worker_process import Task
 from featpipe.engine import writer
-from featpipe.engine.extractor import Extractor, default_batch_size
+from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import FeaturePlan, plan_for_spaces
 from featpipe.engine.prefetch import prefetch
@@ -233,14 +233,6 @@ def test_timings_name_what_the_others_waited_for() -> None:
         "backbone": 0,
         "write": 0,
     }
-
-
-def test_batches_fit_the_device() -> None:
-    assert default_batch_size("cpu", 224) == 2
-    assert default_batch_size("cpu", 4096) == 1
-    assert default_batch_size("cpu", 1) == 64
-    assert default_batch_size("cuda", 224) == 256
-    assert default_batch_size("cuda:1", 1) == 1024
 
 
 def test_a_feeder_never_runs_far_ahead() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from featpipe.engine import inference_pool as pool_module
+from featpipe.engine import lanes as lanes_module
 from featpipe.engine.inference_pool import InferencePool
+from featpipe.engine.lanes import lanes_for
 
 _PIXEL = 3 * 64 * 4
 """Bytes that a pixel of the input takes in VGG."""
@@ -135,21 +136,14 @@ def test_what_was_not_begun_is_cancelled_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "free", "size", "expected"),
-    [
-        ("cpu", 2**40, 224, 16),
-        ("cpu", 8 * 38_535_168 * 4, 224, 8),
-        ("cpu", 0, 224, 1),
-        ("cpu", 2**34, 4096, 1),
-        ("cuda:1", 0, 224, 2),
-        ("mps", 2**40, 224, 1),
-    ],
+    ("free", "size", "expected"),
+    [(2**40, 224, 16), (8 * 38_535_168 * 4, 224, 8), (0, 224, 1), (2**34, 4096, 1)],
 )
-def test_threads_fit_the_device_and_its_memory(
-    monkeypatch: pytest.MonkeyPatch, device: str, free: int, size: int, expected: int
+def test_threads_fit_the_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, size: int, expected: int
 ) -> None:
-    monkeypatch.setattr(pool_module, "free_memory", lambda: free)
-    assert (
-        pool_module._thread_count(device, torch_threads=16, batch_bytes=size * size * _PIXEL)
-        == expected
-    )
+    monkeypatch.setattr(lanes_module, "free_memory", lambda: free)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert lanes_for("cpu", size * size * _PIXEL).count == expected
+    assert lanes_for("mps", size * size * _PIXEL).count == 1
+    assert lanes_for("cpu", 0).count == 1

@@ -55,10 +55,13 @@ class FeatureRowSet(ABC):
         Class indices, on the device.
     widths : tuple of int
         Features that come from each tap; they sum to d.
+    home : str
+        The device whose memory the rows are read from.
     """
 
     X: Any
     y: torch.Tensor
+    home = "cpu"
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.device = X, device
@@ -89,30 +92,38 @@ class FeatureRowSet(ABC):
         With ``groups``, features that follow each other have a mean in common: (groups,), such as
         the pixels of a channel.
 
-        PyTorch, because it converts float16 to float64 several times faster than NumPy.
+        PyTorch, because it converts float16 to float64 several times faster than NumPy. Rows that
+        a CUDA device holds are summed there.
         """
-        total = torch.zeros(self.width, dtype=torch.float64)
-        taps = columns_of(self.widths)
-        squares = [0.0] * len(taps)
-        step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
-        buffer = torch.empty(min(step, len(self)), self.width, dtype=torch.float64)
-        for _, rows in self._stored(step):
-            wide = buffer[: len(rows)].copy_(rows)
-            total += wide.sum(dim=0)
-            for i, columns in enumerate(taps):
-                flat = wide[:, columns].reshape(-1)
-                squares[i] += float(flat @ flat)
-        sums = total.numpy()
+        sums, squares = np.split(self._sums().cpu().numpy(), [self.width])
         if groups is not None:
             each = self.width // groups
             sums = sums.reshape(groups, each).sum(axis=1)
-            return mean_and_scale_of(sums, sum(squares), len(self) * each)
+            return mean_and_scale_of(sums, float(squares.sum()), len(self) * each)
         return side_by_side(
             [
-                mean_and_scale_of(sums[columns], of_tap, len(self))
-                for columns, of_tap in zip(taps, squares, strict=True)
+                mean_and_scale_of(sums[columns], float(of_tap), len(self))
+                for columns, of_tap in zip(columns_of(self.widths), squares, strict=True)
             ]
         )
+
+    def _sums(self) -> torch.Tensor:
+        """Sums (d,) of the features, then of the squares of each tap's, float64."""
+        # Apple's GPUs have no float64, so rows held there are copied.
+        place = self.home if self.home.startswith("cuda") else "cpu"
+        taps = columns_of(self.widths)
+        sums = torch.zeros(self.width + len(taps), dtype=torch.float64, device=place)
+        step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
+        shape = min(step, len(self)), self.width
+        buffer = torch.empty(shape, dtype=torch.float64, device=place)
+        for _, rows in self._stored(step):
+            # To the place first: a device's copy converts before it sends.
+            wide = buffer[: len(rows)].copy_(rows.to(place))
+            sums[: self.width] += wide.sum(dim=0)
+            for i, columns in enumerate(taps):
+                flat = wide[:, columns].reshape(-1)
+                sums[self.width + i] += flat @ flat
+        return sums
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:

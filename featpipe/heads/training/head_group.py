@@ -151,7 +151,8 @@ class HeadGroup(ABC):
     def weight(self, y: torch.Tensor) -> float:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""
         weights = self._class_weights
-        return float(len(y)) if weights is None else float(weights[y].double().sum())
+        # On the CPU, because Apple's GPUs have no float64.
+        return float(len(y)) if weights is None else float(weights[y].cpu().double().sum())
 
     def keep(self, heads: list[int]) -> None:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""

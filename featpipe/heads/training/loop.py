@@ -151,10 +151,11 @@ class EpochLoop:
         self, sums: list[tuple[torch.Tensor, torch.Tensor]], rows: FeatureRowSet, passes: int
     ) -> list[list[float]]:
         """Mean loss, rows weighted by class, and accuracy of each head from its sums of batches."""
-        # Sums stay on the device until here: reading them earlier would wait at every batch.
+        # Sums stay on the device until here: reading them earlier would wait at every batch. They
+        # are added up on the CPU, because Apple's GPUs have no float64.
         totals = self.trainer.weight(rows.y), len(rows)
         return [
-            (torch.stack(numbers).double().sum(dim=0) / (passes * total)).tolist()
+            (torch.stack(numbers).cpu().double().sum(dim=0) / (passes * total)).tolist()
             for numbers, total in zip(zip(*sums, strict=True), totals, strict=True)
         ]
 
