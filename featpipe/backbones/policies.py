@@ -42,10 +42,14 @@ class Autocast(nn.Module):
 
     def __init__(self, module: nn.Module, precision: str) -> None:
         super().__init__()
-        self.module, self._dtype = module, DTYPES[precision]
+        self.module, self._precision, self._dtype = module, precision, DTYPES[precision]
         for part in module.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 part.to(self._dtype)
+
+    def around(self, module: nn.Module) -> Autocast:
+        """The same policy for another form of the network."""
+        return Autocast(module, self._precision)
 
     def forward(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         """Normalised pictures (N, 3, size, size) float32 → outputs of the taps."""
