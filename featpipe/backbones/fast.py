@@ -10,8 +10,8 @@ from featpipe.backbones.policies import DTYPES, POLICIES, Autocast
 
 _FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, winograd.WinogradConv)
 """Modules whose output is never their input."""
-_TIMED_IMAGES = 4
-"""Pictures on which forms of a network are timed."""
+_TIMED_IMAGES = 2
+"""Pictures on which forms of a network are timed: a batch on a CPU at the usual size."""
 
 
 def optimised(

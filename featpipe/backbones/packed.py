@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
-from torch.utils.mkldnn import to_mkldnn
 
 log = logging.getLogger("featpipe")
 
@@ -108,6 +107,8 @@ def _packed(convolution: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():
         # torch builds its own class with a decorator that it calls deprecated.
         warnings.filterwarnings("ignore", ".*script_method.*", FutureWarning)
+        from torch.utils.mkldnn import to_mkldnn
+
         return to_mkldnn(convolution, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
