@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -180,6 +181,8 @@ class ModuleBackbone(Backbone):
                 two, three = (ShapeRun(self._whole).run_shapes(n, size) for n in (2, 3))
                 shapes = {}
                 for name, node in self.traced.nodes.items():
+                    if node.op == "placeholder":
+                        continue
                     few, more = two.results.get(node), three.results.get(node)
                     if few is not None and more is not None and _is_per_picture(few, more):
                         shapes[name] = tuple(few.shape[1:])
@@ -268,7 +271,8 @@ class ModuleBackbone(Backbone):
         """See :meth:`Backbone.build`."""
         from featpipe.backbones.graph import pruned, record_shapes, set_state
 
-        module = pruned(self.traced, [self.tap(tap).node for tap in taps])
+        # A copy, because the graph's modules are those of the network that stays here.
+        module = copy.deepcopy(pruned(self.traced, [self.tap(tap).node for tap in taps]))
         record_shapes(module, size)
         set_state(module, tensors)
         return module
