@@ -253,10 +253,9 @@ class ModuleBackbone(Backbone):
         return self._aliases.get(name, name)
 
     def random_tensors(self, seed: int, names: Sequence[str]) -> dict[str, NDArray]:
-        """Normal weights of variance 1 / fan in, scales and variances of 1, zeros for the rest.
+        """Normal weights that keep the scale, scales and variances of 1, zeros for the rest.
 
         Buffers that are neither, such as tables of indices, are those the network is made with.
-        Shortcuts add up: with He's variance of 2 / fan in deep networks would overflow.
         """
         tensors: dict[str, NDArray] = {}
         for name in names:
@@ -268,11 +267,22 @@ class ModuleBackbone(Backbone):
                 number = int.from_bytes(hashlib.sha256(stream).digest()[:4], "little")
                 # NumPy guarantees that RandomState's streams never change.
                 normal = np.random.RandomState([seed, number]).standard_normal(shape)
-                tensors[name] = (normal / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+                variance = self._random_variances.get(name.rpartition(".")[0], 1.0)
+                scale = np.sqrt(variance / np.prod(shape[1:]))
+                tensors[name] = (normal * scale).astype(np.float32)
             else:
                 is_scale = last in ("weight", "running_var", "gamma")
                 tensors[name] = np.full(shape, float(is_scale), np.float32)
         return tensors
+
+    @cached_property
+    def _random_variances(self) -> Mapping[str, float]:
+        from featpipe.backbones.graph import Traced
+        from featpipe.backbones.random_scale import variances
+
+        traced = self.traced
+        # Without a graph nothing is known of what follows a layer.
+        return variances(traced.root, traced.graph) if isinstance(traced, Traced) else {}
 
     def _is_constant(self, name: str) -> bool:
         """Whether a tensor is a buffer that no training changes."""

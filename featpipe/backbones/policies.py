@@ -37,15 +37,19 @@ def all_but_first(module: fx.GraphModule, precision: str) -> nn.Module:
 class Autocast(nn.Module):
     """PyTorch's automatic mixed precision: products in the precision, what is delicate in fp32.
 
-    The weights of convolutions and linear layers are converted once, not at every call.
+    The weights of convolutions, linear layers and attention are converted once, not at every call.
     """
 
     def __init__(self, module: nn.Module, precision: str) -> None:
         super().__init__()
-        self.module, self._dtype = module, DTYPES[precision]
+        self.module, self._precision, self._dtype = module, precision, DTYPES[precision]
         for part in module.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
+            if isinstance(part, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
                 part.to(self._dtype)
+
+    def around(self, module: nn.Module) -> Autocast:
+        """The same policy for another form of the network."""
+        return Autocast(module, self._precision)
 
     def forward(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         """Normalised pictures (N, 3, size, size) float32 → outputs of the taps."""

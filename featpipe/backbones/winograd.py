@@ -14,9 +14,11 @@ from torch import nn
 
 _FEWEST_PRODUCTS = 64 * 128
 """Input times output channels from which the saved multiplications outweigh the transforms."""
-_SMALLEST_SIDE = 12
-"""Side in pixels below which Winograd is slower: padding fills most of each tile, and reading the
+_SMALLEST_SIDE = 16
+"""Side in pixels below which Winograd is slower: padding fills much of each tile, and reading the
 kernels takes most of the time."""
+_MOST_PRODUCTS, _SMALLEST_SIDE_OF_THEM = 512 * 512, 12
+"""From so many products on it is not slower from a smaller side on."""
 _STRIP_BYTES = 4 * 2**20
 """Size of the transformed tiles computed at once: about what the caches of a few cores hold."""
 
@@ -48,6 +50,8 @@ def pays(convolution: nn.Conv2d, side: int) -> bool:
     if convolution.padding_mode != "zeros":
         return False
     products = convolution.in_channels * convolution.out_channels
+    if products >= _MOST_PRODUCTS:
+        return side >= _SMALLEST_SIDE_OF_THEM
     return products >= _FEWEST_PRODUCTS and side >= _SMALLEST_SIDE
 
 

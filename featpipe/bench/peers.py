@@ -68,15 +68,25 @@ def tutorial_loop(files: list[Path], out: Path, *, device: str) -> Callable[[], 
     return run
 
 
+def has_network(name: str) -> bool:
+    """Whether torchvision has the network."""
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
 def torch_backbone(
-    pixels: NDArray[np.uint8], *, bf16: bool, batch: int, device: str
+    name: str, node: str, pixels: NDArray[np.uint8], *, bf16: bool, batch: int, device: str
 ) -> Callable[[], float]:
-    """torchvision's VGG16 conv base, channels_last, on input that is already on the device."""
+    """torchvision's network up to a node, channels_last, on input already on the device."""
     import torch
-    import torchvision
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
 
     dtype = torch.bfloat16 if bf16 else torch.float32
-    model = torchvision.models.vgg16(weights=None).features.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some networks announce a future default of theirs
+        model = create_feature_extractor(models.get_model(name, weights=None).eval(), [node])
     model = model.to(device, dtype, memory_format=torch.channels_last)
     tensors = _normalised(pixels).to(device, dtype, memory_format=torch.channels_last)
 

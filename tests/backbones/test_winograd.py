@@ -105,6 +105,17 @@ def test_it_is_used_where_it_pays(precision: str, size: int, expected: int) -> N
     assert sum(isinstance(layer, WinogradConv) for layer in built._module.modules()) == expected
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "expected"),
+    # the 3 x 3 convolutions of ResNet-50's four stages, and VGG16's last block, at 224 px
+    [(64, 56, False), (128, 28, True), (256, 14, False), (512, 7, False), (512, 14, True)],
+)
+def test_narrow_layers_of_small_maps_are_computed_directly(
+    channels: int, side: int, expected: bool
+) -> None:
+    assert winograd.pays(nn.Conv2d(channels, channels, 3, padding=1), side) == expected
+
+
 def test_a_network_gives_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     taps = [space(TOY, tap) for tap in ("block1_conv1", "block2_pool")]
     batch = pixels(3)

@@ -10,7 +10,15 @@ from support.command import Run
 from support.library import plan_of
 
 from featpipe.bench import peers, pictures
-from featpipe.bench.extract import _flop, _pixels
+from featpipe.bench.extract import (
+    _BACKBONE,
+    _DECODING,
+    _END_TO_END,
+    _PRODUCTS,
+    _flop,
+    _pixels,
+    _ratios,
+)
 from featpipe.bench.heads import bench_heads
 from featpipe.bench.measure import Contender, Report, in_turns, machine
 from featpipe.bench.networks import bench_networks
@@ -78,7 +86,47 @@ def test_networks_are_measured_beside_a_bare_loop() -> None:
 def test_extraction_is_measured(featpipe: Run) -> None:
     done = featpipe("bench", "extract", "--count", 4, "--rounds", 1, "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "end to end / slower of decoding and backbone" in done.stdout
+    assert "end to end / decoding and backbone one after the other" in done.stdout
+
+
+@pytest.mark.slow
+def test_extraction_with_any_backbone_is_measured(featpipe: Run) -> None:
+    done = featpipe(
+        *("bench", "extract", "--backbone", "shufflenet_v2_x0_5", "--tap", "stage4"),
+        *("--count", 4, "--rounds", 1, "--quiet"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "backbone / torch fp32, eager" in done.stdout
+    assert "shufflenet_v2_x0_5 up to stage4 at 224 px" in done.stdout
+    assert "keras was not measured: its script is for vgg16" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--backbone", "pixels", "--quick"),
+            "expected a --backbone with weights, found 'pixels'; 'featpipe backbones' lists them",
+        ),
+        (
+            ("--backbone", "resnet18", "--quick"),
+            "expected --tap for --backbone resnet18, found none; 'featpipe backbones resnet18' "
+            "lists its taps",
+        ),
+    ],
+)
+def test_a_backbone_that_cannot_be_measured_is_an_error(
+    featpipe: Run, options: tuple[str, ...], message: str
+) -> None:
+    done = featpipe("bench", "extract", *options)
+    assert (done.returncode, done.stderr.strip()) == (2, f"Error: {message}")
+
+
+def test_where_cores_are_shared_the_bound_is_both_times_together() -> None:
+    rate = {_END_TO_END: 9.0, _BACKBONE: 20.0, _DECODING: 20.0, _PRODUCTS: 10.0}
+    (on_cpu, *_), (on_gpu, *_) = (_ratios(rate, device) for device in ("cpu", "cuda:0"))
+    assert on_cpu == ("end to end / decoding and backbone one after the other", 0.9, 0.95)
+    assert on_gpu == ("end to end / slower of decoding and backbone", 0.45, 0.95)
 
 
 def test_made_up_pictures_are_all_different(
@@ -98,6 +146,13 @@ def test_a_pictures_operations_are_those_of_the_convolutions(cache: Path) -> Non
     plan = plan_of({"weights": "random:0", "device": "cpu", "precision": "fp32"}, cache)
     # Simonyan and Zisserman's network at 224 px: 15.3 billion multiplications and additions.
     assert _flop(plan) == pytest.approx(30.69e9, rel=1e-3)
+
+
+def test_operations_of_other_networks_end_at_the_tap(cache: Path) -> None:
+    options = {"weights": "random:0", "device": "cpu", "precision": "fp32"}
+    asked = {**options, "backbone": "resnet18", "tap": ("layer4",)}
+    # He et al. (2015), Table 1: 1.8 billion multiplications and additions with the last layer.
+    assert _flop(plan_of(asked, cache)) == pytest.approx(2 * 1.814e9, rel=1e-3)
 
 
 def test_the_backbone_gets_enough_pictures_to_fill_its_batches(tmp_path: Path, cache: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import AsJson, Quiet, Verbose, flag_of
-from featpipe.specs.extract import EngineOptions
+from featpipe.specs.extract import EngineOptions, FeatureOptions
 
 if TYPE_CHECKING:
     from featpipe.bench.measure import Report
@@ -54,6 +54,11 @@ def extract(
     count: Annotated[
         int | None, typer.Option(min=1, help="Pictures per round.  [default: 480; 20000 on a GPU]")
     ] = None,
+    backbone: Annotated[str, flag_of(FeatureOptions, "backbone")] = FeatureOptions.backbone,
+    tap: Annotated[
+        str | None,
+        typer.Option(help="Where features are taken.  [default: block5_pool of VGG]"),
+    ] = None,
     rounds: Rounds = 3,
     quick: Quick = False,
     device: Device = EngineOptions.device,
@@ -64,7 +69,7 @@ def extract(
 ) -> None:
     """Pictures per second: end to end, each stage alone, and beside peers.
 
-    Example: featpipe bench extract --data photos/ --count 500
+    Example: featpipe bench extract --backbone resnet50 --tap layer4 --count 500
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
@@ -79,6 +84,8 @@ def extract(
                 rounds=1 if quick else rounds,
                 device=device,
                 data=data,
+                backbone=backbone,
+                tap=tap,
                 progress=console.progress,
             ),
         )
