@@ -70,7 +70,7 @@ class ModuleBackbone(Backbone):
         self._lock = threading.Lock()
 
     @cached_property
-    def traced(self) -> Traced:
+    def traced(self) -> Traced:  # type: ignore[override]
         """The network's graph, on the meta device where it can be."""
         import torch
 
@@ -205,6 +205,12 @@ class ModuleBackbone(Backbone):
         """See :attr:`Backbone.whole_numbers`."""
         state = self.traced.root.state_dict()
         return frozenset(name for name, t in state.items() if not t.is_floating_point())
+
+    def dtype(self, name: str) -> str:
+        """See :meth:`Backbone.dtype`."""
+        if name not in self.whole_numbers:
+            return super().dtype(name)
+        return str(self.traced.root.state_dict()[name].dtype).removeprefix("torch.")
 
     def parameters(self, tap: str) -> tuple[str, ...]:
         """See :meth:`Backbone.parameters`."""

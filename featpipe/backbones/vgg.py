@@ -27,6 +27,8 @@ from featpipe.base.errors import UsageError
 if TYPE_CHECKING:
     from torch import fx
 
+    from featpipe.backbones.graph import Traced
+
 V1 = "IMAGENET1K_V1"
 FEATURES = "IMAGENET1K_FEATURES"
 
@@ -218,12 +220,13 @@ class Vgg(Backbone):
         """
         return ""
 
-    def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
-        """See :meth:`Backbone.build`."""
+    @property
+    def traced(self) -> Traced:
+        """See :attr:`Backbone.traced`; made anew for each caller, on the meta device."""
         import torch
         from torch import nn
 
-        from featpipe.backbones.graph import pruned, record_shapes, set_state, trace
+        from featpipe.backbones.graph import trace
 
         layers: list[nn.Module] = []
         with torch.device("meta"):
@@ -232,8 +235,13 @@ class Vgg(Backbone):
                     shape = self.tensor_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
                     layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU()]
                 layers.append(nn.MaxPool2d(2))
-        traced = trace(nn.Sequential(*layers).eval(), prefix="features.")
-        module = pruned(traced, [self.tap(tap).node for tap in taps])
+        return trace(nn.Sequential(*layers).eval(), prefix="features.")
+
+    def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
+        """See :meth:`Backbone.build`."""
+        from featpipe.backbones.graph import pruned, record_shapes, set_state
+
+        module = pruned(self.traced, [self.tap(tap).node for tap in taps])
         record_shapes(module, size)
         set_state(module, {name.removeprefix("features."): t for name, t in tensors.items()})
         return module
