@@ -220,8 +220,9 @@ def test_train_head_refuses_a_bad_value_with_2(
             "photos/red/00.png",
         ),
         (
-            "backbones resnet50",
-            "expected a backbone of vgg11, vgg13, vgg16, vgg19, found 'resnet50'",
+            "backbones resnet51",
+            "expected a backbone, found 'resnet51'; did you mean 'resnet50'? 'featpipe backbones' "
+            "lists them",
         ),
         (
             "weights fetch imagenet",
