@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.cache import default_cache
+from featpipe.base.own_code import permitted
 from featpipe.base.progress import Progress
 from featpipe.base.progress_bars import as_progress
 from featpipe.reports.documents import AuditDocument
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.specs.audit import AuditSpec, RelabelSpec
+from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
@@ -55,7 +57,8 @@ def extract(
     Parameters
     ----------
     data : str or path
-        An image folder, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or ``sklearn:digits``.
+        An image folder, a folder of idx files, a ``.csv``, ``.tsv`` or ``.jsonl`` list, or
+        ``sklearn:digits``.
     name : str
         Name of the data set.
     cache : path, optional
@@ -96,7 +99,8 @@ def train_head(
     **options
         As in ``featpipe train-head``: ``head``, its hyper-parameters such as ``hidden=512`` for
         ``mlp`` or ``C=0.01`` for ``logistic``, which feature space (``tap``, ``size``, …), and the
-        rest of :class:`featpipe.specs.heads.HeadSpec`. With ``sweep=True``, hyper-parameters that
+        rest of :class:`featpipe.specs.heads.HeadSpec`. A ``head`` of ``package.module:factory``
+        is code of your own, which is run. With ``sweep=True``, hyper-parameters that
         are given are not varied.
 
     Raises
@@ -104,7 +108,8 @@ def train_head(
     NotFoundError, UsageError, DataError, DamageError, StorageError
     """
     spec = HeadSpec.from_options(options)
-    return training.train_head(name, spec, cache=_root(cache), progress=as_progress(progress))
+    with permitted(spec.own_code):
+        return training.train_head(name, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -> Evaluation:
@@ -117,23 +122,26 @@ def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
     **options
-        ``on`` and ``split``; see :class:`featpipe.specs.evaluate.EvaluateSpec`.
+        ``on``, ``split`` and ``allow_code``; see :class:`featpipe.specs.evaluate.EvaluateSpec`.
 
     Raises
     ------
     NotFoundError, SpaceMismatchError, DataError, DamageError, StorageError
     """
     spec = EvaluateSpec.from_options(options)
-    return evaluation.evaluate(Path(head), spec, cache=_root(cache))
+    with permitted(spec.allow_code):
+        return evaluation.evaluate(Path(head), spec, cache=_root(cache))
 
 
-def load_head(head: PathLike) -> TrainedHead:
+def load_head(head: PathLike, **options: Any) -> TrainedHead:
     """Read a trained head, to use it on features that are there.
 
     Parameters
     ----------
     head : path
         Run folder.
+    **options
+        ``allow_code``; see :class:`featpipe.specs.code.AllowCode`.
 
     Returns
     -------
@@ -143,9 +151,10 @@ def load_head(head: PathLike) -> TrainedHead:
 
     Raises
     ------
-    NotFoundError, DamageError, StorageError
+    NotFoundError, DamageError, StorageError, OwnCodeError
     """
-    return Run.at(Path(head)).load_head()
+    with permitted(AllowCode.from_options(options).allow_code):
+        return Run.at(Path(head)).load_head()
 
 
 def predict(
@@ -169,8 +178,8 @@ def predict(
         True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
         callable that opens a bar. Default: none.
     **options
-        ``weights``, ``device``, ``batch_size``, ``workers`` and ``max_pixels``; see
-        :class:`featpipe.specs.predict.PredictSpec`.
+        ``weights``, ``device``, ``batch_size``, ``workers``, ``max_pixels`` and ``allow_code``;
+        see :class:`featpipe.specs.predict.PredictSpec`.
 
     Raises
     ------
@@ -179,11 +188,12 @@ def predict(
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     spec = PredictSpec.from_options(options)
-    return list(
-        prediction.predict(
-            Path(head), several, spec, cache=_root(cache), progress=as_progress(progress)
+    with permitted(spec.allow_code):
+        return list(
+            prediction.predict(
+                Path(head), several, spec, cache=_root(cache), progress=as_progress(progress)
+            )
         )
-    )
 
 
 def list_runs(folder: PathLike = "runs", **options: Any) -> ListedRuns:
@@ -214,14 +224,16 @@ def compare(
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
     **options
-        ``on``, ``split`` and ``out``; see :class:`featpipe.specs.compare.CompareSpec`.
+        ``on``, ``split``, ``out`` and ``allow_code``; see
+        :class:`featpipe.specs.compare.CompareSpec`.
 
     Raises
     ------
     UsageError, DataError, NotFoundError, SpaceMismatchError, DamageError, StorageError
     """
     spec = CompareSpec.from_options(options)
-    return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
+    with permitted(spec.allow_code):
+        return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
 
 
 def audit(
@@ -292,6 +304,7 @@ def run_recipe(
     device: str | None = None,
     overwrite: bool = False,
     progress: Progress | bool = False,
+    allow_code: str | Sequence[str] | None = None,
 ) -> RecipeResult:
     """Extract, train and evaluate as a recipe says.
 
@@ -312,21 +325,25 @@ def run_recipe(
     progress : bool or Progress
         True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
         callable that opens a bar. Default: none.
+    allow_code : str or sequence of str, optional
+        Code that the recipe names, as ``package.module:factory``, and that may be run.
 
     Raises
     ------
     FeatpipeError
         See the classes in :mod:`featpipe.base.errors`.
     """
-    return recipes.run_recipe(
-        load_recipe(find_recipe(recipe)),
-        cache=_root(cache),
-        data=None if data is None else os.fspath(data),
-        out=None if out is None else Path(out),
-        device=device,
-        overwrite=overwrite,
-        progress=as_progress(progress),
-    )
+    code = AllowCode.from_options({"allow_code": allow_code})
+    with permitted(code.allow_code):
+        return recipes.run_recipe(
+            load_recipe(find_recipe(recipe)),
+            cache=_root(cache),
+            data=None if data is None else os.fspath(data),
+            out=None if out is None else Path(out),
+            device=device,
+            overwrite=overwrite,
+            progress=as_progress(progress),
+        )
 
 
 def _root(cache: PathLike | None) -> Path:

@@ -246,7 +246,7 @@ class Backbone(ABC):
         raise NotImplementedError
 
     @property
-    def traced(self) -> Traced | None:
+    def graph(self) -> Traced | None:
         """The whole network and its graph; None where there is none, or it cannot be traced."""
         return None
 

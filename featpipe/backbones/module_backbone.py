@@ -70,7 +70,7 @@ class ModuleBackbone(Backbone):
         self._lock = threading.Lock()
 
     @cached_property
-    def traced(self) -> Traced:  # type: ignore[override]
+    def traced(self) -> Traced:
         """The network's graph, on the meta device where it can be."""
         import torch
 
@@ -84,6 +84,13 @@ class ModuleBackbone(Backbone):
         except (RuntimeError, NotImplementedError):
             pass
         return trace(self._make(), tracer=self._tracer)
+
+    @property
+    def graph(self) -> Traced | None:
+        """See :attr:`Backbone.graph`."""
+        from featpipe.backbones.graph import Traced
+
+        return self.traced if isinstance(self.traced, Traced) else None
 
     @cached_property
     def _tracer(self) -> Any:
@@ -180,6 +187,8 @@ class ModuleBackbone(Backbone):
                 two, three = (ShapeRun(self._whole).run_shapes(n, size) for n in (2, 3))
                 shapes = {}
                 for name, node in self.traced.nodes.items():
+                    if node.op == "placeholder":
+                        continue
                     few, more = two.results.get(node), three.results.get(node)
                     if few is not None and more is not None and _is_per_picture(few, more):
                         shapes[name] = tuple(few.shape[1:])

@@ -88,7 +88,7 @@ def tap_table(backbone: Backbone, size: int | None = None) -> TapTable:
     size = size or backbone.default_size
     if not size:
         raise UsageError(f"expected --size for {backbone.name}, which takes any size, found none")
-    traced = backbone.traced
+    traced = backbone.graph
     if traced is None:
         rows = [
             TapRow(tap.name, tap.node, backbone.output_shape(tap.name, "none", size))

@@ -6,6 +6,7 @@ Recognition" (2014); nodes are numbered as in torchvision's ``features``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from featpipe.backbones.base import (
     Tap,
     Tensors,
 )
+from featpipe.backbones.module_backbone import ModuleBackbone
 from featpipe.base.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +67,11 @@ _VGG16_V1_DIGESTS = (
 """Digests of the first 1, 2, … 13 convolutions of vgg16's ``IMAGENET1K_V1``; tensors of every
 provider must match them."""
 
+_POOLED_SIDE = 7
+"""Side of the map that goes into the classifier, whatever the picture's."""
+_DENSE = (4096, 4096, 1000)
+"""Outputs of the classifier's layers."""
+
 
 @dataclass(frozen=True)
 class VggTap(Tap):
@@ -94,7 +101,10 @@ class VggTap(Tap):
 
 @dataclass(frozen=True)
 class Vgg(Backbone):
-    """A VGG conv base: convolutions per block, each followed by a 2 x 2 max pooling.
+    """A VGG: blocks of convolutions, each followed by a 2 x 2 max pooling, then a classifier.
+
+    The conv base is described here, from its blocks; of what lies behind it, and of convolutions
+    before their ReLU, torchvision's own graph tells.
 
     Attributes
     ----------
@@ -110,8 +120,8 @@ class Vgg(Backbone):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
 
     @cached_property
-    def taps(self) -> dict[str, VggTap]:  # type: ignore[override]
-        """Every tap by name, in network order."""
+    def conv_taps(self) -> dict[str, VggTap]:
+        """The taps of the conv base by name, in network order."""
         taps, layer, convolutions = [], -1, 0
         for block, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             stride = 2 ** (block - 1)
@@ -124,15 +134,49 @@ class Vgg(Backbone):
             taps.append(VggTap(name, f"features.{layer}", layer, width, stride * 2, convolutions))
         return {tap.name: tap for tap in taps}
 
-    def tap(self, name: str) -> VggTap:
-        """See :meth:`Backbone.tap`."""
-        found = super().tap(name)
-        assert isinstance(found, VggTap)
-        return found
+    @cached_property
+    def _conv_names(self) -> dict[str, str]:
+        """Accepted spellings of the conv base's taps → their names."""
+        names = {tap.node: tap.name for tap in self.conv_taps.values()}
+        return names | {name: name for name in self.conv_taps}
+
+    @cached_property
+    def whole(self) -> ModuleBackbone:
+        """torchvision's network of this name, with all its taps."""
+        from featpipe.backbones.torchvision_networks import make
+
+        return ModuleBackbone(
+            self.name, functools.partial(make, self.name), published=lambda: self.published
+        )
+
+    @cached_property
+    def taps(self) -> Mapping[str, Tap]:  # type: ignore[override]
+        """See :attr:`Backbone.taps`; needs torch."""
+        own = {tap.node: tap for tap in self.conv_taps.values()}
+        taps = (own.get(tap.node, tap) for tap in self.whole.taps.values())
+        return {tap.name: tap for tap in taps}
+
+    @property
+    def tap_names(self) -> Mapping[str, str]:
+        """See :attr:`Backbone.tap_names`; needs torch."""
+        node_of = {tap.name: tap.node for tap in self.whole.taps.values()}
+        spellings = self.whole.tap_names.items()
+        names = {path: self._conv_names.get(node_of[name], name) for path, name in spellings}
+        return names | self._conv_names
+
+    def tap(self, name: str) -> Tap:
+        """See :meth:`Backbone.tap`; needs torch for what is no tap of the conv base."""
+        if name in self._conv_names:
+            return self.conv_taps[self._conv_names[name]]
+        return super().tap(name)
+
+    def _conv_tap(self, name: str) -> VggTap | None:
+        tap = self.tap(name)
+        return tap if isinstance(tap, VggTap) else None
 
     @cached_property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
-        """Shapes of the weights, ``features.N.weight`` and ``.bias``, in network order."""
+        """Shapes of all weights and biases, ``features.N.weight`` first, in network order."""
         shapes: dict[str, tuple[int, ...]] = {}
         layer, in_channels = 0, 3
         for count, width in zip(self.blocks, self.widths, strict=True):
@@ -141,17 +185,28 @@ class Vgg(Backbone):
                 shapes[f"features.{layer}.bias"] = (width,)
                 layer, in_channels = layer + 2, width
             layer += 1
+        flat = in_channels * _POOLED_SIDE**2
+        for layer, (inputs, outputs) in zip(
+            (0, 3, 6), zip((flat, *_DENSE), _DENSE, strict=False), strict=True
+        ):
+            shapes[f"classifier.{layer}.weight"] = (outputs, inputs)
+            shapes[f"classifier.{layer}.bias"] = (outputs,)
         return shapes
 
     def parameters(self, tap: str) -> tuple[str, ...]:
         """See :meth:`Backbone.parameters`."""
-        return tuple(self.tensor_shapes)[: 2 * self.tap(tap).convolutions]
+        found = self._conv_tap(tap)
+        if found is None:
+            return self.whole.parameters(tap)
+        return tuple(self.tensor_shapes)[: 2 * found.convolutions]
 
     def output_shape(
         self, tap: str, pooling: str, size: int, channels: str = "rgb"
     ) -> tuple[int, ...]:
         """See :meth:`Backbone.output_shape`: (C, H, W), or (C,) if pooled."""
-        found = self.tap(tap)
+        found = self._conv_tap(tap)
+        if found is None:
+            return self.whole.output_shape(tap, pooling, size)
         side = size // found.stride
         if side < 1:
             raise UsageError(f"expected --size of at least {found.stride} for {tap}, found {size}")
@@ -164,13 +219,15 @@ class Vgg(Backbone):
 
     def pooled_axes(self, tap: str, size: int) -> tuple[int, ...]:
         """See :meth:`Backbone.pooled_axes`."""
-        return (2, 3)
+        return self.whole.pooled_axes(tap, size) if self._conv_tap(tap) is None else (2, 3)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Names with and without ``features.``, and Keras' (``block1_conv1.weight``)."""
-        _, layer, part = name.split(".")
+        room, layer, part = name.split(".")
+        if room != "features":
+            return (name,)
         # A convolution's tap is the ReLU that follows it as the next layer.
-        keras = next(t.name for t in self.taps.values() if t.last_layer - 1 == int(layer))
+        keras = next(t.name for t in self.conv_taps.values() if t.last_layer - 1 == int(layer))
         return (name, f"{layer}.{part}", f"{keras}.{part}")
 
     @property
@@ -183,7 +240,7 @@ class Vgg(Backbone):
                 found[name] = PublishedWeights(
                     CAFFE_RGB if name == FEATURES else IMAGENET,
                     f"https://download.pytorch.org/models/{file_name}",
-                    {t.name: known[t.convolutions - 1] for t in self.taps.values() if known},
+                    {t.name: known[t.convolutions - 1] for t in self.conv_taps.values() if known},
                 )
         return found
 
@@ -221,12 +278,19 @@ class Vgg(Backbone):
         return ""
 
     @property
-    def traced(self) -> Traced:
-        """See :attr:`Backbone.traced`; made anew for each caller, on the meta device."""
+    def graph(self) -> Traced | None:
+        """See :attr:`Backbone.graph`."""
+        return self.whole.graph
+
+    def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
+        """See :meth:`Backbone.build`."""
+        nodes = [self.tap(tap).node for tap in taps]
+        if any(self._conv_tap(tap) is None for tap in taps):
+            return self.whole.build(tensors, nodes, size)
         import torch
         from torch import nn
 
-        from featpipe.backbones.graph import trace
+        from featpipe.backbones.graph import pruned, record_shapes, set_state, trace
 
         layers: list[nn.Module] = []
         with torch.device("meta"):
@@ -235,13 +299,8 @@ class Vgg(Backbone):
                     shape = self.tensor_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
                     layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU()]
                 layers.append(nn.MaxPool2d(2))
-        return trace(nn.Sequential(*layers).eval(), prefix="features.")
-
-    def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
-        """See :meth:`Backbone.build`."""
-        from featpipe.backbones.graph import pruned, record_shapes, set_state
-
-        module = pruned(self.traced, [self.tap(tap).node for tap in taps])
+        traced = trace(nn.Sequential(*layers).eval(), prefix="features.")
+        module = pruned(traced, nodes)
         record_shapes(module, size)
         set_state(module, {name.removeprefix("features."): t for name, t in tensors.items()})
         return module

@@ -216,13 +216,14 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file.
+def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
+    """The bytes of a regular file, or ``length`` of them from ``offset`` on.
 
     Raises
     ------
     OSError
-        The file cannot be read, or is a folder, a device or a pipe; reading a pipe could block.
+        The file cannot be read, ends before it holds ``length`` bytes, or is a folder, a device or
+        a pipe; reading a pipe could block.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -231,7 +232,11 @@ def read_regular(path: Path) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+        file.seek(offset)
+        data = file.read(length)
+        if length is not None and len(data) < length:
+            raise OSError(errno.EIO, "the file ends too early", str(path))
+        return data
 
 
 def keep_as(source: Path, spare: Path) -> None:

@@ -25,6 +25,10 @@ class UsageError(FeatpipeError, ValueError):
     exit_code = 2
 
 
+class OwnCodeError(UsageError):
+    """Code of the user's own is not permitted, cannot be imported, or does not work."""
+
+
 class NotFoundError(FeatpipeError, LookupError):
     """No such cache, data set, head or input."""
 

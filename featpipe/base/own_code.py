@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from featpipe.base.errors import UsageError
+from featpipe.base.errors import OwnCodeError
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _permitted: ContextVar[frozenset[str]] = ContextVar("permitted", default=frozenset())
@@ -49,11 +49,11 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
 
     Raises
     ------
-    UsageError
+    OwnCodeError
         The name is not permitted, or the module cannot be imported, or lacks the function.
     """
     if name not in _permitted.get():
-        raise UsageError(
+        raise OwnCodeError(
             f"expected a {what} that comes with featpipe, found {name!r}, which is code to be run; "
             f"if you trust it, name it yourself: --allow-code {name} "
             f"(in Python: allow_code={name!r})"
@@ -62,14 +62,14 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise UsageError(
+        raise OwnCodeError(
             f"expected to import {module_name!r} for the {what} {name!r}, but: "
             f"{type(error).__name__}: {error}; start featpipe where Python finds it, or set "
             "PYTHONPATH"
         ) from error
     factory = getattr(module, function, None)
     if not callable(factory):
-        raise UsageError(
+        raise OwnCodeError(
             f"expected a function {function!r} in {module_name!r} for the {what} {name!r}, found "
             f"{'none' if factory is None else type(factory).__name__}; correct the name"
         )

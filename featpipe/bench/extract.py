@@ -213,7 +213,7 @@ def _flop(plan: FeaturePlan) -> float:
     """Floating-point operations of all convolutions for one picture, by direct convolution."""
     backbone, size = VGGS[plan.weights.backbone.name], plan.spaces[0].preprocessing.size
     total = 0.0
-    for tap in backbone.taps.values():
+    for tap in backbone.conv_taps.values():
         weight = backbone.tensor_shapes.get(f"features.{tap.last_layer - 1}.weight")
         if weight is not None:
             total += 2.0 * math.prod(weight) * (size // tap.stride) ** 2

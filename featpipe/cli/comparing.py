@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from featpipe.base.joined_spaces import joined_words
 from featpipe.base.text import escape
 from featpipe.cli.tables import aligned
 from featpipe.reports.documents import ComparisonDocument
@@ -27,13 +28,13 @@ def of_runs(listed: ListedRuns) -> str:
 
 
 def _run_row(run: RunSummary) -> list[str]:
-    space, test = run.head.space, run.test
+    test = run.test
     interval = "" if test is None else "{:.1%} to {:.1%}".format(*test.accuracy_ci95)
     return [
         escape(str(run.folder)),
         escape(run.head.dataset["name"]),
         escape(head_words(run.head.kind, run.head.params, run.head.info)),
-        escape(space.words),
+        escape(joined_words(run.head.spaces)),
         f"{run.head.metrics['val']['accuracy']:.2%}",
         "–" if test is None else f"{test.accuracy:.2%}",
         interval,
@@ -64,11 +65,11 @@ def of_comparison(document: ComparisonDocument) -> str:
 def _heads_table(document: ComparisonDocument) -> str:
     columns = ["accuracy", "95 %", "log-loss", "ece", "trained in", "MiB"]
     header = ["head", "kind", "features", *columns]
+    words = of_compared_heads(document)
     rows = [
         [
             escape(head["head"]),
-            escape(head_words(head["kind"], head["params"], head["info"])),
-            escape(head["features"]),
+            *words[head["head"]],
             f"{head['accuracy']:.2%}",
             "{:.1%} to {:.1%}".format(*head["accuracy_ci95"]),
             f"{head['log_loss']:.4f}",
@@ -79,6 +80,17 @@ def _heads_table(document: ComparisonDocument) -> str:
         for head in document["heads"]
     ]
     return "\n".join(aligned([header, *rows], left=3))
+
+
+def of_compared_heads(document: ComparisonDocument) -> dict[str, tuple[str, str]]:
+    """By run folder, each head and its features in words."""
+    return {
+        head["head"]: (
+            escape(head_words(head["kind"], head["params"], head["info"])),
+            escape(head["features"]),
+        )
+        for head in document["heads"]
+    }
 
 
 def of_pairs_of_heads(document: ComparisonDocument) -> list[str]:

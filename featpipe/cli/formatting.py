@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.text import escape
 from featpipe.cli import probes
-from featpipe.cli.comparing import of_pairs_of_heads
+from featpipe.cli.comparing import of_compared_heads, of_pairs_of_heads
 from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
@@ -210,20 +210,31 @@ def of_evaluation(done: Evaluation) -> str:
 
 def of_recipe(done: RecipeResult) -> str:
     """What a recipe gave, with a table of its heads."""
-    evaluated = _evaluated_split(done)
-    # Where val itself was evaluated, its accuracy stands there once.
-    splits = ["val"] if evaluated == "val" else ["val", evaluated]
-    widths = [max(8, len(split)) for split in splits]
-    titles = " ".join(map(str.rjust, splits, widths))
-    lines = [of_extraction(done.extract), "", f"{'head':<10} {titles}  report"]
-    for trained, scored in done.heads:
-        accuracies = [trained.val["accuracy"], scored.metrics["accuracy"]][-len(splits) :]
-        shown = " ".join(f"{a:>{w}.2%}" for a, w in zip(accuracies, widths, strict=True))
-        lines.append(f"{trained.kind:<10} {shown}  {scored.report}")
+    lines = [*map(of_extraction, done.extracts), "", *_heads_table(done)]
     lines += _notes_by_head(done)
     if done.comparison is not None:
         lines += ["", *of_pairs_of_heads(done.comparison.document)]
     return "\n".join(lines)
+
+
+def _heads_table(done: RecipeResult) -> list[str]:
+    """A line per head, which says of its features and parameters what tells the heads apart."""
+    evaluated = _evaluated_split(done)
+    # Where val itself was evaluated, its accuracy stands there once.
+    splits = ["val"] if evaluated == "val" else ["val", evaluated]
+    compared = {} if done.comparison is None else of_compared_heads(done.comparison.document)
+    kinds = [trained.kind for trained, _ in done.heads]
+    features = len({trained.space for trained, _ in done.heads}) > 1
+    rows = [["head", *(["features"] if features else []), *splits]]
+    for trained, scored in done.heads:
+        words, space = compared.get(str(trained.head), (trained.kind, ""))
+        name = trained.kind if kinds.count(trained.kind) == 1 else words
+        accuracies = [trained.val["accuracy"], scored.metrics["accuracy"]][-len(splits) :]
+        shown = [f"{accuracy:.2%}" for accuracy in accuracies]
+        rows.append([name, *([space] if features else []), *shown])
+    reports = ["report", *(str(scored.report) for _, scored in done.heads)]
+    table = aligned(rows, left=1 + features, least=8)
+    return [f"{line}  {report}" for line, report in zip(table, reports, strict=True)]
 
 
 def _notes_by_head(done: RecipeResult) -> list[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from featpipe.backbones.tap_table import TapRow, TapTable
 
 _WIDTH = 80
-_SHOWN_TAPS = 40
+_SHOWN_TAPS = 32
 _HEADER = ("shape", "parameters", "GFLOP", "field", "stride", "pad")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featpipe.specs.fields import Spec, default_of, options_of
-from featpipe.specs.heads import HEAD_PARAMS
+from featpipe.specs.head_params import HEAD_PARAMS
 from featpipe.specs.value_kinds import Folder
 
 
@@ -68,13 +68,17 @@ def hyper_parameter(name: str) -> Any:
     """The flag of a hyper-parameter: which kinds of heads have it, its help and its defaults."""
     owners = {kind: params for kind, params in HEAD_PARAMS.items() if name in options_of(params)}
     known = next(iter(options_of(params)[name] for params in owners.values()))
-    defaults = {kind: _shown(default_of(params, name)) for kind, params in owners.items()}
-    words = known.default_text or next(iter(defaults.values()))
-    if len(set(defaults.values())) > 1:
-        words = ", ".join(f"{value} for {kind}" for kind, value in defaults.items())
+    kinds_by_default: dict[str, list[str]] = {}
+    for kind, params in owners.items():
+        default = options_of(params)[name].default_text or _shown(default_of(params, name))
+        kinds_by_default.setdefault(default, []).append(kind)
+    words = next(iter(kinds_by_default))
+    if len(kinds_by_default) > 1:
+        words = "; ".join(f"{text} for {', '.join(k)}" for text, k in kinds_by_default.items())
+    whose = "all" if len(owners) == len(HEAD_PARAMS) else ", ".join(owners)
     return typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{', '.join(owners)}: {known.help}  [default: {words}]",
+        help=f"{whose}: {known.help}  [default: {words}]",
         show_default=False,
     )
 

@@ -40,11 +40,11 @@ class SourceInfo:
     Attributes
     ----------
     kind : str
-        ``folder``, ``list`` or ``digits``.
+        ``folder``, ``list``, ``digits`` or ``idx``.
     spec : str
         DATA as the user gave it.
     root : str
-        Folder that the paths are relative to; empty where pictures are not files.
+        Folder that the paths are relative to, or that holds the idx files; else empty.
     """
 
     kind: str

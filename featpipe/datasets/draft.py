@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import DataError, Reason
 from featpipe.base.ids import DIGEST_BYTES, sortable
+from featpipe.base.locations import Encoded, fingerprint
 from featpipe.datasets.dataset import (
     NO_LABEL,
     NO_SPLIT,
@@ -74,6 +73,8 @@ class DatasetDraft:
     ) -> None:
         """Take over what the last extraction saw of files that have not changed since.
 
+        Pictures that are not files are hashed: that is as quick as looking at a file.
+
         Parameters
         ----------
         before : Dataset or None
@@ -83,10 +84,19 @@ class DatasetDraft:
         rehash : bool
             Take nothing over: every file is read, and known by its content.
         """
-        if self.source.root is None:
-            self._hash_records()
-        elif before is not None and before.source.root == str(self.source.root) and not rehash:
-            self._recall_files(before, retry_quarantined=retry_quarantined)
+        is_same = before is not None and before.source.root == str(self.source.root or "")
+        known = before if is_same and not rehash else None
+        row_of = {path: row for row, path in enumerate(known.paths)} if known else {}
+        keep_bad = (
+            not retry_quarantined and known is not None and known.info.decoder == self.decoder
+        )
+        for i, record in enumerate(self.source.records):
+            location = self.source.locate(record.path)
+            if isinstance(location, Encoded):
+                self.ids[i] = np.frombuffer(hashlib.sha256(location.data).digest(), np.uint8)
+                self.status[i] = Status.OK
+            elif known is not None and (row := row_of.get(record.path)) is not None:
+                self._recall_file(i, fingerprint(location), known, row, keep_bad=keep_bad)
 
     def require_rows(self, has_row: NDArray[np.bool_]) -> None:
         """Mark records that lack features as TODO.
@@ -98,34 +108,18 @@ class DatasetDraft:
         """
         self.status[self.fine[~has_row]] = Status.TODO
 
-    def _hash_records(self) -> None:
-        for i, record in enumerate(self.source.records):
-            data = self.payload(record.path)
-            self.ids[i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            self.status[i] = Status.OK
-
-    def _recall_files(self, before: Dataset, *, retry_quarantined: bool) -> None:
-        row_of = {path: row for row, path in enumerate(before.paths)}
-        keep_bad = not retry_quarantined and before.info.decoder == self.decoder
-        root = str(self.source.root)
-        old_stat = before.stat.tolist()
-        for i, record in enumerate(self.source.records):
-            row = row_of.get(record.path)
-            if row is None or old_stat[row][0] < 0:
-                continue
-            bad = before.status[row] == Status.QUARANTINED
-            if (bad and not keep_bad) or old_stat[row] != _stat(root, record.path):
-                continue
-            self.stat[i] = before.stat[row]
-            self.ids[i] = before.image_sha256[row]
-            self.status[i] = before.status[row]
-            if bad:
-                self.reasons[i] = before.reasons[row]
-
-    def payload(self, path: str) -> bytes:
-        """Bytes of a record that is not a file."""
-        assert self.source.read_record is not None
-        return self.source.read_record(path)
+    def _recall_file(
+        self, i: int, now: tuple[int, ...] | None, before: Dataset, row: int, *, keep_bad: bool
+    ) -> None:
+        seen = before.stat[row].tolist()
+        bad = before.status[row] == Status.QUARANTINED
+        if seen[0] < 0 or (bad and not keep_bad) or now is None or seen != list(now):
+            return
+        self.stat[i] = seen
+        self.ids[i] = before.image_sha256[row]
+        self.status[i] = before.status[row]
+        if bad:
+            self.reasons[i] = before.reasons[row]
 
     def quarantine(self, number: int, reason: Reason) -> None:
         """Enter that a record cannot be read."""
@@ -235,11 +229,3 @@ class DatasetDraft:
 def source_info(source: Source) -> SourceInfo:
     """What a data set file keeps of its source."""
     return SourceInfo(source.kind, source.spec, str(source.root or ""))
-
-
-def _stat(root: str, path: str) -> list[int] | None:
-    try:
-        status = os.stat(os.path.join(root, path))
-    except OSError:
-        return None
-    return list(file_fingerprint(status))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from featpipe.backbones.catalog import get_backbone
@@ -16,11 +16,12 @@ from featpipe.base.errors import (
     SpaceMismatchError,
     UsageError,
 )
+from featpipe.base.joined_spaces import joining_problem, repeated
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.specs.extract import FeatureOptions
 from featpipe.specs.fields import default_of, flag
-from featpipe.specs.spaces import ALL, SpaceQuery
+from featpipe.specs.spaces import SpaceQuery
 
 ErrorT = TypeVar("ErrorT", bound=FeatpipeError)
 
@@ -78,26 +79,73 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
     return space, weights
 
 
-def choose_spaces(dataset: Dataset, query: SpaceQuery) -> list[tuple[FeatureSpace, str]]:
-    """As :func:`choose_space`, one for every value of a tap or pooling that is ``all``.
+def choose_spaces(
+    dataset: Dataset, queries: Sequence[SpaceQuery], *, ranging: Sequence[str] = ()
+) -> list[tuple[tuple[FeatureSpace, ...], str]]:
+    """For each query the one feature space that fits: spaces whose rows can lie side by side.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    queries : sequence of SpaceQuery
+    ranging : sequence of str
+        Fields of which every value is taken that features of all queries have.
+
+    Returns
+    -------
+    list of (tuple of FeatureSpace, str)
+        For each value of the ranging fields, the spaces in the order of the queries, and how their
+        weights were named.
 
     Raises
     ------
     NotFoundError, UsageError
+        As :func:`choose_space`; or the spaces do not come from one pass of one network.
     """
-    ranging = [name for name in ("tap", "pool") if getattr(query, name) == ALL]
     if not ranging:
-        return [choose_space(dataset, query)]
-    nothing: dict[str, Any] = dict.fromkeys(ranging)
-    open_query = dataclasses.replace(query, **nothing)
+        return [_joined(dataset, [choose_space(dataset, query) for query in queries])]
     held = _held(dataset)
-    asked = _with_own_tap_name(open_query, held)
-    fitting = [space for space in held if _has(space, _weights_name(dataset, space), asked)]
-    values: dict[tuple[Any, ...], None] = dict.fromkeys(
-        tuple(_fields(space)[name] for name in ranging) for space in fitting
-    )
-    named = [dict(zip(ranging, one, strict=True)) for one in values] or [nothing]
-    return [choose_space(dataset, dataclasses.replace(open_query, **one)) for one in named]
+    found: list[dict[tuple[Any, ...], None]] = []
+    for query in queries:
+        asked = _with_own_tap_name(query, held)
+        fitting = [space for space in held if _has(space, _weights_name(dataset, space), asked)]
+        values = (tuple(_fields(space)[name] for name in ranging) for space in fitting)
+        found.append(dict.fromkeys(values))
+    common = [one for one in found[0] if all(one in others for others in found)]
+    if not common and all(found):
+        raise NotFoundError(
+            f"expected {' and '.join(map(flag, ranging))} that features of every {flag('tap')} "
+            f"have in data set '{dataset.name}', found none; extract those taps together"
+        )
+    given = [dict(zip(ranging, one, strict=True)) for one in common] or [{}]
+    return [
+        _joined(
+            dataset,
+            [choose_space(dataset, replace(query, **one)) for query in queries],
+        )
+        for one in given
+    ]
+
+
+def _joined(
+    dataset: Dataset, found: list[tuple[FeatureSpace, str]]
+) -> tuple[tuple[FeatureSpace, ...], str]:
+    """Spaces of one pass, and the name of their weights."""
+    spaces, weights = tuple(space for space, _ in found), found[0][1]
+    if twice := repeated(spaces):
+        raise UsageError(f"expected different taps, found {twice.tap} twice; leave one out")
+    problem = joining_problem(spaces)
+    for space, name in found:
+        if name != weights and problem is None:
+            problem = f"{space.tap} differs from {spaces[0].tap} in weights: {name}, not {weights}"
+    if problem is not None:
+        alike = [replace(spaces[0], tap=space.tap, pooling=space.pooling) for space in spaces]
+        raise UsageError(
+            f"expected features of one extraction side by side, found in data set "
+            f"'{dataset.name}' that {problem}; extract them together: featpipe extract DATA "
+            f"--name {dataset.name} {extract_options(alike, weights)}"
+        )
+    return spaces, weights
 
 
 def _weights_name(dataset: Dataset, space: FeatureSpace) -> str:
@@ -153,7 +201,7 @@ def _with_own_tap_name(query: SpaceQuery, held: list[FeatureSpace]) -> SpaceQuer
             tap = get_backbone(name).tap(query.tap).name
         except UsageError:
             continue
-        return dataclasses.replace(query, tap=tap)
+        return replace(query, tap=tap)
     return query
 
 
@@ -169,20 +217,20 @@ def _words(asked: dict[str, object]) -> str:
 
 def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
     """The options in which spaces differ, with their values; if in none, the weights' digests."""
-    tables = [_options(dataset, space) for space in spaces]
+    tables = [space_options(dataset, space) for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
     differing = {name: found for name, found in values.items() if len(found) > 1}
     return differing or {"weights": [space.weights[:12] for space in spaces]}
 
 
-def _options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
-    """Every option that a space has a value for."""
+def space_options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
+    """Every option of a query that a data set's space has a value for, except for its id."""
     return {"weights": _weights_name(dataset, space), **_fields(space)}
 
 
 def _choosing(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
     """Of each of several spaces the fewest options that choose it among them, to be copied."""
-    tables = [_options(dataset, space) for space in spaces]
+    tables = [space_options(dataset, space) for space in spaces]
     differing = _differing(dataset, spaces)
     for count in range(1, len(differing) + 1):
         for names in itertools.combinations(differing, count):
@@ -238,23 +286,27 @@ _SHOWN_ID = 8
 _RARELY_SHOWN = ("weights", "decoder", "dtype", "view")
 
 
-def extract_options(space: FeatureSpace, weights: str) -> str:
-    """The options of ``extract`` that compute features of a space, to be copied.
+def extract_options(spaces: Sequence[FeatureSpace], weights: str) -> str:
+    """The options of ``extract`` that compute features of spaces in one pass, to be copied.
 
     Parameters
     ----------
-    space : FeatureSpace
+    spaces : sequence of FeatureSpace
+        They differ in tap and pooling alone.
     weights : str
-        How its weights are named.
+        How their weights are named.
     """
-    values = {"weights": weights, **_fields(space)}
+    values: dict[str, tuple[object, ...]] = {"weights": (weights,)}
+    for space in spaces:
+        for name, value in _fields(space).items():
+            values[name] = tuple(dict.fromkeys((*values.get(name, ()), value)))
     del values["view"]
-    given = {}
-    for name, value in values.items():
+    given = []
+    for name, several in values.items():
         default = default_of(FeatureOptions, name)
-        if value != (default[0] if isinstance(default, tuple) else default):
-            given[name] = value
-    return _as_flags(given, given.values())
+        if several != (default if isinstance(default, tuple) else (default,)):
+            given += [(name, value) for value in several]
+    return _as_flags([name for name, _ in given], [value for _, value in given])
 
 
 def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:
@@ -262,32 +314,36 @@ def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:
     return [(space, _weights_name(dataset, space)) for space in _held(dataset)]
 
 
-def require_space(dataset: Dataset, wanted: FeatureSpace, weights: str) -> None:
-    """Check that a data set has features of exactly this space.
+def require_spaces(dataset: Dataset, wanted: Sequence[FeatureSpace], weights: str) -> None:
+    """Check that a data set has features of exactly these spaces.
 
     Parameters
     ----------
     dataset : Dataset
-    wanted : FeatureSpace
+    wanted : sequence of FeatureSpace
     weights : str
-        How its weights are named; for the message.
+        How their weights are named; for the message.
 
     Raises
     ------
     SpaceMismatchError
-        It has not; the fields in which its nearest one differs are named.
+        It lacks one; the fields in which its nearest one differs are named.
     """
     held = _held(dataset)
-    if any(space.id == wanted.id for space in held):
+    ids = {space.id for space in held}
+    missing = [space for space in wanted if space.id not in ids]
+    if not missing:
         return
-    differences = min((wanted.differences(space) for space in held), key=len, default=[])
+    first = missing[0]
+    differences = min((first.differences(space) for space in held), key=len, default=[])
     if any(difference.startswith("tap:") for difference in differences):
         # What follows from another tap would only distract from it.
         consequences = ("weights:", "shape:")
         differences = [d for d in differences if not d.startswith(consequences)]
     found = f"others ({'; '.join(differences)})" if held else "no features at all"
+    together = [space for space in missing if space.dtype == first.dtype]
     raise SpaceMismatchError(
-        f"expected features of space {wanted.name} in data set '{dataset.name}', found {found}; "
-        f"extract them: featpipe extract DATA --name {dataset.name} "
-        f"{extract_options(wanted, weights)}"
+        f"expected features of space {' and '.join(space.name for space in missing)} in data set "
+        f"'{dataset.name}', found {found}; extract them: featpipe extract DATA --name "
+        f"{dataset.name} {extract_options(together, weights)}"
     )

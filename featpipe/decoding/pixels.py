@@ -100,7 +100,8 @@ def decode_rgb(
                 image.draft(None, (smallest, smallest))
             image.load()
             stage = "convert"
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy of the rest
+            return _to_rgb(image)
     except (BadImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -165,7 +166,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """
     size, resampling = preprocessing.size, _FILTERS[preprocessing.interpolation]
     if preprocessing.resize == "squash":
-        return image.resize((size, size), resampling)
+        return image if image.size == (size, size) else image.resize((size, size), resampling)
     width, height = image.size
     max_side = MAX_ASPECT * min(width, height)
     if max(width, height) > max_side:

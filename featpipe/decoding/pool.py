@@ -1,10 +1,10 @@
 """A pool of worker processes that decode images, so that no image can end the job.
 
-Each worker process holds at most two tasks. If it dies or exceeds the time limit, the pool blames
-the image it was decoding and gives the other task to a new worker process. An image that took too
-long is reported as bad. An image whose worker process died is tried once more, because something
-else may have caused the death, for example the system's out-of-memory killer. If a second worker
-process dies on it, the image is reported as bad.
+Each worker process holds at most two tasks, or more where images are small and in memory. If it
+dies or exceeds the time limit, the pool blames the image it was decoding and gives the other tasks
+to a new worker process. An image that took too long is reported as bad. An image whose worker
+process died is tried once more, because something else may have caused the death, for example the
+system's out-of-memory killer. If a second worker process dies on it, the image is reported as bad.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ _START_LIMIT = 3
 had not been given an image yet, so no image is the cause."""
 
 _TICK_S = 0.25
-_PIPE_BYTES = 4096
-"""A payload of up to this many bytes fits into the pipe of a worker process that is busy."""
 
 
 def _exit_description(code: int) -> str:
@@ -130,8 +128,8 @@ class DecodePool:
     def decode(self, tasks: Iterable[Task]) -> Iterator[Decoded | None]:
         """One result per task, in order of completion.
 
-        Yields None every quarter of a second without news, so that a slow image never keeps a
-        caller from stopping.
+        Yields None before it waits, and every quarter of a second without news, so that a slow
+        image never keeps a caller from stopping.
 
         Raises
         ------
@@ -143,21 +141,25 @@ class DecodePool:
         while True:
             for worker in self._workers:
                 while worker.free and not exhausted:
-                    task = self._retry.popleft() if self._retry else next(source, None)
+                    try:
+                        task = self._retry.popleft() if self._retry else next(source, None)
+                    except Exception:
+                        # What is finished by now is not lost.
+                        for other in self._readable(0):
+                            yield from self._receive(other)[0]
+                        raise
                     if task is None:
                         exhausted = True
-                    elif worker.pending and len(task.payload) > _PIPE_BYTES:
-                        # Writing it would block until the worker process has finished its
-                        # current image, and no time limit could be enforced meanwhile.
+                    elif not worker.take(task):
                         self._retry.appendleft(task)
                         break
-                    else:
-                        worker.give(task)
+                worker.send()
             if exhausted and not any(worker.pending for worker in self._workers):
                 return
-            readable = self._readable()
+            readable = self._readable(0)
             if not readable:
                 yield None
+                readable = self._readable(_TICK_S)
             for worker in readable:
                 results, alive = self._receive(worker)
                 yield from results
@@ -168,8 +170,8 @@ class DecodePool:
                 yield from self._replace(worker, f"took longer than {self._time_limit_s:g} s")
                 exhausted = exhausted and not self._retry
 
-    def _readable(self) -> list[WorkerProcess]:
-        return [key.data for key, _ in self._selector.select(timeout=_TICK_S)]
+    def _readable(self, timeout_s: float) -> list[WorkerProcess]:
+        return [key.data for key, _ in self._selector.select(timeout_s)]
 
     def _receive(self, worker: WorkerProcess) -> tuple[list[Decoded], bool]:
         assert worker.process.stdout is not None
@@ -181,14 +183,14 @@ class DecodePool:
         late = [w for w in self._workers if w.pending and w.working_since < latest_start]
         # A caller that was busy for long has not read the replies yet: a worker process that has
         # already replied is not late.
-        replied = {key.data for key, _ in self._selector.select(timeout=0)}
+        replied = self._readable(0)
         return [worker for worker in late if worker not in replied]
 
     def _replace(self, worker: WorkerProcess, reason: str | None) -> Iterator[Decoded]:
         """Replace a worker process that died, or that must end for the given ``reason``."""
         code = self._stop(worker)
         exit_description = _exit_description(code)
-        pending = [task for task, _ in worker.pending]
+        pending, current = [task for task, _ in worker.pending], worker.current
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts >= _START_LIMIT:
             raise FeatpipeError(
@@ -196,12 +198,12 @@ class DecodePool:
                 f"({exit_description}); see their messages above, or try fewer --workers"
             )
         if worker.is_ready and pending:
-            suspect = pending[0]
+            suspect = pending[current]
             if reason is None and suspect.key in self._suspects:
                 reason = f"its decoder died twice ({exit_description})"
             self._suspects.add(suspect.key)
             if reason is not None:
-                stat = _fingerprint(pending.pop(0).path)
+                stat = _fingerprint(pending.pop(current).path)
                 yield Decoded(
                     suspect.key, DecodedKind.BAD, None, stage="worker", reason=reason, stat=stat
                 )

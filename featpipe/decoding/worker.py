@@ -2,36 +2,55 @@
 
 The pool starts it as ``python -m featpipe.decoding.worker``, so that it imports neither the
 caller's main module nor torch. It writes pixels into shared memory and all else to stdout, as
-frames.
+frames. A frame may hold several tasks, and one the replies to several: messages cost more time
+than small images do. Which image it is at stands in shared memory too, so that the pool blames the
+right one if the process dies before it replies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import mmap
 import os
 import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.disk import file_fingerprint
+from featpipe.base.disk import file_fingerprint, read_regular
 from featpipe.base.errors import BadImageError
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages
 from featpipe.decoding.pixels import load_pixels
 
-SLOTS = 2
-"""Shared memory slots of a worker process: one for the current task, one for the next."""
+PROGRESS_BYTES = 64
+"""Of the shared memory, before the pixels: see :func:`progress_in`."""
+_REPLY_AFTER_S = 0.02
+"""Replies wait at most this long for those to the other tasks of their frame, seconds."""
+
+
+def progress_in(memory: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What the worker process says while it works, in shared memory.
+
+    Returns
+    -------
+    begun : ndarray of int64, shape (1,)
+        How many images it has begun.
+    since : ndarray of float64, shape (1,)
+        When it began the last one, by :func:`time.monotonic`, the same clock in all processes.
+    """
+    return np.frombuffer(memory, np.int64, 1), np.frombuffer(memory, np.float64, 1, offset=8)
 
 
 def main() -> None:
-    """Answer each frame on stdin with one on stdout, until stdin ends."""
+    """Answer the tasks of each frame on stdin with replies on stdout, until stdin ends."""
     # Ctrl-C and batch systems signal the whole process group, but the parent decides when to
     # stop. If the parent dies, stdin ends and so does this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,9 +64,10 @@ def main() -> None:
     setup, _ = first
     _cap_memory(setup["memory_bytes"])
     preprocessing = Preprocessing(**setup["preprocessing"])
-    size = preprocessing.size
-    memory = mmap.mmap(setup["pixels_fd"], SLOTS * size * size * 3)
-    slots = np.frombuffer(memory, np.uint8).reshape(SLOTS, size, size, 3)
+    shape = setup["slots"]
+    memory = mmap.mmap(setup["pixels_fd"], PROGRESS_BYTES + math.prod(shape))
+    begun, since = progress_in(memory)
+    slots = np.frombuffer(memory, np.uint8, offset=PROGRESS_BYTES).reshape(shape)
     known = np.empty(0, "S32")
     if setup["known_count"]:
         known_bytes = mmap.mmap(setup["known_fd"], setup["known_count"] * 32, prot=mmap.PROT_READ)
@@ -56,10 +76,21 @@ def main() -> None:
     # From here on only C libraries write to stderr. Replies carry the errors, so drop that output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while (frame := messages.read(stdin)) is not None:
-        task, payload = frame
-        slot = slots[task["slot"]]
-        reply = _process(task, payload, known, slot, preprocessing, setup["max_pixels"])
-        _send(stdout, reply)
+        header, payloads = frame
+        replies, start = [], 0
+        replied = time.monotonic()
+        for task in header["tasks"]:
+            since[0] = time.monotonic()
+            begun[0] += 1
+            payload = payloads[start : start + task["size"]]
+            start += task["size"]
+            slot = slots[task["slot"]]
+            replies.append(_process(task, payload, known, slot, preprocessing, setup["max_pixels"]))
+            if time.monotonic() - replied > _REPLY_AFTER_S:
+                _send(stdout, {"kind": "replies", "replies": replies})
+                replies, replied = [], time.monotonic()
+        if replies:
+            _send(stdout, {"kind": "replies", "replies": replies})
 
 
 def _send(stream: BinaryIO, header: dict[str, Any]) -> None:
@@ -75,10 +106,10 @@ def _process(
     preprocessing: Preprocessing,
     max_pixels: int,
 ) -> dict[str, Any]:
-    reply: dict[str, Any] = {"key": task["key"], "id": None}
+    reply: dict[str, Any] = {"id": None}
     started = time.perf_counter()
     try:
-        data = payload if task["path"] is None else _read(task["path"], reply)
+        data = payload if task["path"] is None else _read(task["path"], task["part"], reply)
         image_id = hashlib.sha256(data).digest()
         reply["id"] = image_id.hex()
         reply["read_s"] = time.perf_counter() - started
@@ -95,15 +126,18 @@ def _process(
         return {**reply, "kind": "bad", "stage": "decode", "reason": reason}
 
 
-def _read(path: str, reply: dict[str, Any]) -> bytes:
-    """The file's bytes; also adds the file's fingerprint, taken before reading, to the reply."""
+def _read(path: str, part: list[int] | None, reply: dict[str, Any]) -> bytes:
+    """The file's bytes, or a part of them.
+
+    Also adds the file's fingerprint, taken before reading, to the reply.
+    """
     try:
         status = os.stat(path)
         if not os.path.isfile(path):
             raise BadImageError("read", "not a regular file")
         reply["stat"] = file_fingerprint(status)
-        with open(path, "rb") as file:
-            return file.read()
+        offset, length = part or (0, None)
+        return read_regular(Path(path), offset=offset, length=length)
     except OSError as error:
         raise BadImageError("read", error.strerror or str(error)) from error
 

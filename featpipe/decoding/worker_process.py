@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import math
+import mmap
 import os
 import signal
 import subprocess
@@ -13,14 +15,23 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import StorageError
+from featpipe.base.locations import Encoded, Location, Slice
 from featpipe.decoding import messages
-from featpipe.decoding.worker import SLOTS
+from featpipe.decoding.worker import PROGRESS_BYTES, progress_in
+
+_SLOTS = 2
+"""Shared memory slots of every worker process: one for the current task, one for the next."""
+_MAX_SLOTS = 32
+_SLOT_BYTES = 2**20
+"""Small pictures get more slots, up to ``_MAX_SLOTS``, as far as they fit into these bytes."""
+_SMALL_BYTES = 4096
+"""A payload of up to this many bytes fits into the pipe of a worker process that is busy."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,25 @@ class Task:
     key : int
         Chosen by the caller to recognise the result.
     path : str or None
-        Image file to read; None where ``payload`` holds the bytes.
+        File to read; None where ``payload`` holds the bytes.
     payload : bytes
+    part : tuple of int, optional
+        Offset and length, in bytes, of the image within the file; default: all of it.
     """
 
     key: int
     path: str | None
     payload: bytes = b""
+    part: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, key: int, location: Location) -> Self:
+        """The task to decode the image at a location."""
+        if isinstance(location, Encoded):
+            return cls(key, None, location.data)
+        if isinstance(location, Slice):
+            return cls(key, location.path, part=(location.offset, location.length))
+        return cls(key, location.path)
 
 
 class DecodedKind(enum.StrEnum):
@@ -109,6 +132,14 @@ def shared_memory(nbytes: int) -> BinaryIO:
     return file
 
 
+def _half_of_pipe(stream: IO[bytes] | None) -> int:
+    """Half of what the pipe of a process that reads nothing holds, bytes."""
+    assert stream is not None
+    if hasattr(fcntl, "F_GETPIPE_SZ"):
+        return fcntl.fcntl(stream, fcntl.F_GETPIPE_SZ) // 2
+    return _SMALL_BYTES
+
+
 class WorkerProcess:
     """One decoding process, its tasks, and the memory it shares pixels in.
 
@@ -122,18 +153,26 @@ class WorkerProcess:
     Attributes
     ----------
     pending : deque of (Task, int)
-        Tasks given and not answered, oldest first, each with its slot of shared memory.
+        Tasks taken and not answered, oldest first, each with its slot of shared memory.
     free : list of int
         Slots without a task.
-    working_since : float
-        When the oldest task began, by :func:`time.monotonic`.
     is_ready : bool
         Whether the process has finished its imports.
     """
 
     def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
-        with shared_memory(SLOTS * math.prod(slot_shape)) as shared:
-            self.slots = np.memmap(shared, np.uint8, "r+", shape=(SLOTS, *slot_shape))
+        slots = int(np.clip(_SLOT_BYTES // math.prod(slot_shape), _SLOTS, _MAX_SLOTS))
+        try:
+            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
+        except StorageError:
+            # More slots save time only: a low limit on file sizes must not end the job for them.
+            slots = _SLOTS
+            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
+        shape = (slots, *slot_shape)
+        with shared:
+            memory = mmap.mmap(shared.fileno(), PROGRESS_BYTES + math.prod(shape))
+            self._begun, self._since = progress_in(memory)
+            self.slots = np.frombuffer(memory, np.uint8, offset=PROGRESS_BYTES).reshape(shape)
             # The child inherits the blocked signals, so Ctrl-C cannot end it before it has
             # installed its own handlers.
             old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -148,40 +187,98 @@ class WorkerProcess:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             self.pending: deque[tuple[Task, int]] = deque()
-            self.free = list(range(SLOTS))
+            self.free = list(range(slots))
             self.splitter = messages.Splitter()
-            self.working_since = time.monotonic()
             self.is_ready = False
-            self._send(messages.pack({**setup, "pixels_fd": shared.fileno()}))
+            self._unsent: list[tuple[Task, int]] = []
+            self._batch = max(1, slots // 2)
+            self._answered = 0
+            self._payload_bytes = 0
+            self._idle_until = time.monotonic()
+            self._pipe_bytes = _half_of_pipe(self.process.stdin)
+            self._send(messages.pack({**setup, "slots": shape, "pixels_fd": shared.fileno()}))
+
+    @property
+    def working_since(self) -> float:
+        """When the process began what it is at, by :func:`time.monotonic`."""
+        return max(self._idle_until, float(self._since[0]))
+
+    @property
+    def current(self) -> int:
+        """Which of the pending tasks the process is at."""
+        return min(max(0, int(self._begun[0]) - self._answered - 1), len(self.pending) - 1)
 
     def receive(self, piece: bytes) -> list[Decoded]:
         """What the process says in a piece of its output."""
         results = []
         for header in self.splitter.feed(piece):
-            self.working_since = time.monotonic()
+            self._idle_until = time.monotonic()
             if header["kind"] == "ready":
                 self.is_ready = True
             else:
-                results.append(self._finish(header))
+                results += [self._finish(reply) for reply in header["replies"]]
         return results
 
-    def give(self, task: Task) -> None:
-        """Send a task into a free slot."""
-        slot = self.free.pop()
-        if not self.pending:
-            self.working_since = time.monotonic()
-        self.pending.append((task, slot))
-        self._send(messages.pack({"key": task.key, "path": task.path, "slot": slot}, task.payload))
+    def take(self, task: Task) -> bool:
+        """Put a task into a free slot; False where that must wait.
 
-    def _finish(self, header: dict[str, Any]) -> Decoded:
+        Tasks are sent when they are as many as the process has, up to half of its slots, or by
+        :meth:`send`: so one half waits for the process while it works on the other.
+        """
+        if not self._has_room(task):
+            return False
+        if not self.pending:
+            self._idle_until = time.monotonic()
+        given = (task, self.free.pop())
+        self.pending.append(given)
+        self._unsent.append(given)
+        self._payload_bytes += len(task.payload)
+        if len(self._unsent) >= min(self._batch, len(self.pending) - len(self._unsent)):
+            self.send()
+        return True
+
+    def _has_room(self, task: Task) -> bool:
+        if not self.free:
+            return False
+        if not self.pending:
+            return True
+        # Writing more than the pipe holds would block until the process has finished its current
+        # image, and no time limit could be enforced meanwhile.
+        if len(task.payload) > _SMALL_BYTES:
+            return False
+        if len(self.pending) < _SLOTS:
+            return True
+        # Files, which may be large, do not wait behind one another: another process is free first.
+        return task.path is None and self._payload_bytes + len(task.payload) <= self._pipe_bytes
+
+    def send(self) -> None:
+        """Send the tasks that were taken and not yet sent, in one message."""
+        if not self._unsent:
+            return
+        tasks = [
+            {"path": task.path, "slot": slot, "part": task.part, "size": len(task.payload)}
+            for task, slot in self._unsent
+        ]
+        payloads = b"".join(task.payload for task, _ in self._unsent)
+        self._unsent = []
+        self._send(messages.pack({"tasks": tasks}, payloads))
+
+    def _finish(self, reply: dict[str, Any]) -> Decoded:
         task, slot = self.pending.popleft()
-        kind = DecodedKind(header["kind"])
-        pixels = np.array(self.slots[slot]) if kind is DecodedKind.PIXELS else None
+        self._answered += 1
+        self._payload_bytes -= len(task.payload)
+        kind = DecodedKind(reply.pop("kind"))
+        image_id, stat = reply.pop("id"), reply.pop("stat", None)
+        pixels = self.slots[slot].copy() if kind is DecodedKind.PIXELS else None
         self.free.append(slot)
-        image_id = bytes.fromhex(header["id"]) if header["id"] else None
-        stat = tuple(header["stat"]) if "stat" in header else None
-        others = {k: v for k, v in header.items() if k not in ("key", "id", "stat", "kind")}
-        return Decoded(task.key, kind, image_id, pixels, stat=stat, **others)
+        return Decoded(
+            task.key,
+            kind,
+            bytes.fromhex(image_id) if image_id else None,
+            pixels,
+            stat=tuple(stat) if stat else None,
+            **reply,
+        )
 
     def _send(self, data: bytes) -> None:
         # The end of the worker process's stdout reports its death; see DecodePool.decode.

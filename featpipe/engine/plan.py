@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,17 +102,17 @@ def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preproc
     )
 
 
-def plan_for_space(
-    space: FeatureSpace, weights_name: str, cache: Path, *, device: str = "auto"
+def plan_for_spaces(
+    spaces: Sequence[FeatureSpace], weights_name: str, cache: Path, *, device: str = "auto"
 ) -> FeaturePlan:
-    """A plan that fills exactly one known space, such as a head's.
+    """A plan that fills exactly the known spaces of one pass, such as a head's.
 
     Raises
     ------
     SpaceMismatchError
-        The weights are not those of the space, or this featpipe cannot make its pixels.
+        The weights are not those of a space, or this featpipe cannot make its pixels.
     """
-    prep = space.preprocessing
+    prep = spaces[0].preprocessing
     for what, known, found in (
         ("a decoder", DECODERS, prep.decoder),
         ("an interpolation", INTERPOLATIONS, prep.interpolation),
@@ -122,12 +123,13 @@ def plan_for_space(
                 f"expected {what} of {', '.join(known)}, found {found!r} in the feature space; "
                 "update featpipe, or extract anew and train another head"
             )
-    backbone = get_backbone(space.backbone)
+    backbone = get_backbone(spaces[0].backbone)
     weights = open_weights(weights_name, backbone, cache)
-    found = weights.digest(space.tap)
-    if found != space.weights:
-        raise SpaceMismatchError(
-            f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
-            f"{found[:12]}… in {weights_name}; give the right ones with --weights"
-        )
-    return FeaturePlan([space], weights, resolve_device(device))
+    for space in spaces:
+        found = weights.digest(space.tap)
+        if found != space.weights:
+            raise SpaceMismatchError(
+                f"expected weights of digest {space.weights[:12]}… up to {space.tap}, found "
+                f"{found[:12]}… in {weights_name}; give the right ones with --weights"
+            )
+    return FeaturePlan(list(spaces), weights, resolve_device(device))

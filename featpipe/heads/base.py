@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError, DataError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError
 from featpipe.base.numbers import is_finite
 
 _BLOCK_BYTES = 64 * 2**20
@@ -83,6 +83,9 @@ class History:
         What casts doubt on the kept row; the head's file does not hold it here.
     untried : list of float
         Values that were meant to be tried, but could not win any more.
+    epoch_seconds : list of float
+        How long each epoch's training took, without validation; of all heads that were trained
+        together. The head's file does not hold it here.
     """
 
     axis: str
@@ -90,6 +93,7 @@ class History:
     best: int = 0
     warnings: list[str] = field(default_factory=list, compare=False)
     untried: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list, compare=False)
 
     @property
     def kept(self) -> HistoryRow:
@@ -101,13 +105,15 @@ class Head(ABC):
     """A classifier on feature rows of any shape.
 
     Fitted state ends in an underscore. ``mean_`` (d,) and ``scale_`` (1,) are statistics of the
-    training features; the head standardises its input with them. ``temperature_`` is 1 unless the
-    head was calibrated.
+    training features; the head standardises its input with them. ``scale_`` is (d,) where rows of
+    several taps lie side by side. ``temperature_`` is 1 unless the head was calibrated.
     """
 
-    kind: ClassVar[str]
+    kind: str
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Default grid of a sweep: values by hyper-parameter."""
+    trains_together: ClassVar[bool] = True
+    """Whether the heads of a sweep are trained as one computation, or one after another."""
     solves_path: ClassVar[bool] = False
     """Whether one :meth:`fit` tries several values and keeps the best; a sweep is then one fit."""
     classes_: NDArray[np.str_]
@@ -120,6 +126,11 @@ class Head(ABC):
     def param_names(cls) -> tuple[str, ...]:
         """Names of the hyper-parameters."""
         return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def sweep_axes(cls, given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """What a sweep varies where these hyper-parameters are given: values by name."""
+        return {name: values for name, values in cls.sweep_grid.items() if name not in given}
 
     @property
     def params(self) -> dict[str, Any]:
@@ -197,7 +208,7 @@ class Head(ABC):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
-        """Rows (n, …) of any float dtype → (n, d) float32, centred and scaled."""
+        """Rows (n, …) of any dtype → (n, d) float32, centred and scaled."""
         flat = block.reshape(len(block), -1).astype(np.float32)
         flat -= self.mean_
         flat /= self.scale_
@@ -210,13 +221,24 @@ class Head(ABC):
             tensors["temperature"] = np.array([self.temperature_])
         return tensors
 
-    def set_tensors(self, tensors: dict[str, np.ndarray], classes: Sequence[str]) -> None:
+    def set_tensors(
+        self, tensors: dict[str, np.ndarray], classes: Sequence[str], row_shape: tuple[int, ...]
+    ) -> None:
         """Set all learned tensors and the class names, as read from a head file.
+
+        Parameters
+        ----------
+        tensors : dict of str to ndarray
+        classes : sequence of str
+        row_shape : tuple of int
+            Shape of the feature rows it was trained on.
 
         Raises
         ------
         DamageError
             A tensor is missing, or the shapes do not fit together.
+        OwnCodeError
+            The head is a network of the user's own whose code is not permitted, or does not work.
         """
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
@@ -225,19 +247,33 @@ class Head(ABC):
         try:
             self.mean_, self.scale_ = rest.pop("mean"), rest.pop("scale")
             (self.temperature_,) = rest.pop("temperature", np.ones(1)).tolist()
-            self.set_layers(rest)
             self.classes_ = np.array(list(classes), dtype=str)
-            shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
+            shape = self._shape_of_logits(rest, row_shape)
+        except OwnCodeError:
+            raise
         except (KeyError, ValueError, IndexError) as error:
             raise DamageError(f"expected the tensors of a '{self.kind}' head: {error}") from error
         if not _LOWEST_TEMPERATURE < self.temperature_ < 1 / _LOWEST_TEMPERATURE:
             raise DamageError(f"expected a temperature above 0, found {self.temperature_}")
         if self.scale_.dtype.kind != "f" or not (self.scale_ > 0).all():
             raise DamageError(f"expected a scale above 0, found {self.scale_}")
-        if shape != (1, len(self.classes_)) or self.scale_.shape != (1,):
+        is_scale = self.scale_.shape in ((1,), self.mean_.shape)
+        if shape != (1, len(self.classes_)) or not is_scale:
             raise DamageError(
                 f"expected a head for {len(self.classes_)} classes, found {shape[-1]}"
             )
+
+    def _shape_of_logits(
+        self, layers: dict[str, np.ndarray], row_shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Set the layers, and see what one row comes to."""
+        self.set_layers(layers)
+        shape = self.logits(np.zeros((1, len(self.mean_)), np.float32)).shape
+        if len(self.mean_) != int(np.prod(row_shape)):
+            raise DamageError(
+                f"it takes {len(self.mean_)} features, its space has {tuple(row_shape)}"
+            )
+        return shape
 
     def _learn_scale(self, X: Any) -> None:
         self.mean_, self.scale_ = mean_and_scale(X)
@@ -300,28 +336,63 @@ def blocks_of(X: Any) -> Iterator[np.ndarray]:
         yield np.asarray(X[start : start + step])
 
 
+def widths_of(X: Any) -> tuple[int, ...]:
+    """How many features of rows (n, …) come from each tap.
+
+    Rows of several taps side by side say so in their attribute ``widths``.
+    """
+    widths: tuple[int, ...] = getattr(X, "widths", (int(np.prod(X.shape[1:])),))
+    return widths
+
+
+def columns_of(widths: Sequence[int]) -> list[slice]:
+    """Which features of flat rows come from each tap, by their numbers."""
+    ends = np.cumsum(widths).tolist()
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
 def mean_and_scale(X: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean of each feature, (d,) float32, and one common scale, (1,) float32.
 
     The scale is the square root of the features' mean variance. Dividing each feature by its own
     standard deviation would inflate those that a ReLU almost always sets to 0: on the digits, the
     linear head's validation loss becomes twenty times as large.
+
+    Rows of several taps side by side have a scale for each tap, repeated for each of its features,
+    (d,): else features of a tap with large values would drown those of the others.
     """
-    width = int(np.prod(X.shape[1:]))
-    total, squares = np.zeros(width), np.zeros(width)
+    widths = widths_of(X)
+    total, squares = np.zeros(sum(widths)), np.zeros(sum(widths))
     for block in blocks_of(X):
         flat = block.reshape(len(block), -1).astype(np.float64)
         total += flat.sum(axis=0)
         squares += np.einsum("ij,ij->j", flat, flat)
-    return mean_and_scale_of(total, float(squares.sum()), len(X))
+    return side_by_side(
+        [
+            mean_and_scale_of(total[columns], float(squares[columns].sum()), len(X))
+            for columns in columns_of(widths)
+        ]
+    )
 
 
 def mean_and_scale_of(
     total: NDArray[np.float64], squares: float, n: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """:func:`mean_and_scale` from each feature's sum over n rows, (d,), and the sum of squares."""
+    """:func:`mean_and_scale` of one tap: from each feature's sum over n rows, (d,), and the sum of
+    squares.
+    """
     mean = total / n
     variance = (squares / n - float(mean @ mean)) / max(1, len(mean))
     # Constant features have a variance of 0 up to rounding errors; they are not scaled.
     scale = np.sqrt(variance) if variance * n * len(mean) > 1e-13 * squares else 1.0
     return mean.astype(np.float32), np.array([scale], np.float32)
+
+
+def side_by_side(
+    taps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale of several taps, (d,) each; those of one tap stay as they are."""
+    if len(taps) == 1:
+        return taps[0]
+    mean = np.concatenate([mean for mean, _ in taps])
+    return mean, np.concatenate([np.repeat(scale, len(mean)) for mean, scale in taps])

@@ -10,8 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import UsageError
-from featpipe.heads.base import Head, History, HistoryRow, Tick, blocks_of, class_weights
-from featpipe.specs.heads import KNNParams
+from featpipe.heads.base import (
+    Head,
+    History,
+    HistoryRow,
+    Tick,
+    blocks_of,
+    class_weights,
+    columns_of,
+    widths_of,
+)
+from featpipe.specs.head_params import KNNParams
 
 log = logging.getLogger("featpipe")
 
@@ -43,6 +52,8 @@ class KNNHead(KNNParams, Head):
 
     Rows are compared as they are, as published: ``mean_`` is 0 and ``scale_`` is 1. Centred rows
     were right less often on digits, flowers, and dogs and cats (by up to 3.5 percentage points).
+    Where rows of several taps lie side by side, ``scale_`` (d,) is the root of the mean squared
+    norm of each tap's rows, so that no tap decides alone which rows are similar.
 
     The head holds the training rows themselves, divided by their norm: as float16 if the features
     are float16, else as float32. ``fit`` chooses k with the rows as they are kept. Parameters: see
@@ -81,8 +92,7 @@ class KNNHead(KNNParams, Head):
             raise UsageError(
                 f"expected --k of at most {len(y)}, the pictures trained on, found {self.k}"
             )
-        width = int(np.prod(X.shape[1:]))
-        self.mean_, self.scale_ = np.zeros(width, np.float32), np.ones(1, np.float32)
+        self.mean_, self.scale_ = np.zeros(sum(widths_of(X)), np.float32), _norms(X)
         self._keep_rows(X)
         self.labels_ = y.astype(np.int64)
         self.vote_weight_ = class_weights(y, len(self.classes_), self.class_weight)
@@ -221,6 +231,19 @@ def _unit(Z: NDArray[np.float32]) -> NDArray[np.float32]:
     norm[norm == 0] = 1
     unit: NDArray[np.float32] = Z / norm
     return unit
+
+
+def _norms(X: Any) -> NDArray[np.float32]:
+    """Root of the mean squared norm of each tap's rows, (d,); of one tap alone 1, (1,)."""
+    widths = widths_of(X)
+    if len(widths) == 1:
+        return np.ones(1, np.float32)
+    squares = np.zeros(len(widths))
+    for block in blocks_of(X):
+        flat = block.reshape(len(block), -1).astype(np.float64)
+        squares += [np.square(flat[:, columns]).sum() for columns in columns_of(widths)]
+    norms = np.sqrt(squares / len(X))
+    return np.repeat(np.where(norms > 0, norms, 1.0).astype(np.float32), widths)
 
 
 def _merged(

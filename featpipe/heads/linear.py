@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from featpipe.heads.base import MatrixHead
 from featpipe.heads.gradient_head import GradientHead
-from featpipe.specs.heads import LinearParams
+from featpipe.specs.head_params import LinearParams
 
 
 class LinearHead(LinearParams, GradientHead, MatrixHead):

@@ -28,7 +28,7 @@ from featpipe.heads.logistic_path import (
 from featpipe.heads.logistic_problem import losses_and_residuals
 from featpipe.heads.logistic_reduced import MAX_DENSE_BYTES, held
 from featpipe.heads.logistic_solvers import path_solver
-from featpipe.specs.heads import LogisticParams
+from featpipe.specs.head_params import LogisticParams
 
 MAX_C = 1e6
 """Largest C that is solved. A head that was trained with a larger one before still loads."""

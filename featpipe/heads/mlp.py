@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from featpipe.heads.gradient_head import GradientHead
-from featpipe.specs.heads import MLPParams
+from featpipe.specs.head_params import MLPParams
 
 
 class MLPHead(MLPParams, GradientHead):

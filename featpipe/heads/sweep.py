@@ -1,12 +1,15 @@
-"""Sweeps: all combinations of a grid are trained together; the lowest validation loss wins.
+"""Sweeps: all combinations of a grid are trained, and the lowest validation loss wins.
+
+Light heads are trained together, networks one after another.
 
 With several seeds, the combination of the lowest mean loss wins, and of it the best seed is kept.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -185,7 +188,7 @@ def plan_sweep(kind: str, given: dict[str, Any], *, seed: int, seeds: int = 1) -
     UsageError
         The kind has no such hyper-parameter, or a value is out of range.
     """
-    axes = {k: list(v) for k, v in head_class(kind).sweep_grid.items() if k not in given}
+    axes = {name: list(values) for name, values in head_class(kind).sweep_axes(given).items()}
     heads, head_seeds = [], []
     for values in itertools.product(*axes.values()):
         for number in range(seeds):
@@ -222,11 +225,15 @@ def run_sweep(
         head.classes_ = np.array(classes)
     if head_class(plan.kind).solves_path:
         return _path(plan, X, y, X_val, y_val, seed=seed, device=device, on_progress=on_progress)
-    from featpipe.heads.training.fit import train_all
+    from featpipe.heads.training.fit import lowest, train_all
 
     data = (X, y, X_val, y_val)
-    options: dict[str, Any] = {"seed": seed, "device": device, "only_best": True}
-    outcomes = train_all(plan.heads, plan.seeds, *data, on_epoch=on_progress, **options)
+    options: dict[str, Any] = {"seed": seed, "device": device}
+    one_by_one = not head_class(plan.kind).trains_together
+    leaders = functools.partial(_leaders, plan) if one_by_one else lowest
+    outcomes = train_all(
+        plan.heads, plan.seeds, *data, on_epoch=on_progress, leaders=leaders, **options
+    )
     best = _ranked(plan, outcomes)[0]
     winner = min(best, key=lambda i: (outcomes[i].lowest, i))
     if outcomes[winner].diverged:
@@ -235,7 +242,7 @@ def run_sweep(
         # The layers that were kept are those of a lucky seed of a combination that is worse on
         # average. Keeping every head's layers could fill the memory, so these are trained again.
         heads, seeds = [plan.heads[i] for i in best], [plan.seeds[i] for i in best]
-        again = train_all(heads, seeds, *data, on_epoch=lambda *_: None, **options)
+        again = train_all(heads, seeds, *data, on_epoch=lambda *_: None, leaders=lowest, **options)
         for i, outcome in zip(best, again, strict=True):
             outcomes[i] = outcome
         winner = min(best, key=lambda i: (outcomes[i].lowest, i))
@@ -278,12 +285,24 @@ def _seeds_rank(row: SeedsDocument) -> tuple[int, float]:
 
 def _ranked(plan: SweepPlan, outcomes: Sequence[TrainedState]) -> list[list[int]]:
     """Combinations by how many of their seeds diverged, then by the mean loss of the others."""
+    return sorted(plan.combinations, key=lambda one: _rank([outcomes[i] for i in one]))
 
-    def rank(combination: list[int]) -> tuple[int, float]:
-        losses = [outcomes[i].lowest for i in combination if not outcomes[i].diverged]
-        return len(combination) - len(losses), float(np.mean(losses)) if losses else np.inf
 
-    return sorted(plan.combinations, key=rank)
+def _rank(outcomes: Sequence[TrainedState]) -> tuple[int, float]:
+    losses = [outcome.lowest for outcome in outcomes if not outcome.diverged]
+    return len(outcomes) - len(losses), float(np.mean(losses)) if losses else np.inf
+
+
+def _leaders(plan: SweepPlan, ends: Mapping[int, TrainedState]) -> set[int]:
+    """The best heads of the best finished combination and of the one in training.
+
+    Heads that are trained one after another finish combination by combination, so these are all
+    whose layers can still be wanted.
+    """
+    begun = [one for one in ([i for i in c if i in ends] for c in plan.combinations) if one]
+    *finished, last = begun
+    first = min(finished, key=lambda one: _rank([ends[i] for i in one]), default=last)
+    return {min(one, key=lambda i: (ends[i].lowest, i)) for one in (first, last)}
 
 
 def _summary(plan: SweepPlan, outcomes: Sequence[TrainedState], winner: int) -> Sweep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from featpipe.base.disk import write_atomically
 from featpipe.base.text import escape
 from featpipe.heads.base import History
 from featpipe.reports import figures
-from featpipe.reports.documents import CalibrationBin, ComparisonDocument
+from featpipe.reports.documents import CalibrationBin, ComparedHead, ComparisonDocument
 from featpipe.reports.templating import render
+from featpipe.reports.variation import Variation, draw_accuracy, draw_times
 from featpipe.runs.words import head_words
 
 MAX_CURVES = 10
 """Heads whose curves are drawn; more could not be told apart."""
+_LABEL = 40
+"""Characters of a name in a legend."""
+_INSIDE = 4
+"""Names that have room among the curves."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Curves:
     confidence : ndarray of float64, shape (n,)
         Probability of the predicted class.
     correct : ndarray of bool, shape (n,)
+    label : str
+        How the legend calls it; empty for the end of its name.
     """
 
     name: str
@@ -42,9 +49,15 @@ class Curves:
     bins: list[CalibrationBin]
     confidence: NDArray[np.float64]
     correct: NDArray[np.bool_]
+    label: str = ""
 
 
-def write_comparison(path: Path, comparison: ComparisonDocument, curves: Sequence[Curves]) -> None:
+def write_comparison(
+    path: Path,
+    comparison: ComparisonDocument,
+    curves: Sequence[Curves],
+    variation: Variation | None,
+) -> None:
     """Write the page.
 
     Parameters
@@ -54,13 +67,21 @@ def write_comparison(path: Path, comparison: ComparisonDocument, curves: Sequenc
     comparison : ComparisonDocument
     curves : sequence of Curves
         Of the heads, best first; the first ``MAX_CURVES`` are drawn.
+    variation : Variation or None
+        The one thing that the heads differ in.
     """
-    drawn = curves[:MAX_CURVES]
+    labels = {} if variation is None else variation.labels()
+    drawn = [replace(curve, label=labels.get(curve.name, "")) for curve in curves[:MAX_CURVES]]
     page = render(
         "comparison.html",
         title=f"{comparison['dataset']}/{comparison['split']}: {len(curves)} heads compared",
         comparison=comparison,
-        kinds=[head_words(h["kind"], h["params"], h["info"]) for h in comparison["heads"]],
+        kinds=[_kind_words(head, variation, labels) for head in comparison["heads"]],
+        labels=labels,
+        has_features=variation is None or variation.is_tap,
+        has_times=any(head["seconds_per_epoch"] is not None for head in comparison["heads"]),
+        variation=variation,
+        by_variation=[] if variation is None else _by_variation(variation),
         drawn=len(drawn),
         coverage=Markup(_overlaid(drawn, _draw_coverage, "accuracy by coverage")),
         calibration=Markup(_overlaid(drawn, _draw_calibration, "accuracy by confidence")),
@@ -70,6 +91,21 @@ def write_comparison(path: Path, comparison: ComparisonDocument, curves: Sequenc
         ],
     )
     write_atomically(path, page)
+
+
+def _kind_words(head: ComparedHead, variation: Variation | None, labels: dict[str, str]) -> str:
+    """The kind of a head, with what may tell it apart; once is enough for what all have."""
+    if variation is not None and not variation.is_tap:
+        return f"{head['kind']}, {labels[head['head']]}"
+    return head_words(head["kind"], head["params"], head["info"])
+
+
+def _by_variation(variation: Variation) -> list[tuple[str, Markup]]:
+    """Figures with their titles."""
+    found = [(f"Accuracy by {variation.words}", Markup(draw_accuracy(variation)))]
+    if variation.has_times and not variation.is_tap:
+        found.append((f"Seconds per epoch by {variation.words}", Markup(draw_times(variation))))
+    return found
 
 
 def _by_axis(curves: Sequence[Curves]) -> dict[str, list[Curves]]:
@@ -86,12 +122,20 @@ def _overlaid(
     def draw_all(figure: Any) -> None:
         axes = figure.subplots()
         for curve in curves:
-            # matplotlib would render text between dollar signs as formulas.
-            draw(axes, curve, escape(curve.name)[-40:].replace("$", r"\$"))
+            draw(axes, curve, figures.plain_text(curve.label or escape(curve.name)[-_LABEL:]))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if len(curves) <= _INSIDE:
+            axes.legend(fontsize="small")
+        else:
+            # Inside, so many would hide the curves.
+            figure.legend(fontsize="small", loc="outside lower left", ncols=_columns(curves))
 
-    return figures.draw_svg(draw_all, width=5.6, height=4, label=label)
+    height = 3.6 if len(curves) <= _INSIDE else 3.6 + 0.18 * len(curves) / _columns(curves)
+    return figures.draw_svg(draw_all, width=4.9, height=height, label=label)
+
+
+def _columns(curves: Sequence[Curves]) -> int:
+    return 2 if max(len(curve.label or curve.name) for curve in curves) <= _LABEL // 2 else 1
 
 
 def _draw_coverage(axes: Any, curve: Curves, label: str) -> None:

@@ -62,19 +62,24 @@ class EvaluationDocument(Metrics):
 
 
 class ComparedHead(TypedDict):
-    """How one of several heads did; ``seconds`` of training, ``bytes`` of its files."""
+    """How one of several heads did; ``seconds`` of training, ``bytes`` of its files.
+
+    ``seconds_per_epoch`` is null where the head does not say it.
+    """
 
     head: str
     kind: str
     params: dict[str, Any]
     info: dict[str, Any]
     space: str
+    spaces: list[str]
     features: str
     accuracy: float
     accuracy_ci95: list[float]
     log_loss: float
     ece: float
     seconds: float | None
+    seconds_per_epoch: float | None
     bytes: int
     trained_on: int
 

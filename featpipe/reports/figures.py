@@ -11,33 +11,34 @@ from typing import Any
 
 import matplotlib
 
+from featpipe.base.text import escape
 from featpipe.heads.base import History
 from featpipe.reports.documents import CalibrationBin
 
 # matplotlib knows no colours of a page: these stand for them until the figure is drawn.
-_INK, _FIRST, _SECOND, _SOFT = "#010203", "#010204", "#010205", "#010206"
+INK, FIRST, SECOND, SOFT = "#010203", "#010204", "#010205", "#010206"
 _PAGE_COLOURS = {
-    _INK: "currentColor",
-    _FIRST: "var(--first)",
-    _SECOND: "var(--second)",
-    _SOFT: "var(--soft)",
+    INK: "currentColor",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+    SOFT: "var(--soft)",
 }
 _SETTINGS: dict[Any, Any] = {
     # Glyphs as paths need no font in the browser; a fixed salt makes element ids reproducible.
     "svg.hashsalt": "featpipe",
     "svg.fonttype": "path",
-    "axes.edgecolor": _SOFT,
+    "axes.edgecolor": SOFT,
     "axes.facecolor": "none",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "figure.facecolor": "none",
-    "grid.color": _SOFT,
+    "grid.color": SOFT,
     "legend.frameon": False,
     "savefig.facecolor": "none",
-    "text.color": _INK,
-    "xtick.color": _SOFT,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _SOFT,
-    "ytick.labelcolor": _INK,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.color": SOFT,
+    "ytick.labelcolor": INK,
 }
 
 
@@ -69,6 +70,16 @@ def draw_svg(
     return _for_page(buffer.getvalue(), label)
 
 
+def plain_text(text: str) -> str:
+    """Text that matplotlib draws as it is.
+
+    What stands between dollar signs would be a formula, and a legend leaves out names that begin
+    with an underscore.
+    """
+    text = escape(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _for_page(text: str, label: str) -> str:
     """The SVG element of a file, in the page's colours and without ids that figures share."""
     svg = text[text.index("<svg") :]
@@ -86,10 +97,10 @@ def curves(history: History) -> str:
     def draw(figure: Any) -> None:
         x = [row.at for row in history.rows]
         for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for split, colour, line in (("train", _FIRST, "--"), ("val", _SECOND, "-")):
+            for split, colour, line in (("train", FIRST, "--"), ("val", SECOND, "-")):
                 y = [getattr(row, f"{split}_{what}") for row in history.rows]
                 axes.plot(x, y, line, color=colour, label=split, marker="o", markersize=3)
-            axes.axvline(x[history.best], color=_SOFT, linestyle=":", label="kept")
+            axes.axvline(x[history.best], color=SOFT, linestyle=":", label="kept")
             axes.set_xlabel(history.axis)
             axes.set_ylabel(what)
             if history.axis in ("C", "k") and len(x) > 1:
@@ -107,13 +118,13 @@ def reliability(bins: list[CalibrationBin], ece: float) -> str:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=_SOFT, linestyle="--", label="calibrated")
+        axes.plot([0, 1], [0, 1], color=SOFT, linestyle="--", label="calibrated")
         x = [b["confidence"] for b in bins]
         y = [b["accuracy"] for b in bins]
         total = sum(b["count"] for b in bins)
         sizes = [30 + 400 * b["count"] / total for b in bins]
-        axes.plot(x, y, color=_FIRST)
-        axes.scatter(x, y, s=sizes, color=_FIRST, alpha=0.6, label="bins, by count")
+        axes.plot(x, y, color=FIRST)
+        axes.scatter(x, y, s=sizes, color=FIRST, alpha=0.6, label="bins, by count")
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         axes.set_title(f"expected calibration error {ece:.3f}")

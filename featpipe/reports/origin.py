@@ -19,13 +19,20 @@ def origin(trained: TrainedHead) -> dict[str, str]:
         "kept": f"{history.axis} {kept:.3g}" if history.axis == "C" else f"{history.axis} {kept:g}",
         "trained on": f"{trained.dataset['name']}, list {trained.dataset['sha256'][:12]}",
         "validation": trained.dataset["val"],
-        "backbone": f"{space.backbone}, weights {trained.weights_name} ({space.weights[:12]})",
-        "tap and pooling": f"{space.tap}, {space.pooling}, {list(space.shape)}",
+        "backbone": f"{space.backbone}, weights {trained.weights_name} "
+        f"({', '.join(one.weights[:12] for one in trained.spaces)})",
+        "tap and pooling": "; ".join(
+            f"{one.tap}, {one.pooling}, {list(one.shape)}" for one in trained.spaces
+        ),
         "preprocessing": f"{prep.size} px, {prep.resize}, {prep.interpolation}",
-        "precision": f"computed in {space.precision}, stored as {space.dtype}",
-        "feature space": space.id,
+        "precision": f"computed in {space.precision}, stored as {_dtypes(trained)}",
+        "feature space": ", ".join(one.id for one in trained.spaces),
         **_training(trained),
     }
+
+
+def _dtypes(trained: TrainedHead) -> str:
+    return ", ".join(dict.fromkeys(space.dtype for space in trained.spaces))
 
 
 def training_warnings(trained: TrainedHead) -> list[str]:

@@ -64,7 +64,7 @@ def write_report(
         "report.html",
         title=f"{evaluation['dataset']}: {trained.head.kind} head",
         evaluation=evaluation,
-        space=trained.space.name,
+        space=" + ".join(space.name for space in trained.spaces),
         classes=classes,
         notes=evaluation["notes"],
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],

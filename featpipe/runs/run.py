@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.base.disk import keep_as, read_regular, remove_file, write_atomically
-from featpipe.base.errors import DamageError, FeatpipeError, NotFoundError, StorageError
+from featpipe.base.errors import (
+    DamageError,
+    FeatpipeError,
+    NotFoundError,
+    OwnCodeError,
+    StorageError,
+)
 from featpipe.runs.numbered import next_free
 from featpipe.runs.trained_head import (
     DESCRIPTION_NAME,
@@ -212,6 +218,8 @@ class Run:
         """Say of which run folder the files inside are not those of a head."""
         try:
             yield
+        except OwnCodeError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, FeatpipeError) and not isinstance(error, ValueError):
                 raise

@@ -16,16 +16,24 @@ from numpy.typing import NDArray
 
 from featpipe.base.errors import UsageError, other_version
 from featpipe.base.ids import DIGEST_BYTES
+from featpipe.base.joined_spaces import (
+    joined_poolings,
+    joined_shape,
+    joined_taps,
+    joining_problem,
+    repeated,
+)
 from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
 from featpipe.base.text import is_name
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
-from featpipe.specs.heads import check_params
+from featpipe.specs.head_params import check_params
 
-HEAD_VERSION = 2
-"""Format of a head with a temperature; others are written as 1, which earlier versions read."""
+HEAD_VERSION = 3
+"""Format of a head of several feature spaces. One with a temperature is written as 2, all others
+as 1, which earlier versions read."""
 DESCRIPTION_NAME, TENSORS_NAME = "head.json", "head.safetensors"
 
 
@@ -57,8 +65,8 @@ class TrainedHead:
     Attributes
     ----------
     head : Head
-    space : FeatureSpace
-        The only feature space whose rows it accepts.
+    spaces : tuple of FeatureSpace
+        The only feature spaces whose rows it accepts; of several, the flattened rows side by side.
     weights_name : str
         How the backbone's weights were named when its features were made.
     dataset : TrainingData
@@ -72,7 +80,7 @@ class TrainedHead:
     """
 
     head: Head
-    space: FeatureSpace
+    spaces: tuple[FeatureSpace, ...]
     weights_name: str
     dataset: TrainingData
     history: History = field(repr=False)
@@ -81,6 +89,11 @@ class TrainedHead:
     train_ids: np.ndarray = field(repr=False)
     digest: str = ""
     """SHA-256 (hex) of its description; empty where it was not read from files."""
+
+    @property
+    def space(self) -> FeatureSpace:
+        """Its feature space; of several, the first."""
+        return self.spaces[0]
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -94,7 +107,8 @@ class TrainedHead:
         ----------
         X : array-like, shape (n, *space.shape) or (n, features)
             Rows of the head's feature space, not standardised; the latter flattened in the order
-            C, H, W. Memory-mapped ones are read in blocks.
+            C, H, W. Of several spaces, their flattened rows side by side, in the order of
+            ``spaces``. Memory-mapped ones are read in blocks.
 
         Returns
         -------
@@ -108,12 +122,12 @@ class TrainedHead:
             be told from the right ones.
         """
         rows = X if hasattr(X, "shape") else np.asarray(X)
-        shape = self.space.shape
+        shape = joined_shape(self.spaces)
         if tuple(rows.shape[1:]) not in (shape, (int(np.prod(shape)),)) or not rows.shape:
             raise UsageError(
-                f"expected rows of shape (n, {', '.join(map(str, shape))}), of {self.space.tap} "
-                f"with pooling {self.space.pooling}, found {tuple(rows.shape)}; open the features "
-                "that the head was trained on"
+                f"expected rows of shape (n, {', '.join(map(str, shape))}), of "
+                f"{joined_taps(self.spaces)} with pooling {joined_poolings(self.spaces)}, found "
+                f"{tuple(rows.shape)}; open the features that the head was trained on"
             )
         return self.head.predict_proba(rows)
 
@@ -132,7 +146,7 @@ class HeadDescription:
     classes : list of str
     params : dict
         Hyper-parameters.
-    space : FeatureSpace
+    spaces : tuple of FeatureSpace
     dataset : TrainingData
     metrics : dict of str to SplitScores
         Of ``train`` and ``val``.
@@ -144,7 +158,7 @@ class HeadDescription:
     kind: str
     classes: list[str]
     params: dict[str, Any]
-    space: FeatureSpace
+    spaces: tuple[FeatureSpace, ...]
     dataset: TrainingData
     metrics: dict[str, SplitScores]
     info: dict[str, Any]
@@ -156,15 +170,14 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     from safetensors.numpy import save
 
     head = trained.head
-    tensors = {name: np.ascontiguousarray(t) for name, t in head.tensors().items()}
+    tensors = {name: np.asarray(t, order="C") for name, t in head.tensors().items()}
     data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
-        "format": 1 if head.temperature_ == 1.0 else HEAD_VERSION,
+        "format": _format(trained),
         "kind": head.kind,
         "classes": head.classes_.tolist(),
         "params": head.params,
-        "feature_space": json.loads(trained.space.canonical_json),
-        "feature_space_id": trained.space.id,
+        **_spaces_document(trained.spaces),
         # For those who repeat it without featpipe; nothing here reads it.
         "preprocessing": describe(trained.space.preprocessing),
         "weights": trained.weights_name,
@@ -177,6 +190,19 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
     document["sha256"] = _document_digest(document)
     text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
     return text.encode("ascii"), data
+
+
+def _format(trained: TrainedHead) -> int:
+    if len(trained.spaces) > 1:
+        return HEAD_VERSION
+    return 1 if trained.head.temperature_ == 1.0 else 2
+
+
+def _spaces_document(spaces: tuple[FeatureSpace, ...]) -> dict[str, Any]:
+    documents, ids = [json.loads(one.canonical_json) for one in spaces], [one.id for one in spaces]
+    if len(spaces) == 1:
+        return {"feature_space": documents[0], "feature_space_id": ids[0]}
+    return {"feature_spaces": documents, "feature_space_ids": ids}
 
 
 def belong_together(text: bytes, tensors: bytes) -> bool:
@@ -207,7 +233,7 @@ def decode_description(text: bytes) -> HeadDescription:
         kind=kind,
         classes=document["classes"],
         params=params,
-        space=_space(document),
+        spaces=_spaces(document),
         dataset=document["dataset"],
         metrics={split: _scores(document["metrics"][split]) for split in ("train", "val")},
         info=document["info"],
@@ -224,7 +250,7 @@ def _scores(row: dict[str, Any]) -> SplitScores:
 
 def _checked_document(text: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text)
-    if document["format"] not in (1, HEAD_VERSION):
+    if document["format"] not in (1, 2, HEAD_VERSION):
         raise ValueError(other_version("format", document["format"], HEAD_VERSION))
     if _document_digest(document) != document["sha256"]:
         raise ValueError("its description does not have the digest that it names")
@@ -232,11 +258,21 @@ def _checked_document(text: bytes) -> dict[str, Any]:
     return document
 
 
-def _space(document: dict[str, Any]) -> FeatureSpace:
-    space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
-    if space.id != document["feature_space_id"]:
+def _spaces(document: dict[str, Any]) -> tuple[FeatureSpace, ...]:
+    if document["format"] < HEAD_VERSION:
+        listed, ids = [document["feature_space"]], [document["feature_space_id"]]
+    else:
+        listed, ids = document["feature_spaces"], document["feature_space_ids"]
+    if not isinstance(listed, list) or not listed:
+        raise ValueError("its feature spaces are not listed")
+    spaces = tuple(FeatureSpace.from_json(json.dumps(one)) for one in listed)
+    if [space.id for space in spaces] != ids:
         raise ValueError("its feature space does not match its id")
-    return space
+    if repeated(spaces) is not None:
+        raise ValueError("one of its feature spaces is listed twice")
+    if problem := joining_problem(spaces):
+        raise ValueError(f"its feature spaces do not come from one pass: {problem}")
+    return spaces
 
 
 def decode_head(text: bytes, data: bytes) -> TrainedHead:
@@ -246,6 +282,8 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     ------
     ValueError, KeyError, TypeError, AttributeError, RecursionError, DamageError
         They do not describe a head of a format that this featpipe knows.
+    OwnCodeError
+        The head is a network of the user's own whose code is not permitted, or does not work.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -253,7 +291,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     document = _checked_document(text)
     if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
-    space = _space(document)
+    spaces = _spaces(document)
     head = new_head(document["kind"], document["params"])
     try:
         tensors = load(data)
@@ -262,13 +300,12 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     train_ids = tensors.pop("train_image_sha256")
     if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:
         raise ValueError(f"its list of training pictures is {train_ids.dtype} {train_ids.shape}")
-    head.set_tensors(tensors, document["classes"])
-    if len(head.mean_) != int(np.prod(space.shape)):
-        raise ValueError(f"it takes {len(head.mean_)} features, its space has {space.shape}")
+    head.set_tensors(tensors, document["classes"], joined_shape(spaces))
+    _check_scale(head, spaces)
     history = _history(document["history"])
     return TrainedHead(
         head=head,
-        space=space,
+        spaces=spaces,
         weights_name=document["weights"],
         dataset=document["dataset"],
         history=history,
@@ -277,6 +314,12 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
         train_ids=train_ids,
         digest=document["sha256"],
     )
+
+
+def _check_scale(head: Head, spaces: tuple[FeatureSpace, ...]) -> None:
+    scales = 1 if len(spaces) == 1 else len(head.mean_)
+    if head.scale_.shape != (scales,):
+        raise ValueError(f"its scale is {head.scale_.shape}, not ({scales},)")
 
 
 def _history_document(history: History) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from featpipe.specs.heads import params_given
+from featpipe.specs.head_params import params_given
 
 
 def head_words(kind: str, params: Mapping[str, Any], info: Mapping[str, Any]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import struct
-import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.base.locations import Encoded
+from featpipe.sources.canonical_png import canonical_png
 from featpipe.sources.records import Record, Source
 
 DIGITS = "sklearn:digits"
@@ -18,14 +18,14 @@ def open_digits() -> Source:
     """The digits as a source; images are named ``digits/0000.png`` and so on."""
     _, target = _load()
     records = [Record(f"digits/{i:04d}.png", str(label)) for i, label in enumerate(target)]
-    return Source("digits", DIGITS, None, records, read_record=read_digit)
+    return Source("digits", DIGITS, None, records, locate_digit)
 
 
-def read_digit(path: str) -> bytes:
-    """Canonical PNG bytes of ``digits/NNNN.png``."""
+def locate_digit(path: str) -> Encoded:
+    """Canonical PNG of ``digits/NNNN.png``."""
     images, _ = _load()
     number = int(path.removeprefix("digits/").removesuffix(".png"))
-    return canonical_png(images[number])
+    return Encoded(canonical_png(images[number]))
 
 
 @functools.cache
@@ -35,40 +35,3 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.int_]]:
     digits = load_digits()
     # 8 x 8 with values 0..16 → 0..255
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
-
-
-def canonical_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode pixels as PNG, always to the same bytes, so that their SHA-256 can serve as image id.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width) or (height, width, 3)
-        Grey or RGB.
-
-    Returns
-    -------
-    bytes
-        8-bit PNG without filters, in stored (uncompressed) deflate blocks, because compressed
-        bytes may differ between zlib versions.
-    """
-    height, width = pixels.shape[:2]
-    colour_type = 0 if pixels.ndim == 2 else 2
-    rows = pixels.reshape(height, -1)
-    raw = np.hstack([np.zeros((height, 1), np.uint8), rows]).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", _stored_deflate(raw)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _stored_deflate(raw: bytes) -> bytes:
-    # RFC 1950 and 1951: blocks of at most 65,535 bytes, the last one flagged.
-    blocks = [raw[i : i + 65535] for i in range(0, len(raw), 65535)] or [b""]
-    body = b"".join(
-        struct.pack("<BHH", i == len(blocks) - 1, len(block), len(block) ^ 0xFFFF) + block
-        for i, block in enumerate(blocks)
-    )
-    return b"\x78\x01" + body + struct.pack(">I", zlib.adler32(raw))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featpipe.base.errors import DataError, StorageError
-from featpipe.sources.records import SPLIT_NAMES, Record, Source
+from featpipe.sources.records import SPLIT_NAMES, Record, Source, locate_below
 
 NOT_PICTURES = frozenset(
     ".bat .bz2 .c .cfg .conf .csv .db .doc .docx .gz .h5 .hdf5 .htm .html .ini .ipynb .js "
@@ -58,7 +58,7 @@ def open_folder(folder: Path) -> Source:
             f"expected pictures in {folder}, found none ({ignored} other files); "
             "expected layouts: class/picture, train/class/picture, or pictures alone"
         )
-    return Source("folder", str(folder), root, records, ignored=ignored)
+    return Source("folder", str(folder), root, records, locate_below(root), ignored)
 
 
 def list_pictures(folder: Path) -> tuple[list[str], int]:

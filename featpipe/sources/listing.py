@@ -15,7 +15,7 @@ from typing import Any
 from featpipe.base.disk import read_regular
 from featpipe.base.errors import DataError, StorageError
 from featpipe.base.text import escape
-from featpipe.sources.records import SPLIT_NAMES, Record, Source
+from featpipe.sources.records import SPLIT_NAMES, Record, Source, locate_below
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _COLUMNS = ("path", "label", "split")
@@ -77,8 +77,8 @@ def open_list(path: Path, *, root: Path | None = None, follow_links: bool = Fals
             f"{len(splits)} without one in {path}"
         )
     unused = tuple(name for name in columns if name not in _COLUMNS)
-    listed = list(records.values())
-    return Source("list", str(path), Path(roots[0]), listed, unused_columns=unused)
+    listed, locate = list(records.values()), locate_below(roots[0])
+    return Source("list", str(path), Path(roots[0]), listed, locate, unused_columns=unused)
 
 
 def decoded(data: bytes, shown: str) -> str:

@@ -1,10 +1,13 @@
-"""The common form of all sources: records in a fixed order, and how to read their bytes."""
+"""The common form of all sources: records in a fixed order, and where their bytes are."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from featpipe.base.locations import File, Location
 
 SPLIT_NAMES = {
     "train": "train",
@@ -25,8 +28,8 @@ class Record:
     Attributes
     ----------
     path : str
-        Relative to the source's root, with ``/`` between folders; a unique name where the source
-        has no root.
+        Relative to the source's root, with ``/`` between folders; a unique name where records are
+        not files.
     label : str or None
         Class name; None where unlabelled.
     split : {"train", "val", "test"} or None
@@ -38,20 +41,25 @@ class Record:
     split: str | None = None
 
 
+Locate = Callable[[str], Location]
+"""From a record's path to where its bytes are."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """A list of records, and where to read their bytes.
+    """A list of records, and where their bytes are.
 
     Attributes
     ----------
-    kind : {"folder", "list", "digits"}
+    kind : str
+        A key of :data:`featpipe.sources.OPENERS`.
     spec : str
         The command line's argument DATA, as the user gave it.
     root : Path or None
-        Folder that the records' paths are relative to; None where records are not files.
+        Folder that the records are in; None where they are in none.
     records : list of Record
-    read_record : callable or None
-        Returns the bytes for a record's path; None where records are files.
+    locate : callable
+        Where the bytes of the record of that path are. It opens no picture that is a file.
     ignored : int
         Number of files ignored because their names show that they are no images.
     unused_columns : tuple of str
@@ -62,6 +70,11 @@ class Source:
     spec: str
     root: Path | None
     records: list[Record] = field(repr=False)
-    read_record: Callable[[str], bytes] | None = None
+    locate: Locate = field(repr=False)
     ignored: int = 0
     unused_columns: tuple[str, ...] = ()
+
+
+def locate_below(root: str | os.PathLike[str]) -> Locate:
+    """For records that are files below a folder."""
+    return lambda path: File(os.path.join(root, path))

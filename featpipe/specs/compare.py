@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from featpipe.specs.code import AllowCode
 from featpipe.specs.fields import Spec, option, spec
 from featpipe.specs.value_kinds import Choice, Folder, Text
 
@@ -11,7 +12,7 @@ RUN_ORDERS = ("val", "test", "age", "name")
 
 
 @spec
-class CompareSpec(Spec):
+class CompareSpec(AllowCode):
     """On which pictures heads are compared, and where the page goes."""
 
     on: str | None = option(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from featpipe.specs.fields import Spec, option, spec
+from featpipe.specs.code import AllowCode
+from featpipe.specs.fields import option, spec
 from featpipe.specs.value_kinds import Text
 
 
 @spec
-class EvaluateSpec(Spec):
+class EvaluateSpec(AllowCode):
     """Which pictures a head is scored on."""
 
     on: str | None = option(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from featpipe.specs.code import AllowCode
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.fields import option, spec
 from featpipe.specs.value_kinds import Text
 
 
 @spec
-class PredictSpec(EngineOptions):
+class PredictSpec(AllowCode, EngineOptions):
     """How new pictures are classified."""
 
     weights: str | None = option(

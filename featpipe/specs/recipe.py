@@ -1,11 +1,11 @@
-"""Recipes: a TOML file that asks for an extraction, heads and their evaluation."""
+"""Recipes: a TOML file that asks for extractions, heads and their evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,23 @@ from featpipe.base.text import escape
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Label, unknown_name
-from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
+from featpipe.specs.head_params import HEAD_PARAMS, HeadKind
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.offered_features import Offer, differing, fitting, offers_of, ranging
 from featpipe.specs.value_kinds import Choice, Text
 
 SECTIONS = ("dataset", "extract", "head", "evaluate")
 DATASET_KEYS = ("name", "root", "follow_links", "split", "max_bad")
 """Options of an extraction that say something of the pictures; ``data`` stands beside them."""
-NOT_IN_RECIPES = ("shard", "out", "overwrite")
-"""Options of one job or one run, which the command line gives."""
+NOT_IN_RECIPES = ("shard", "out", "overwrite", "allow_code")
+"""Options of one job or one run, which the command line gives. A recipe may come from elsewhere, so
+it cannot permit the code that it names."""
 EXTRACT_KEYS = tuple(
     name for name in ExtractSpec.option_names() if name not in (*DATASET_KEYS, *NOT_IN_RECIPES)
 )
 HEAD_KEYS = tuple(name for name in HeadSpec.option_names() if name not in ("head", *NOT_IN_RECIPES))
 """``kind`` stands beside them, for the option ``head``; and the kind's hyper-parameters."""
+EVALUATE_KEYS = tuple(name for name in EvaluateSpec.option_names() if name not in NOT_IN_RECIPES)
 EVALUATE_SPLITS = ("train", "val", "test", "all")
 
 _MAX_TEXT = 2**15
@@ -48,14 +52,15 @@ class Recipe:
     path : Path
     data : str
         DATA; a relative path in the file counts from the recipe's folder.
-    extract : ExtractSpec
+    extracts : tuple of ExtractSpec
+        At least one; of the same data set.
     heads : tuple of HeadSpec
     evaluate : EvaluateSpec
     """
 
     path: Path
     data: str
-    extract: ExtractSpec
+    extracts: tuple[ExtractSpec, ...]
     heads: tuple[HeadSpec, ...]
     evaluate: EvaluateSpec
 
@@ -124,53 +129,91 @@ def _check_measure(document: dict[str, Any]) -> None:
 
 def _parsed(path: Path, document: dict[str, Any]) -> Recipe:
     _check_names("section", document, SECTIONS)
-    dataset, extract = _table(document, "dataset"), _table(document, "extract")
+    dataset = _table(document, "dataset")
     _check_names("key of [dataset]", dataset, (*DATASET_KEYS, "data"))
-    _check_names("key of [extract]", extract, EXTRACT_KEYS)
     for key in ("name", "data"):
         if key not in dataset:
             raise UsageError(f"expected '{key}' in [dataset], found none")
-
-    def label(name: str) -> str:
-        return f"'{name}' in [{'dataset' if name in DATASET_KEYS else 'extract'}]"
-
     data = Text().check("'data' in [dataset]", dataset["data"])
     options = {name: value for name, value in dataset.items() if name != "data"}
-    spec = ExtractSpec.from_options({**options, **extract}, text=False, label=label)
-    if spec.root is not None:
-        spec = dataclasses.replace(spec, root=path.parent / spec.root)
+    extracts = _extracts(document, options, path.parent)
     if not data.startswith("sklearn:"):
         data = os.path.normpath(path.parent / data)
     tables = document.get("head", [])
-    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+    if not _is_list_of_tables(tables):
         raise UsageError("expected at least one [[head]] table, found none; add one with a 'kind'")
-    heads = tuple(_head(table, spec) for table in tables)
-    return Recipe(path, data, spec, heads, _evaluation(_table(document, "evaluate")))
+    offers = offers_of(extracts)
+    heads = tuple(_head(table, offers) for table in tables)
+    return Recipe(path, data, extracts, heads, _evaluation(_table(document, "evaluate")))
 
 
-def _head(table: dict[str, Any], extract: ExtractSpec) -> HeadSpec:
+def _extracts(
+    document: dict[str, Any], dataset: dict[str, Any], folder: Path
+) -> tuple[ExtractSpec, ...]:
+    """The extractions: of one table ``[extract]``, or of several ``[[extract]]``."""
+    tables, section = document.get("extract", {}), "[[extract]]"
+    if not _is_list_of_tables(tables):
+        if isinstance(tables, list):
+            raise UsageError(f"expected [[extract]] tables, found {tables!r}")
+        tables, section = [_table(document, "extract")], "[extract]"
+
+    def label(name: str) -> str:
+        return f"'{name}' in {'[dataset]' if name in DATASET_KEYS else section}"
+
+    specs: list[ExtractSpec] = []
+    for table in tables:
+        _check_names(f"key of {section}", table, EXTRACT_KEYS)
+        spec = ExtractSpec.from_options({**dataset, **table}, text=False, label=label)
+        if spec.root is not None:
+            spec = dataclasses.replace(spec, root=folder / spec.root)
+        if spec in specs:
+            raise UsageError(
+                f"expected {section} tables that differ, found number {len(specs) + 1} to be "
+                f"number {specs.index(spec) + 1} again; leave it out"
+            )
+        specs.append(spec)
+    return tuple(specs)
+
+
+def _head(table: dict[str, Any], offers: Sequence[Offer]) -> HeadSpec:
     label = _label_in("[[head]]")
     if "kind" not in table:
         hyper = {name for params in HEAD_PARAMS.values() for name in params.option_names()}
         if "head" in table:  # as the command line calls it
             raise UsageError(f"expected {label('kind')}, found 'head'; call it 'kind'")
         _check_names("key of [[head]]", table, ("kind", *HEAD_KEYS, *hyper))
-    kind = Choice(HEAD_KINDS).check(label("kind"), table.get("kind"))
+    kind = HeadKind().check(label("kind"), table.get("kind"))
     for name in ("head", *NOT_IN_RECIPES):
         if name in table:
             raise UsageError(unknown_name("key of [[head]]", name, ("kind", *HEAD_KEYS)))
-    for name, values in (("tap", extract.taps), ("pool", extract.pool)):
-        if len(values) > 1 and not {name, "space"} & set(table):
-            raise UsageError(
-                f"expected '{name}' in every [[head]], as [extract] has several, found none in "
-                f"that of kind {kind!r}"
-            )
     given = {name: value for name, value in table.items() if name != "kind"}
-    return HeadSpec.from_options({"head": kind, **given}, text=False, label=label)
+    spec = HeadSpec.from_options({"head": kind, **given}, text=False, label=label)
+    if spec.space is None:
+        _check_choice(spec, offers)
+    return spec
+
+
+def _check_choice(head: HeadSpec, offers: Sequence[Offer]) -> None:
+    """Refuse a head that may mean several of the features that are extracted.
+
+    One that fits none of them may mean others that the data set has.
+    """
+    fits = fitting(head, offers)
+    open_keys = {k: v for k, v in differing(fits).items() if k not in ranging(head)}
+    if open_keys:
+        listed = ", ".join(
+            f"'{k}' ({', '.join(str(one or 'default') for one in v)})" for k, v in open_keys.items()
+        )
+        raise UsageError(
+            f"expected keys in every [[head]] that choose one of the features that are extracted, "
+            f"found {len(fits)} that fit that of kind {head.head!r}; they differ in {listed}: add "
+            "one of these keys"
+        )
 
 
 def _evaluation(table: dict[str, Any]) -> EvaluateSpec:
     label = _label_in("[evaluate]")
+    _check_names("key of [evaluate]", table, EVALUATE_KEYS)
     spec = EvaluateSpec.from_options(table, text=False, what="key of [evaluate]", label=label)
     if spec.split is not None:
         Choice(EVALUATE_SPLITS).check(label("split"), spec.split)
@@ -179,6 +222,10 @@ def _evaluation(table: dict[str, Any]) -> EvaluateSpec:
 
 def _label_in(section: str) -> Label:
     return lambda name: f"'{name}' in {section}"
+
+
+def _is_list_of_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _table(document: dict[str, Any], name: str) -> dict[str, Any]:

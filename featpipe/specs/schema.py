@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from featpipe.specs.code import CodeName
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Option, options_of
-from featpipe.specs.heads import HEAD_PARAMS, HeadSpec
-from featpipe.specs.recipe import DATASET_KEYS, EVALUATE_SPLITS, EXTRACT_KEYS, HEAD_KEYS
+from featpipe.specs.head_params import HEAD_PARAMS, HeadParams, OwnNetworkParams
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.recipe import (
+    DATASET_KEYS,
+    EVALUATE_KEYS,
+    EVALUATE_SPLITS,
+    EXTRACT_KEYS,
+    HEAD_KEYS,
+)
 from featpipe.specs.value_kinds import Choice
 
 
@@ -19,33 +27,40 @@ def recipe_schema() -> dict[str, Any]:
     dataset = {
         "data": {
             "type": "string",
-            "description": "An image folder, a list, or sklearn:digits; a relative path counts "
-            "from the recipe's folder.",
+            "description": "An image folder, a folder of idx files, a list, or sklearn:digits; a "
+            "relative path counts from the recipe's folder.",
         },
         **_properties(extract, DATASET_KEYS),
     }
-    evaluate = _properties(options_of(EvaluateSpec), EvaluateSpec.option_names())
+    evaluate = _properties(options_of(EvaluateSpec), EVALUATE_KEYS)
     evaluate["split"] |= Choice(EVALUATE_SPLITS).schema()
+    kinds: list[tuple[dict[str, Any], type[HeadParams]]] = [
+        *(({"const": kind}, params) for kind, params in HEAD_PARAMS.items()),
+        (CodeName().schema(), OwnNetworkParams),
+    ]
     heads = [
         {
             "type": "object",
             "properties": {
-                "kind": {"const": kind},
+                "kind": kind,
                 **_properties(head, HEAD_KEYS),
                 **_properties(options_of(params), params.option_names()),
             },
             "required": ["kind"],
             "additionalProperties": False,
         }
-        for kind, params in HEAD_PARAMS.items()
+        for kind, params in kinds
     ]
+    extraction = _table(_properties(extract, EXTRACT_KEYS))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "featpipe recipe",
         "type": "object",
         "properties": {
             "dataset": _table(dataset, required=["name", "data"]),
-            "extract": _table(_properties(extract, EXTRACT_KEYS)),
+            "extract": {
+                "oneOf": [extraction, {"type": "array", "items": extraction, "minItems": 1}]
+            },
             "head": {"type": "array", "items": {"oneOf": heads}, "minItems": 1},
             "evaluate": _table(evaluate),
         },

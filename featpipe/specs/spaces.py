@@ -44,8 +44,8 @@ class SpaceName:
 
 
 @spec
-class SpaceQuery(Spec):
-    """Fields that a feature space must have; None leaves a field open."""
+class SpaceFields(Spec):
+    """Fields that feature spaces have in common; None leaves a field open."""
 
     backbone: str | None = option(
         Text(), "Which backbone, where the data set has several.", default=None
@@ -54,10 +54,6 @@ class SpaceQuery(Spec):
         Text(),
         "Which weights, as they were named in 'extract', where there are several.",
         default=None,
-    )
-    tap: str | None = option(Text(), "Which tap, where there are several.", default=None)
-    pool: str | None = option(
-        Choice(POOLINGS), "Which pooling, where there are several.", default=None
     )
     size: int | None = option(
         Whole(), "Which input size in pixels, where there are several.", default=None
@@ -82,4 +78,14 @@ class SpaceQuery(Spec):
         SpaceName(),
         "Which feature space, by the beginning of its id, where there are several.",
         default=None,
+    )
+
+
+@spec
+class SpaceQuery(SpaceFields):
+    """Fields that a feature space must have; None leaves a field open."""
+
+    tap: str | None = option(Text(), "Which tap, where there are several.", default=None)
+    pool: str | None = option(
+        Choice(POOLINGS), "Which pooling, where there are several.", default=None
     )

@@ -261,10 +261,13 @@ def check_sum(shares: Sequence[float]) -> None:
 
 
 class Several:
-    """One value of another kind, or several, each once; kept as a tuple."""
+    """One value of another kind, or several, each once; kept as a tuple.
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    A value that is repeated counts once, or is refused where ``refuse_repeated``.
+    """
+
+    def __init__(self, kind: Kind, *, refuse_repeated: bool = False) -> None:
+        self.kind, self.refuse_repeated = kind, refuse_repeated
 
     @property
     def type_text(self) -> str:
@@ -279,7 +282,11 @@ class Several:
             raise UsageError(f"expected one name or a list of names for {label}, found {value!r}")
         if not several:
             raise UsageError(f"expected at least one {label}, found none")
-        return tuple(dict.fromkeys(self.kind.check(label, item) for item in several))
+        checked = [self.kind.check(label, item) for item in several]
+        for number, item in enumerate(checked):
+            if self.refuse_repeated and item in checked[:number]:
+                raise UsageError(f"expected each {label} once, found {item!r} twice; leave one out")
+        return tuple(dict.fromkeys(checked))
 
     read = check
 

@@ -7,17 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DataError, UsageError
+from featpipe.base.joined_spaces import joined_words
 from featpipe.base.numbers import is_finite
 from featpipe.base.text import escape
 from featpipe.reports.comparison import Curves, write_comparison
 from featpipe.reports.documents import ComparedHead, ComparedPair, ComparisonDocument, Metrics
 from featpipe.reports.metrics import score
 from featpipe.reports.paired import holm, mcnemar
+from featpipe.reports.variation import Compared, find_variation
 from featpipe.runs.comparison_folder import ComparisonFolder
 from featpipe.runs.run import Run
 from featpipe.specs.compare import CompareSpec
@@ -76,11 +80,33 @@ def compare(heads: Sequence[Path], spec: CompareSpec, *, cache: Path) -> Compari
     """
     started = time.perf_counter()
     _check_heads(heads)
-    found = [_contestant(head, spec, cache) for head in heads]
+    scored = [score_head(head, on=spec.on, split=spec.split, cache=cache) for head in heads]
+    return compare_scored(scored, spec.out, started=started)
+
+
+def compare_scored(scored: Sequence[Scored], out: Path | None, *, started: float) -> Comparison:
+    """As :func:`compare`, of at least two different heads that have been scored.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+    out : Path or None
+        Folder for the page.
+    started : float
+        When scoring began, by ``time.perf_counter``.
+
+    Raises
+    ------
+    DataError
+        They were scored on different pictures.
+    StorageError
+    """
+    found = [_contestant(one) for one in scored]
     _check_same_pictures(found)
+    given = [contestant.name for contestant in found]
     found.sort(key=lambda c: (-c.metrics["accuracy"], c.metrics["log_loss"]))
     first = found[0].scored
-    folder = ComparisonFolder.make(spec.out, first.dataset.name)
+    folder = ComparisonFolder.make(out, first.dataset.name)
     rows = [_row(contestant) for contestant in found]
     document: ComparisonDocument = {
         "dataset": first.dataset.name,
@@ -93,7 +119,10 @@ def compare(heads: Sequence[Path], spec: CompareSpec, *, cache: Path) -> Compari
         "report": str(folder.report_path),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    write_comparison(folder.report_path, document, [_curves(c) for c in found])
+    compared = [_compared(*pair) for pair in zip(found, rows, strict=True)]
+    compared.sort(key=lambda one: given.index(one.row["head"]))
+    variation = find_variation(_in_network_order(compared))
+    write_comparison(folder.report_path, document, [_curves(c) for c in found], variation)
     folder.save(document)
     return Comparison(document, folder.report_path)
 
@@ -109,8 +138,7 @@ def _check_heads(heads: Sequence[Path]) -> None:
         seen.add(folder)
 
 
-def _contestant(head: Path, spec: CompareSpec, cache: Path) -> _Contestant:
-    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+def _contestant(scored: Scored) -> _Contestant:
     names = scored.classes
     ids = [row.tobytes() for row in scored.ids]
     pictures = [(ids[i], names[scored.y[i]]) for i in range(len(ids))]
@@ -149,16 +177,43 @@ def _row(contestant: _Contestant) -> ComparedHead:
         "kind": trained.head.kind,
         "params": trained.head.params,
         "info": trained.info,
-        "space": trained.space.id,
-        "features": trained.space.words,
+        "space": trained.spaces[0].id,
+        "spaces": [space.id for space in trained.spaces],
+        "features": joined_words(trained.spaces),
         "accuracy": metrics["accuracy"],
         "accuracy_ci95": metrics["accuracy_ci95"],
         "log_loss": metrics["log_loss"],
         "ece": metrics["ece"],
         "seconds": seconds if is_finite(seconds) else None,
+        "seconds_per_epoch": _positive(trained.info.get("epoch_seconds")),
         "bytes": contestant.scored.run.head_bytes(),
         "trained_on": len(contestant.scored.trained_on()),
     }
+
+
+def _positive(value: Any) -> float | None:
+    """A duration, where a file holds one."""
+    return value if is_finite(value) and value > 0 else None
+
+
+def _compared(contestant: _Contestant, row: ComparedHead) -> Compared:
+    trained = contestant.scored.trained
+    digest = str(trained.dataset.get("train_sha256"))
+    return Compared(row, trained.spaces, trained.weights_name, digest)
+
+
+def _in_network_order(compared: list[Compared]) -> list[Compared]:
+    """By the places of their taps in the network where it is known, else as they were given."""
+    if len({one.tap for one in compared}) == 1:
+        # To open some networks takes seconds.
+        return compared
+    try:
+        order = list(get_backbone(compared[0].spaces[0].backbone).taps)
+    except UsageError:
+        return compared
+    if any(space.tap not in order for one in compared for space in one.spaces):
+        return compared
+    return sorted(compared, key=lambda one: [order.index(space.tap) for space in one.spaces])
 
 
 def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:

@@ -122,11 +122,13 @@ class TrainDocument(TypedDict):
     kind: str
     classes: list[str]
     space: str
+    spaces: list[str]
     train: SplitScores
     val: SplitScores
     best: dict[str, float]
     seconds: float
     warnings: list[str]
+    epoch_seconds: NotRequired[float]
     sweep: NotRequired[SweepDocument]
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]
@@ -163,6 +165,7 @@ class RunDocument(TypedDict):
     pool: str
     size: int
     space: str
+    spaces: list[str]
     val_accuracy: float
     val_loss: float
     test_accuracy: float | None
@@ -187,10 +190,11 @@ class RunsDocument(TypedDict):
 
 
 class RecipeDocument(TypedDict):
-    """``run``."""
+    """``run``; ``extract`` is the first of ``extracts``."""
 
     recipe: str
     extract: ExtractDocument
+    extracts: list[ExtractDocument]
     heads: list[HeadDocument]
     comparison: ComparisonDocument | None
 

@@ -93,6 +93,19 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     """
     started = time.perf_counter()
     scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+    return evaluate_scored(scored, spec, started=started)
+
+
+def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Evaluation:
+    """As :func:`evaluate`, of a head that has been scored as ``spec`` says.
+
+    Parameters
+    ----------
+    scored : Scored
+    spec : EvaluateSpec
+    started : float
+        When scoring began, by ``time.perf_counter``.
+    """
     run, trained, dataset, split = scored.run, scored.trained, scored.dataset, scored.split
     metrics = score(scored.y, scored.probabilities, scored.classes)
     seen = scored.trained_on()

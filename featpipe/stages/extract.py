@@ -212,11 +212,7 @@ class _Extraction:
 
     def _tasks(self, todo: NDArray[np.intp]) -> Iterator[Task]:
         for key, number in enumerate(todo.tolist()):
-            path = self.source.records[number].path
-            if self.source.root is None:
-                yield Task(key, None, self.draft.payload(path))
-            else:
-                yield Task(key, os.path.join(self.source.root, path))
+            yield Task.at(key, self.source.locate(self.source.records[number].path))
 
     def save(self) -> None:
         """Write the data set; the job that finds all shards done also writes the whole."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featpipe.base.joined_spaces import joined_poolings, joined_taps
 from featpipe.runs.listing import RunList, RunSummary, find_runs
 from featpipe.specs.compare import RunsSpec
 
@@ -63,7 +64,7 @@ def list_runs(folder: Path, spec: RunsSpec) -> ListedRuns:
 
 
 def _row(run: RunSummary) -> RunDocument:
-    space, val, test = run.head.space, run.head.metrics["val"], run.test
+    spaces, val, test = run.head.spaces, run.head.metrics["val"], run.test
     trained = datetime.datetime.fromtimestamp(run.trained_at, datetime.UTC)
     return {
         "run": str(run.folder),
@@ -71,11 +72,12 @@ def _row(run: RunSummary) -> RunDocument:
         "kind": run.head.kind,
         "params": run.head.params,
         "info": run.head.info,
-        "backbone": space.backbone,
-        "tap": space.tap,
-        "pool": space.pooling,
-        "size": space.preprocessing.size,
-        "space": space.id,
+        "backbone": spaces[0].backbone,
+        "tap": joined_taps(spaces),
+        "pool": joined_poolings(spaces),
+        "size": spaces[0].preprocessing.size,
+        "space": spaces[0].id,
+        "spaces": [space.id for space in spaces],
         "val_accuracy": val["accuracy"],
         "val_loss": val["loss"],
         "test_accuracy": None if test is None else test.accuracy,

@@ -16,7 +16,7 @@ from featpipe.heads import new_head
 from featpipe.heads.base import Head, History
 from featpipe.heads.spread import spread_of
 from featpipe.specs.heads import HeadSpec
-from featpipe.store.rows import FeatureRows
+from featpipe.store.row_array import RowArray
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import NShotDocument, ShotDocument
@@ -67,7 +67,7 @@ class NShotResult:
 
 def train_n_shot(
     spec: HeadSpec,
-    data: tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]],
+    data: tuple[RowArray, NDArray[np.int64], RowArray, NDArray[np.int64]],
     ids: NDArray[np.uint8],
     classes: list[str],
     progress: Progress,
@@ -116,7 +116,7 @@ def train_n_shot(
 
 def _fit(
     spec: HeadSpec,
-    data: tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]],
+    data: tuple[RowArray, NDArray[np.int64], RowArray, NDArray[np.int64]],
     rows: NDArray[np.intp],
     seed: int,
     classes: list[str],

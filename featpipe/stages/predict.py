@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe.base.errors import NotFoundError
+from featpipe.base.locations import File, Location
 from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind
-from featpipe.engine.plan import FeaturePlan, plan_for_space
+from featpipe.engine.plan import FeaturePlan, plan_for_spaces
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
-from featpipe.sources import list_pictures
+from featpipe.sources import list_pictures, open_source
+from featpipe.sources.idx import is_idx_folder
+from featpipe.sources.records import Locate
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.joined_rows import open_rows
 from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
@@ -79,7 +83,7 @@ def predict(
     cache: Path,
     progress: Progress = no_progress,
 ) -> Iterator[Prediction]:
-    """Classify files, and all pictures below folders, in the order given.
+    """Classify files, all pictures below folders, and those of idx files, in the order given.
 
     Features go through the cache like those of any extraction: a picture seen before is
     neither decoded nor computed.
@@ -110,32 +114,49 @@ def predict(
             )
     trained = Run.at(head).load_head()
     weights = spec.weights or trained.weights_name
-    plan = plan_for_space(trained.space, weights, cache, device=spec.device)
-    files = [file for path in paths for file in _files_of(os.fspath(path))]
-    return _predictions(files, trained, plan, cache, spec, progress)
+    plan = plan_for_spaces(trained.spaces, weights, cache, device=spec.device)
+    pictures = [picture for path in paths for picture in _pictures_of(os.fspath(path))]
+    return _predictions(pictures, trained, plan, cache, spec, progress)
 
 
-def _files_of(path: str) -> list[str]:
+_Pictures = list[tuple[str, Locate]]
+"""The path that a prediction names, and how it leads to a picture."""
+
+
+def _pictures_of(path: str) -> _Pictures:
+    if is_idx_folder(path):
+        source = open_source(path)
+
+        def locate(named: str) -> Location:
+            return source.locate(os.path.relpath(named, path))
+
+        return [(os.path.join(path, record.path), locate) for record in source.records]
     if os.path.isdir(path):
-        return [os.path.join(path, inner) for inner in list_pictures(Path(path))[0]]
-    return [path]
+        inside = list_pictures(Path(path))[0]
+        return [(os.path.join(path, inner), _locate_file) for inner in inside]
+    return [(path, _locate_file)]
+
+
+def _locate_file(path: str) -> Location:
+    return File(os.path.abspath(path))
 
 
 def _predictions(
-    files: list[str],
+    pictures: _Pictures,
     trained: TrainedHead,
     plan: FeaturePlan,
     cache: Path,
     options: EngineOptions,
     progress: Progress,
 ) -> Iterator[Prediction]:
-    if not files:
+    if not pictures:
         return
-    store = FeatureStore(cache, trained.space)
+    files = [path for path, _ in pictures]
+    stores = [FeatureStore(cache, space) for space in plan.spaces]
     with (
         shared_lease(cache),
         progress("predict", len(files)) as bar,
-        Extractor(plan, [store], options) as extractor,
+        Extractor(plan, stores, options) as extractor,
     ):
 
         def on_outcome(outcome: Outcome) -> None:
@@ -145,17 +166,19 @@ def _predictions(
 
         for start in range(0, len(files), _CHUNK):
             chunk = files[start : start + _CHUNK]
-            tasks = (Task(i, os.path.abspath(file)) for i, file in enumerate(chunk))
+            located = enumerate(pictures[start : start + _CHUNK])
+            tasks = (Task.at(i, locate(path)) for i, (path, locate) in located)
             found = extractor.compute_ids(tasks, len(chunk), on_outcome)
-            yield from _answers(chunk, found, trained, store)
+            yield from _answers(chunk, found, trained, cache)
 
 
 def _answers(
-    files: list[str], found: ComputedIds, trained: TrainedHead, store: FeatureStore
+    files: list[str], found: ComputedIds, trained: TrainedHead, cache: Path
 ) -> Iterator[Prediction]:
     """Predictions of one chunk, in its order."""
     good = [i for i in range(len(files)) if i not in found.errors]
-    probabilities = iter(trained.head.predict_proba(store.rows(found.ids[good])))
+    rows = open_rows(cache, trained.spaces, found.ids[good])
+    probabilities = iter(trained.head.predict_proba(rows))
     classes: list[str] = trained.head.classes_.tolist()
     for i, file in enumerate(files):
         if i in found.errors:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featpipe.base.errors import NotFoundError
+from featpipe.base.own_code import is_own_code, load_factory
 from featpipe.base.progress import Progress, no_progress
-from featpipe.base.space import FeatureSpace
 from featpipe.base.text import escape
-from featpipe.specs.compare import CompareSpec
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.files import load_dataset
+from featpipe.datasets.spaces import space_options, spaces_of
 from featpipe.specs.heads import HeadSpec
+from featpipe.specs.offered_features import Offer, agreed, fitting, ranging
 from featpipe.specs.recipe import Recipe
-from featpipe.specs.spaces import ALL
-from featpipe.stages.compare import Comparison, compare
-from featpipe.stages.evaluate import Evaluation, evaluate
+from featpipe.stages.compare import Comparison, compare_scored
+from featpipe.stages.evaluate import Evaluation, evaluate_scored
 from featpipe.stages.extract import ExtractResult, extract
+from featpipe.stages.scoring import score_head
 from featpipe.stages.train import train_head
 from featpipe.stages.train_result import TrainResult
 
@@ -28,24 +33,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe gave: one extraction, and a head with its evaluation for each ``[[head]]``.
+    """What a recipe gave: its extractions, and a head with its evaluation for each ``[[head]]``.
 
     ``comparison`` compares the heads; None where there is only one.
     """
 
     recipe: str
-    extract: ExtractResult
+    extracts: list[ExtractResult]
     heads: list[tuple[TrainResult, Evaluation]]
     comparison: Comparison | None
+
+    @property
+    def extract(self) -> ExtractResult:
+        """The first extraction; most recipes have no other."""
+        return self.extracts[0]
 
     def as_json(self) -> RecipeDocument:
         """The result as the command prints it."""
         heads: list[HeadDocument] = [
             {"train": train.as_json(), "evaluation": done.as_json()} for train, done in self.heads
         ]
+        extracts = [done.as_json() for done in self.extracts]
         return {
             "recipe": self.recipe,
-            "extract": self.extract.as_json(),
+            "extract": extracts[0],
+            "extracts": extracts,
             "heads": heads,
             "comparison": None if self.comparison is None else self.comparison.as_json(),
         }
@@ -86,68 +98,78 @@ def run_recipe(
     out : Path, optional
         Run folders are made in it, one per head, named by number and kind, and ``compare``.
     device : str, optional
-        Instead of the recipe's.
+        Instead of the recipe's, for every extraction and every head.
     overwrite : bool
         Replace heads that ``out`` already holds.
     progress : Progress
         Told how each stage goes.
+
+    Raises
+    ------
+    FeatpipeError
+        See the classes in :mod:`featpipe.base.errors`.
     """
     if data is None:
         check_data(recipe)
-    extraction, heads = recipe.extract, recipe.heads
-    if device is not None:
-        extraction = dataclasses.replace(extraction, device=device)
-        heads = tuple(dataclasses.replace(head, device=device) for head in heads)
+    for head in recipe.heads:
+        if is_own_code(head.head):
+            # Before anything is computed: it may not be permitted, or not be there.
+            load_factory(head.head, what="head")
     pictures = recipe.data if data is None else data
-    extracted = extract(pictures, extraction, cache=cache, progress=progress)
-    done = []
+    extracts, heads = recipe.extracts, recipe.heads
+    if device is not None:
+        extracts = tuple(dataclasses.replace(one, device=device) for one in extracts)
+        heads = tuple(dataclasses.replace(head, device=device) for head in heads)
+    extracted = [
+        extract(pictures, spec, cache=cache, progress=_numbered(progress, number, extracts))
+        for number, spec in enumerate(extracts, 1)
+    ]
+    dataset = load_dataset(cache, extracted[0].dataset)
+    asked, offers = recipe.evaluate, _offers(dataset, extracted)
+    if asked.split is not None and asked.on is None:
+        # Where that split is missing, it is said before a head is trained.
+        dataset.in_split(asked.split)
+    done, scores = [], []
     for number, head in enumerate(heads, 1):
-        folder = None if out is None else out / f"{number}-{head.head}"
-        spec = _on_own_features(head, extracted.spaces)
+        folder = None if out is None else out / f"{number}-{head.slug}"
+        spec = _on_own_features(head, offers)
         spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
-        trained = train_head(extraction.name, spec, cache=cache, progress=progress)
-        done.append((trained, evaluate(trained.head, recipe.evaluate, cache=cache)))
+        bar = _numbered(progress, number, heads)
+        trained = train_head(dataset.name, spec, cache=cache, progress=bar)
+        started = time.perf_counter()
+        scored = score_head(trained.head, on=asked.on, split=asked.split, cache=cache)
+        scores.append(scored)
+        done.append((trained, evaluate_scored(scored, asked, started=started)))
     comparison = None
     if len(done) > 1:
-        asked = CompareSpec(
-            on=recipe.evaluate.on,
-            split=done[0][1].split,
-            out=None if out is None else out / "compare",
-        )
-        comparison = compare([trained.head for trained, _ in done], asked, cache=cache)
+        folder = None if out is None else out / "compare"
+        comparison = compare_scored(scores, folder, started=time.perf_counter())
     return RecipeResult(str(recipe.path), extracted, done, comparison)
 
 
-def _on_own_features(head: HeadSpec, extracted: list[FeatureSpace]) -> HeadSpec:
-    """A head's spec that asks for the features of this recipe where the head leaves it open.
+def _numbered(progress: Progress, number: int, of: Sequence[object]) -> Progress:
+    """Progress that also says which of several extractions or heads it is of."""
+    if len(of) == 1:
+        return progress
+    return lambda what, total: progress(f"{what}, {number} of {len(of)}", total)
 
-    The data set may also have features that other extractions computed.
-    """
-    fitting = [
-        space
-        for space in extracted
-        if head.tap in (None, ALL, space.tap)
-        and head.pool in (None, ALL, space.pooling)
-        and (head.space is None or space.is_called(head.space))
+
+def _offers(dataset: Dataset, extracted: Sequence[ExtractResult]) -> list[Offer]:
+    """What a recipe's own feature spaces offer to its heads; the data set may have others."""
+    own = {space.id for done in extracted for space in done.spaces}
+    return [
+        {**space_options(dataset, space), "space": space.id}
+        for space, _ in spaces_of(dataset)
+        if space.id in own
     ]
-    ranging = [name for name in ("tap", "pool") if getattr(head, name) == ALL]
-    if not fitting or (len(fitting) > 1 and not ranging):
+
+
+def _on_own_features(head: HeadSpec, offers: Sequence[Offer]) -> HeadSpec:
+    """A head's spec that asks for the features of this recipe where the head leaves it open."""
+    fits = fitting(head, offers)
+    if head.space is not None or not fits:
+        # It asks for other features than this recipe's, or for one by its id.
         return head
-    # Spaces of one extraction differ in tap and pooling alone.
-    space = fitting[0]
-    own: dict[str, Any] = {
-        "backbone": space.backbone,
-        "weights": space.weights,
-        "tap": space.tap,
-        "pool": space.pooling,
-        "size": space.preprocessing.size,
-        "resize": space.preprocessing.resize,
-        "decoder": space.preprocessing.decoder,
-        "precision": space.precision,
-        "dtype": space.dtype,
-    }
-    others = ("backbone", "weights", "size", "resize", "decoder", "precision", "dtype")
-    if any(getattr(head, name) not in (None, own[name]) for name in others):
-        # It asks for other features than this recipe's.
-        return head
-    return dataclasses.replace(head, **{**own, **dict.fromkeys(ranging, ALL)})
+    if len(fits) == 1 and not ranging(head):
+        return dataclasses.replace(head, space=fits[0]["space"])
+    return dataclasses.replace(head, **agreed(head, fits))

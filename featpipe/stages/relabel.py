@@ -16,6 +16,7 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
 from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
 from featpipe.datasets.spaces import extract_options, spaces_of
+from featpipe.sources import has_files
 from featpipe.specs.audit import RelabelSpec
 from featpipe.store.lease import shared_lease
 
@@ -112,7 +113,8 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
             )
         new = apply_fixes(dataset, found, new_name)
         target = None
-        if dataset.source.root:
+        root = dataset.source.root if has_files(dataset.source.kind) else ""
+        if root:
             target = (fixes.parent if spec.out is None else spec.out) / f"{new_name}.csv"
             new.source = in_list(dataset.source, target)
         _check_may_replace(dataset_path(cache, new_name), b"", spec)
@@ -132,8 +134,8 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
         lost_classes=sorted(set(dataset.classes) - set(new.classes)),
         conflicting=conflicting_contents(new),
         data=target,
-        root=dataset.source.root,
-        extract_options=[extract_options(*space) for space in spaces_of(new)],
+        root=root,
+        extract_options=[extract_options([space], name) for space, name in spaces_of(new)],
         seconds=round(time.perf_counter() - started, 3),
     )
 

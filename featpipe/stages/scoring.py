@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from featpipe.base.errors import DataError, NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import require_space
+from featpipe.datasets.spaces import require_spaces
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
-from featpipe.store.feature_store import FeatureStore
+from featpipe.store.joined_rows import open_rows
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,17 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
     NotFoundError
         No such head, data set or split; or none was asked for and there is neither test nor val.
     SpaceMismatchError
-        The data set has no features of the head's space.
+        The data set has no features of one of the head's spaces.
     DataError
         Nothing to score, or a class the head does not know.
     """
     run = Run.at(head)
     trained = run.load_head()
     dataset = load_dataset(cache, on if on is not None else str(trained.dataset["name"]))
-    require_space(dataset, trained.space, trained.weights_name)
+    require_spaces(dataset, trained.spaces, trained.weights_name)
     scored = split if split is not None else _split_to_score(dataset)
     chosen = _labelled(dataset, scored)
-    rows = FeatureStore(cache, trained.space).rows(dataset.image_sha256[chosen])
+    rows = open_rows(cache, trained.spaces, dataset.image_sha256[chosen])
     return Scored(
         run=run,
         trained=trained,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featpipe.base.errors import DataError, UsageError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.ids import sortable
+from featpipe.base.joined_spaces import joined_poolings, joined_taps
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import training_warnings
@@ -38,8 +39,8 @@ from featpipe.stages.calibration import calibrate
 from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
 from featpipe.stages.sweep_result import sweep_result, sweep_table
 from featpipe.stages.train_result import TrainResult
-from featpipe.store.feature_store import FeatureStore
-from featpipe.store.rows import FeatureRows
+from featpipe.store.joined_rows import open_rows
+from featpipe.store.row_array import RowArray
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import CalibrationDocument, ShotDocument
@@ -82,8 +83,8 @@ class _Training:
                 "name another --out, or replace it with --overwrite"
             )
         self.dataset = load_dataset(cache, name)
-        self.spaces = choose_spaces(self.dataset, spec)
-        self.space, self.weights_name = self.spaces[0]
+        self.choices = choose_spaces(self.dataset, spec.queries, ranging=spec.ranging)
+        self.spaces, self.weights_name = self.choices[0]
         train, val = training_rows(self.dataset, spec.val)
         self.classes = classes_in(self.dataset, train)
         label = renumbered_labels(self.dataset, self.classes)
@@ -96,7 +97,7 @@ class _Training:
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
-        self.data = self._rows_of(self.space)
+        self.data = self._rows_of(self.spaces)
         self.model = new_head(spec.head, spec.params)
         self.history = History("epoch")
         self.sweep: Sweep | None = None
@@ -105,10 +106,10 @@ class _Training:
         self.shots: list[ShotDocument] = []
         self.calibration: CalibrationDocument | None = None
 
-    def _rows_of(self, space: FeatureSpace) -> _Data:
+    def _rows_of(self, spaces: Joined) -> _Data:
         train, val = self.train, self.val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
-        rows = FeatureStore(self.cache, space).rows(ids)
+        rows = open_rows(self.cache, spaces, ids)
         X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
         return X, self.labels[0], X_val, self.labels[1]
 
@@ -126,19 +127,19 @@ class _Training:
             self.calibration = calibrate(self.model, *self.data[2:])
 
     def _fit_sweeps(self, progress: Progress, options: dict[str, Any]) -> None:
-        """Train the same sweep in every feature space; only the best head's tensors are kept."""
+        """Train the same sweep on each choice of features; only the best head's tensors stay."""
         spec = self.spec
         fixed = spec.params if spec.sweep else self.model.params
-        done: list[tuple[FeatureSpace, Sweep]] = []
-        for space, weights_name in self.spaces:
+        done: list[tuple[Joined, Sweep]] = []
+        for spaces, weights_name in self.choices:
             grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
-            data = self._rows_of(space)
+            data = self._rows_of(spaces)
             sweep = _fit_all(grid, data, self.classes, progress, options)
             if not done or sweep.rank < min(earlier.rank for _, earlier in done):
-                self.space, self.weights_name, self.data = space, weights_name, data
+                self.spaces, self.weights_name, self.data = spaces, weights_name, data
                 self.model, self.history = grid.heads[sweep.winner], sweep.history
                 self.winning_seed = grid.seeds[sweep.winner]
-            done.append((space, sweep))
+            done.append((spaces, sweep))
         self.sweep = done[0][1] if len(done) == 1 else merged_sweeps(_named_by_fields(done))
 
     def _fit_few(self, progress: Progress) -> None:
@@ -160,7 +161,10 @@ class _Training:
         }
         seconds = round(time.perf_counter() - self.started, 3)
         info: dict[str, Any] = {"seed": spec.seed, "seconds": seconds, **_versions()}
-        run = self.run or Run.next_free(f"{self.dataset.name}-{spec.head}")
+        epoch_seconds = _median_seconds(self.history)
+        if epoch_seconds is not None:
+            info["epoch_seconds"] = epoch_seconds
+        run = self.run or Run.next_free(f"{self.dataset.name}-{spec.slug}")
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
@@ -179,7 +183,7 @@ class _Training:
         used = np.concatenate([self.train, self.val])
         trained = TrainedHead(
             head=self.model,
-            space=self.space,
+            spaces=self.spaces,
             weights_name=self.weights_name,
             dataset=_describe(self.dataset, self.train, self.val, spec.val),
             history=self.history,
@@ -196,12 +200,14 @@ class _Training:
             head=run.folder,
             kind=spec.head,
             classes=self.classes,
-            space=self.space.id,
+            space=self.spaces[0].id,
+            spaces=[space.id for space in self.spaces],
             train=scores["train"],
             val=scores["val"],
             best=best,
             axis=self.history.axis,
             seconds=seconds,
+            epoch_seconds=epoch_seconds,
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
@@ -226,7 +232,9 @@ class _Training:
         return found
 
 
-_Data = tuple[FeatureRows, NDArray[np.int64], FeatureRows, NDArray[np.int64]]
+Joined = tuple[FeatureSpace, ...]
+"""Feature spaces whose rows lie side by side."""
+_Data = tuple[RowArray, NDArray[np.int64], RowArray, NDArray[np.int64]]
 """Rows and labels of train, then of validation."""
 
 
@@ -254,15 +262,22 @@ def _fit_all(
 
 
 def _named_by_fields(
-    done: list[tuple[FeatureSpace, Sweep]],
+    done: list[tuple[Joined, Sweep]],
 ) -> list[tuple[dict[str, str], Sweep]]:
-    """Each sweep with the tap and the pooling of its feature space, where those differ."""
-    named = [{"tap": space.tap, "pool": space.pooling} for space, _ in done]
+    """Each sweep with the taps and the poolings of its feature spaces, where those differ."""
+    named = [{"tap": joined_taps(one), "pool": joined_poolings(one)} for one, _ in done]
     varied = [key for key in ("tap", "pool") if len({fields[key] for fields in named}) > 1]
     return [
         ({key: fields[key] for key in varied}, sweep)
         for fields, (_, sweep) in zip(named, done, strict=True)
     ]
+
+
+def _median_seconds(history: History) -> float | None:
+    """Median time of an epoch's training; None where there were no epochs."""
+    if not history.epoch_seconds:
+        return None
+    return round(float(np.median(history.epoch_seconds)), 6)
 
 
 def _describe(

@@ -26,7 +26,9 @@ class TrainResult:
     kind : str
     classes : list of str
     space : str
-        Id of its feature space.
+        Id of its feature space; of several, the first.
+    spaces : list of str
+        Ids of all its feature spaces, whose rows lie side by side.
     train, val : SplitScores
         Of the kept state.
     best : HistoryRow
@@ -34,6 +36,9 @@ class TrainResult:
     axis : {"epoch", "C", "k"}
         What the row's ``at`` is.
     seconds : float
+    epoch_seconds : float, optional
+        Median time of an epoch's training, without validation; of all heads that were trained
+        together. None where there were no epochs.
     sweep : SweepResult, optional
         What it was chosen from.
     n_shot : NShotResult, optional
@@ -48,11 +53,13 @@ class TrainResult:
     kind: str
     classes: list[str]
     space: str
+    spaces: list[str]
     train: SplitScores
     val: SplitScores
     best: HistoryRow
     axis: str
     seconds: float
+    epoch_seconds: float | None = None
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
@@ -65,12 +72,15 @@ class TrainResult:
             "kind": self.kind,
             "classes": self.classes,
             "space": self.space,
+            "spaces": self.spaces,
             "train": self.train,
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
             "warnings": self.warnings,
         }
+        if self.epoch_seconds is not None:
+            document["epoch_seconds"] = self.epoch_seconds
         if self.sweep is not None:
             document["sweep"] = self.sweep.as_json()
             if self.sweep.by_seed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featpipe.base.disk import is_regular
 from featpipe.base.errors import DamageError, StorageError
+from featpipe.store.row_array import RowArray
 
 _WIDE_ROW_BYTES = 4096
 """Rows of at least this size are copied singly: gathering by segment copies each row twice."""
@@ -22,7 +23,7 @@ class _SegmentGoneError(StorageError):
     """A segment is not there any more; its rows may be in another one."""
 
 
-class FeatureRows:
+class FeatureRows(RowArray):
     """A read-only (n, *shape) array whose rows lie in memory-mapped segments.
 
     Indexing follows NumPy and returns NumPy arrays: a view for consecutive rows of one segment,
@@ -64,56 +65,12 @@ class FeatureRows:
         ids: NDArray[np.uint8],
         look_up: Callable[[NDArray[np.uint8]], FeatureRows],
     ) -> None:
+        super().__init__((len(row), *row_shape), np.dtype(dtype))
         self._ids, self._look_up = ids, look_up
         self._paths, self._offsets, self._counts = paths, offsets, counts
         self._segment, self._row, self._crc32 = segment, row, crc32
-        self.shape: tuple[int, ...] = (len(row), *row_shape)
-        self.dtype = np.dtype(dtype)
-        self._numbers = np.arange(len(row))
         self._checked = np.zeros(len(row), dtype=bool)
         self._maps: dict[int, np.ndarray] = {}
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes, rows included."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all rows in bytes."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        parts = index if isinstance(index, tuple) else (index,)
-        selected: np.ndarray
-        if not parts or parts[0] is None or parts[0] is Ellipsis:
-            selected = self[:][index]
-            return selected
-        first, *rest = parts
-        chosen = self._choose(first)
-        rows = self._take(chosen.reshape(-1))
-        if not rest:
-            return rows.reshape(*chosen.shape, *self.shape[1:])
-        # Replace only the row part of the index; NumPy combines it with the other parts.
-        position = np.arange(chosen.size).reshape(chosen.shape)
-        selected = rows[(slice(None) if isinstance(first, slice) else position, *rest)]
-        return selected
-
-    def _choose(self, index: Any) -> NDArray[np.int64]:
-        """Numbers of the rows that an index of the first axis selects, in its shape."""
-        mask = np.asarray(index)
-        if mask.dtype == bool and mask.shape != (len(self),):
-            raise IndexError(f"expected a mask of {len(self)} rows, found {mask.shape}")
-        return np.asarray(self._numbers[(index,)])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self[:], dtype=dtype, copy=True if copy else None)
 
     def __repr__(self) -> str:
         return f"FeatureRows(shape={self.shape}, dtype={self.dtype}, segments={len(self._paths)})"
@@ -122,7 +79,7 @@ class FeatureRows:
         return {**self.__dict__, "_maps": {}}
 
     def select(self, index: np.ndarray) -> FeatureRows:
-        """The rows that an index of the first axis selects, in that order, still memory-mapped."""
+        """See :meth:`RowArray.select`."""
         chosen = self._choose(index)
         rows = FeatureRows(
             self._paths,
@@ -139,15 +96,15 @@ class FeatureRows:
         rows._checked = self._checked[chosen]
         return rows
 
-    def _take(self, index: NDArray[np.int64]) -> np.ndarray:
-        """The rows of these numbers (n,), verified, as a view or a copy."""
-        if not len(index):
+    def take(self, numbers: NDArray[np.int64]) -> np.ndarray:
+        """See :meth:`RowArray.take`; verified, as a view or a copy."""
+        if not len(numbers):
             return np.empty((0, *self.shape[1:]), self.dtype)
         try:
-            return self._gather(index)
+            return self._gather(numbers)
         except _SegmentGoneError:
             self._find_again()
-            return self._gather(index)
+            return self._gather(numbers)
 
     def _find_again(self) -> None:
         """Look all rows up as they lie now; views that were handed out stay what they are."""

@@ -31,7 +31,7 @@ from featpipe.weights.readers import (
     read_weights_file,
     write_safetensors,
 )
-from featpipe.weights.tensors import checked_tensors
+from featpipe.weights.tensors import find_tensors
 
 log = logging.getLogger("featpipe")
 
@@ -90,7 +90,7 @@ def fetch_named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str
     ]
     for label, provider in providers:
         try:
-            tensors = checked_tensors(provider(), backbone, label)
+            tensors = find_tensors(provider(), backbone, label).tensors
             missing = [tensor for tensor in needed if tensor not in tensors]
             if missing:
                 raise _UnavailableError(f"has no {missing[0]}")

@@ -11,16 +11,18 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from featpipe.backbones.base import OWN_WEIGHTS, Backbone, NetworkInput, tensors_digest
+from featpipe.backbones.base import OWN_WEIGHTS, Backbone, NetworkInput, Tensors, tensors_digest
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DamageError, UsageError, WeightsError
 from featpipe.weights.providers import fetch_named, kept_files, own_copy, pinned_digest
 from featpipe.weights.readers import SUFFIXES, read_weights_file
-from featpipe.weights.tensors import checked_tensors
+from featpipe.weights.tensors import FoundTensors, find_tensors
 
 NO_WEIGHTS = "none"
 """How the weights of a backbone without any are called."""
-Load = Callable[[Sequence[str]], dict[str, NDArray]]
+_DIGEST = "featpipe.sha256"
+"""Key of a safetensors file's metadata: digest of its tensors."""
+Load = Callable[[Sequence[str]], FoundTensors]
 """Names of the tensors that are needed → those and perhaps more."""
 
 
@@ -63,8 +65,11 @@ class Weights:
         """
         wanted = {name for tap in taps for name in self.backbone.parameters(tap)}
         names = [name for name in self.backbone.tensor_shapes if name in wanted]
-        found = self._load(names)
+        loaded = self._load(names)
+        found = loaded.tensors
         missing = [name for name in names if name not in found]
+        if missing and missing[0] in loaded.misfits:
+            raise WeightsError(loaded.misfits[missing[0]])
         if missing:
             raise WeightsError(
                 f"expected {len(names)} tensors of {self.backbone.name} in {self.spec}, found "
@@ -97,7 +102,7 @@ def fetch_weights(name: str | None, backbone: Backbone, cache: Path) -> tuple[Pa
     if name not in backbone.published:
         names = ", ".join(backbone.published) or "of no published name"
         raise UsageError(f"expected weights {names} of {backbone.name}, found {name!r}")
-    tensors = _named(name, backbone, cache, ())
+    tensors = _named(name, backbone, cache, ()).tensors
     return own_copy(cache, backbone, name), tensors_digest(tensors, list(tensors))
 
 
@@ -123,18 +128,23 @@ def open_weights(spec: str | None, backbone: Backbone, cache: Path) -> Weights:
             raise UsageError(
                 f"expected no --weights for {backbone.name}, which has none, found {spec!r}"
             )
-        return Weights(backbone, NO_WEIGHTS, lambda _: {}, lambda: backbone.input_of(NO_WEIGHTS))
+        return Weights(backbone, NO_WEIGHTS, _constant({}), lambda: backbone.input_of(NO_WEIGHTS))
     spec = backbone.weights_called(spec or backbone.default_weights)
     if spec in backbone.published:
         load = _Named(spec, backbone, cache)
         return Weights(backbone, spec, load, lambda: backbone.input_of(spec))
     own = backbone.own_tensors()
     if spec == OWN_WEIGHTS and own is not None:
-        return Weights(backbone, spec, lambda _: dict(own), lambda: backbone.input_of(spec))
+        return Weights(backbone, spec, _constant(own), lambda: backbone.input_of(spec))
     match = re.fullmatch(r"random:(\d{1,9})", spec)
     if match:
-        drawn = functools.partial(backbone.random_tensors, int(match[1]))
-        return Weights(backbone, spec, drawn, lambda: backbone.input_of(spec))
+        seed = int(match[1])
+        return Weights(
+            backbone,
+            spec,
+            lambda names: FoundTensors(backbone.random_tensors(seed, names)),
+            lambda: backbone.input_of(spec),
+        )
     path = Path(spec)
     if path.suffix.lower() not in SUFFIXES:
         known = [*backbone.published, *([OWN_WEIGHTS] if own is not None else [])]
@@ -147,25 +157,29 @@ def open_weights(spec: str | None, backbone: Backbone, cache: Path) -> Weights:
     return Weights(backbone, str(path.absolute()), lambda _: read()[0], lambda: read()[1])
 
 
+def _constant(tensors: Tensors) -> Load:
+    return lambda _: FoundTensors(dict(tensors))
+
+
 class _Named:
     """Published weights, from the cache's own copy or else from a provider."""
 
     def __init__(self, name: str, backbone: Backbone, cache: Path) -> None:
         self._name, self._backbone, self._cache = name, backbone, cache
-        self._read: dict[str, NDArray] = {}
+        self._read: FoundTensors | None = None
 
-    def __call__(self, names: Sequence[str]) -> dict[str, NDArray]:
-        if not self._read or any(name not in self._read for name in names):
+    def __call__(self, names: Sequence[str]) -> FoundTensors:
+        if self._read is None or any(name not in self._read.tensors for name in names):
             self._read = _named(self._name, self._backbone, self._cache, names)
         return self._read
 
 
-def _named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str]) -> dict[str, NDArray]:
+def _named(name: str, backbone: Backbone, cache: Path, needed: Sequence[str]) -> FoundTensors:
     path = own_copy(cache, backbone, name)
     if path.exists():
         kept = _read_own_copy(path, name, backbone)
         # A provider may have had fewer tensors than the network has.
-        if all(tensor in kept for tensor in needed):
+        if all(tensor in kept.tensors for tensor in needed):
             return kept
     fetch_named(name, backbone, cache, needed)
     return _read_own_copy(path, name, backbone)
@@ -188,41 +202,44 @@ def check_kept_weights(cache: Path) -> Iterator[tuple[Path, str]]:
         yield path, problem
 
 
-def _read_own_copy(path: Path, name: str, backbone: Backbone) -> dict[str, NDArray]:
+def _read_own_copy(path: Path, name: str, backbone: Backbone) -> FoundTensors:
     advice = "delete it and run 'featpipe weights fetch'"
     try:
         raw, metadata = read_weights_file(path)
-        tensors = checked_tensors(raw, backbone, str(path))
+        found = find_tensors(raw, backbone, str(path))
     except WeightsError as error:
         raise DamageError(f"{error}; {advice}") from error
-    expected, digest = metadata.get("featpipe.sha256", ""), tensors_digest(tensors, list(tensors))
+    tensors = found.tensors
     pinned = pinned_digest(name, backbone, tensors)
-    if pinned is not None:
-        expected, digest = pinned
-    if digest != expected:
-        raise DamageError(
-            f"expected weights {name} of digest {expected[:12]}… in {path}, found "
-            f"{digest[:12]}…: the file is damaged or altered; {advice}"
-        )
-    return tensors
+    claims = [] if pinned is None else [pinned]
+    if pinned is None or _DIGEST in metadata:
+        claims.append((metadata.get(_DIGEST, ""), tensors_digest(tensors, list(tensors))))
+    for expected, digest in claims:
+        if digest != expected:
+            raise DamageError(
+                f"expected weights {name} of digest {expected[:12]}… in {path}, found "
+                f"{digest[:12]}…: the file is damaged or altered; {advice}"
+            )
+    return found
 
 
-def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, NDArray], NetworkInput]:
+def _from_file(path: Path, backbone: Backbone) -> tuple[FoundTensors, NetworkInput]:
     """Tensors and input of a user's file.
 
     If the file's metadata state a published name or a digest, the tensors must match it.
     """
     raw, metadata = read_weights_file(path)
-    tensors = checked_tensors(raw, backbone, str(path))
+    found = find_tensors(raw, backbone, str(path))
+    tensors = found.tensors
     digest = tensors_digest(tensors, list(tensors))
-    claimed_name, expected = metadata.get("weights"), metadata.get("featpipe.sha256", digest)
+    claimed_name, expected = metadata.get("weights"), metadata.get(_DIGEST, digest)
     for name in backbone.published:
         pinned = pinned_digest(name, backbone, tensors)
         if pinned is None:
             continue
         # Tensors that match a pinned digest are these named weights, whatever the file's format.
         if pinned[0] == pinned[1]:
-            return tensors, backbone.input_of(name)
+            return found, backbone.input_of(name)
         if claimed_name == name:
             expected, digest = pinned
     if digest != expected:
@@ -230,4 +247,4 @@ def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, NDArray], Netw
             f"expected weights of digest {expected[:12]}… in {path}, as it says of itself, found "
             f"{digest[:12]}…: the file is damaged or altered; fetch it again"
         )
-    return tensors, backbone.input_of(claimed_name or str(path), metadata.get("layout", ""))
+    return found, backbone.input_of(claimed_name or str(path), metadata.get("layout", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,26 @@ from featpipe.backbones.base import Backbone
 from featpipe.base.errors import WeightsError
 
 
-def checked_tensors(
+@dataclass(frozen=True)
+class FoundTensors:
+    """What of a backbone's tensors a file has.
+
+    Attributes
+    ----------
+    tensors : dict of str to ndarray
+        In network order, floating ones as float32.
+    misfits : dict of str to str
+        Why others do not fit, such as a classifier for other classes.
+    """
+
+    tensors: dict[str, NDArray]
+    misfits: dict[str, str] = field(default_factory=dict)
+
+
+def find_tensors(
     tensors: Mapping[str, np.ndarray], backbone: Backbone, origin: str
-) -> dict[str, NDArray]:
-    """Pick the backbone's tensors in network order, floating ones as float32; check their shapes.
+) -> FoundTensors:
+    """Pick the backbone's tensors, and check their shapes.
 
     Parameters
     ----------
@@ -28,24 +45,27 @@ def checked_tensors(
     Raises
     ------
     WeightsError
-        None is the backbone's, or one has an unexpected shape or type.
+        None of them fits.
     """
-    checked: dict[str, NDArray] = {}
+    found = FoundTensors({})
     for name, shape in backbone.tensor_shapes.items():
         tensor = next((tensors[s] for s in backbone.spellings(name) if s in tensors), None)
         if tensor is None:
             continue
         kinds = "iub" if name in backbone.whole_numbers else "f"
         if tensor.shape != shape or tensor.dtype.kind not in kinds:
-            raise WeightsError(
+            found.misfits[name] = (
                 f"expected {name} of shape {list(shape)}, found {list(tensor.shape)} "
                 f"{tensor.dtype} in {origin}; these are not weights of {backbone.name}"
             )
-        checked[name] = np.asarray(tensor, np.float32 if tensor.dtype.kind == "f" else None)
-    if not checked:
+        else:
+            dtype = np.float32 if tensor.dtype.kind == "f" else None
+            found.tensors[name] = np.asarray(tensor, dtype)
+    if not found.tensors:
         expected = ", ".join(list(backbone.tensor_shapes)[:2])
-        raise WeightsError(
+        nothing = (
             f"expected the tensors of {backbone.name} ({expected}, …), found "
             f"{', '.join(list(tensors)[:4]) or 'nothing'} in {origin}"
         )
-    return checked
+        raise WeightsError(next(iter(found.misfits.values()), nothing))
+    return found

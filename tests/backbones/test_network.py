@@ -46,7 +46,8 @@ def test_every_tap_equals_torchvisions_node(name: str) -> None:
     layers = vgg.make_layers(vgg.cfgs[TORCHVISION_LAYERS[name]]).eval()
     tensors = {f"features.{key}": value.numpy() for key, value in layers.state_dict().items()}
     backbone = FAMILY[name]
-    assert {key: value.shape for key, value in tensors.items()} == backbone.tensor_shapes
+    shapes = {key: value.shape for key, value in tensors.items()}
+    assert list(shapes.items()) == list(backbone.tensor_shapes.items())[: len(shapes)]
     batch = pixels(2)
     expected, hidden = {}, normalised(batch)
     with torch.inference_mode():
@@ -54,7 +55,7 @@ def test_every_tap_equals_torchvisions_node(name: str) -> None:
             # Out of place, so that what is kept is what the node gave.
             hidden = torch.relu(hidden) if isinstance(layer, nn.ReLU) else layer(hidden)
             expected[f"features.{number}"] = hidden.numpy()
-    taps = list(backbone.taps.values())
+    taps = list(backbone.conv_taps.values())
     spaces = [space(backbone, tap.name) for tap in taps]
     found = Network(backbone, tensors, spaces, device="cpu", batch_size=2)(batch)
     assert len(taps) == sum(backbone.blocks) + 5
@@ -86,8 +87,7 @@ def test_published_names_of_vgg16() -> None:
 def test_unknown_names_are_usage_errors_that_help() -> None:
     with pytest.raises(UsageError, match="did you mean 'block5_pool'"):
         get_backbone("vgg16").tap("block5_pol")
-    # A convolution before its ReLU is no tap.
-    for node in ("features.28", "features.31", "classifier.0", ""):
+    for node in ("features.31", "classifier.7", ""):
         with pytest.raises(UsageError):
             get_backbone("vgg16").tap(node)
     with pytest.raises(
@@ -96,9 +96,32 @@ def test_unknown_names_are_usage_errors_that_help() -> None:
         get_backbone("resnet5")
 
 
+def test_vgg_has_torchvisions_other_taps_too() -> None:
+    vgg16 = FAMILY["vgg16"]
+    assert vgg16.tap("features") is vgg16.tap("block5_pool")
+    assert list(vgg16.taps)[:4] == ["features.0", "block1_conv1", "features.2", "block1_conv2"]
+    assert vgg16.output_shape("avgpool", "none", 96) == (512, 7, 7)
+    assert vgg16.output_shape("classifier.3", "none", 224) == (4096,)
+    assert vgg16.parameters("features.2") == vgg16.parameters("block1_conv2")
+    assert len(vgg16.parameters("classifier.3")) == 2 * (13 + 2)
+    assert vgg16.tensor_shapes == vgg16.whole.tensor_shapes
+
+
+def test_a_tap_before_the_relu_is_not_changed_by_a_deeper_one() -> None:
+    vgg11 = FAMILY["vgg11"]
+    tensors = vgg11.random_tensors(0, vgg11.parameters("block2_pool"))
+    asked = [space(vgg11, tap) for tap in ("features.0", "block1_conv1", "block2_pool")]
+    together = Network(vgg11, tensors, asked, device="cpu", batch_size=2)(pixels(2))
+    alone = Network(vgg11, tensors, asked[:1], device="cpu", batch_size=2)(pixels(2))
+    assert together[0].min() < 0 and np.array_equal(together[0], alone[0])
+    assert np.array_equal(together[1], np.maximum(together[0], 0))
+    deep = Network(vgg11, tensors, asked[2:], device="cpu", batch_size=2)(pixels(2))
+    assert np.allclose(together[2], deep[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [16, 31, 32, 33, 63, 100])
 def test_promised_shapes_are_true_for_odd_sizes(size: int) -> None:
-    taps = [tap for tap in TOY.taps.values() if tap.stride <= size]
+    taps = [tap for tap in TOY.conv_taps.values() if tap.stride <= size]
     spaces = [
         space(
             TOY,

@@ -89,7 +89,9 @@ def test_fields_are_the_published_ones(name: str, tap: str, expected: tuple[int,
 
 
 def test_every_tap_of_vgg16_follows_from_3_and_2() -> None:
-    rows = tap_table(get_backbone("vgg16")).taps
+    taps = tap_table(get_backbone("vgg16")).taps
+    rows = [row for row in taps if row.name.startswith("block")]
+    assert len(rows) == 13 + 5
     size, stride = 1, 1
     for row in rows:
         kernel = 2 if row.name.endswith("pool") else 3
@@ -278,7 +280,7 @@ SLOW = ("googlenet", "mobilenet_v3_small", "regnet_y_400mf", "mnasnet0_5", "dens
 @pytest.mark.parametrize(
     "name",
     [
-        *("alexnet", "resnet50", "vgg16_bn", "squeezenet1_1", "shufflenet_v2_x0_5"),
+        *("alexnet", "resnet50", "vgg16", "squeezenet1_1", "shufflenet_v2_x0_5"),
         *("convnext_tiny", "efficientnet_b0", "vit_b_32", "swin_t"),
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
@@ -294,13 +296,6 @@ def test_costs_and_parameters_are_those_torchvision_publishes(name: str) -> None
     assert last.gflops / 2 == pytest.approx(meta["_ops"], abs=6e-4)
     assert last.parameters == meta["num_params"]
     assert last.receptive_field in ("all", None)
-
-
-def test_vgg16_costs_what_is_published() -> None:
-    last = tap_table(get_backbone("vgg16")).taps[-1]
-    # 15.47 billion multiply-adds with the classifier, whose matrices have 123,633,664 weights.
-    assert last.gflops is not None
-    assert (last.gflops * 1e9 / 2 + 123_633_664) / 1e9 == pytest.approx(15.47, abs=5e-3)
 
 
 def test_a_tap_costs_only_what_it_depends_on() -> None:

@@ -13,6 +13,7 @@ from featpipe.bench import peers, pictures
 from featpipe.bench.extract import _flop, _pixels
 from featpipe.bench.heads import bench_heads
 from featpipe.bench.measure import Contender, Report, in_turns, machine
+from featpipe.bench.networks import bench_networks
 from featpipe.bench.pictures import write_pictures
 from featpipe.bench.read import bench_read
 
@@ -55,6 +56,22 @@ def test_heads_are_measured(tmp_path: Path) -> None:
     report = bench_heads(tmp_path, rows=50, width=16, classes=2, rounds=1, device="cpu")
     assert all(result.rate > 0 for result in report.results.values())
     assert any("train-head linear" in note for note in report.notes)
+
+
+def test_networks_are_measured_beside_a_bare_loop() -> None:
+    for optimizer in ("adamw", "sgd", "rmsprop"):
+        report = bench_networks(
+            kind="lenet",
+            rows=60,
+            side=16,
+            channels=1,
+            batch_size=16,
+            optimizer=optimizer,
+            rounds=1,
+            device="cpu",
+        )
+        assert [len(result.rates) for result in report.results.values()] == [1, 1]
+        assert all(result.rate > 0 for result in report.results.values())
 
 
 @pytest.mark.slow

@@ -48,9 +48,9 @@ def test_a_tap_is_listed_with_what_it_gives_costs_and_sees(listed: Lines) -> Non
     header, *rows = listed("vgg16", size=180)
     assert header.split() == "tap node shape parameters GFLOP field stride pad".split()
     row = "block5_pool features.30 512x5x5 14,714,688 19.478 212 32 90"
-    assert rows[17].split() == row.split()
+    assert row.split() in [line.split() for line in rows]
     taps = document(listed("vgg16", as_json=True))["taps"]
-    assert taps[-1] == {
+    assert {tap["name"]: tap for tap in taps}["block5_pool"] == {
         "name": "block5_pool",
         "node": "features.30",
         "shape": [512, 7, 7],
@@ -86,7 +86,8 @@ def test_a_size_that_the_network_does_not_take_is_said_in_the_row(
 
 
 def test_too_small_a_picture_leaves_what_does_not_depend_on_it(listed: Lines) -> None:
-    last = document(listed("vgg16", size=31, as_json=True))["taps"][-1]
+    taps = document(listed("vgg16", size=31, as_json=True))["taps"]
+    last = next(tap for tap in taps if tap["name"] == "block5_pool")
     assert (last["shape"], last["gflops"]) == (None, None)
     assert (last["receptive_field"], last["stride"], last["parameters"]) == (212, 32, 14_714_688)
 

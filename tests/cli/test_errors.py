@@ -111,7 +111,7 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--pool mean", "expected --pool to be one of none, avg, max, found 'mean'"),
+        ("--pool mean", "expected --pool to be one of none, avg, max, cls, found 'mean'"),
         (
             "--tap block5_pol",
             "expected a tap of vgg16, found 'block5_pol'; did you mean 'block5_pool'? 'featpipe "
@@ -127,8 +127,29 @@ def test_what_is_not_there_exits_10(args: str, message: str, workspace: Path, in
         ),
         ("--dtype int8", "expected --dtype to be one of float16, float32, found 'int8'"),
         (
+            "--backbone resnet5",
+            "expected a backbone, found 'resnet5'; did you mean 'resnet50'? 'featpipe backbones' "
+            "lists them",
+        ),
+        (
             "--backbone resnet50",
-            "expected a backbone of vgg11, vgg13, vgg16, vgg19, found 'resnet50'",
+            "expected --tap for --backbone resnet50, found none; 'featpipe backbones resnet50' "
+            "lists its taps",
+        ),
+        (
+            "--backbone pixels",
+            "expected --size for --backbone pixels, found none; name the side in pixels, such as "
+            "28 for MNIST or 128 for photographs",
+        ),
+        (
+            "--backbone vit_b_16 --tap encoder --pool avg --size 180",
+            "expected a --size that encoder of vit_b_16 can be computed for, such as 224, found "
+            "180: ",
+        ),
+        (
+            "--channels grey",
+            "expected --channels rgb for vgg16, which takes colour pictures, found 'grey'; grey is "
+            "for --backbone pixels",
         ),
         (
             "--weights imagenet",
@@ -175,7 +196,7 @@ def test_extract_refuses_a_bad_value_with_2(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, found 'svm'"),
+        ("--head svm", "expected --head to be one of linear, mlp, logistic, knn, lenet, "),
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
@@ -220,8 +241,8 @@ def test_train_head_refuses_a_bad_value_with_2(
             "photos/red/00.png",
         ),
         (
-            "backbones resnet51",
-            "expected a backbone, found 'resnet51'; did you mean 'resnet50'? 'featpipe backbones' "
+            "backbones resnet5",
+            "expected a backbone, found 'resnet5'; did you mean 'resnet50'? 'featpipe backbones' "
             "lists them",
         ),
         (
@@ -229,8 +250,9 @@ def test_train_head_refuses_a_bad_value_with_2(
             "expected weights IMAGENET1K_V1, IMAGENET1K_FEATURES of vgg16, found 'imagenet'",
         ),
         (
-            "weights fetch --backbone resnet50",
-            "expected a backbone of vgg11, vgg13, vgg16, vgg19, found 'resnet50'",
+            "weights fetch --backbone resnet5",
+            "expected a backbone, found 'resnet5'; did you mean 'resnet50'? 'featpipe backbones' "
+            "lists them",
         ),
         (
             "predict run photos --workers 0",

@@ -16,7 +16,7 @@ from featpipe.base.cache import default_cache
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.files import load_dataset, save_dataset
-from featpipe.datasets.spaces import choose_space, require_space
+from featpipe.datasets.spaces import choose_space, require_spaces
 from featpipe.integrations.arrays import open_features
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
@@ -243,7 +243,7 @@ def test_every_extraction_is_opened_by_its_size(
 def test_a_space_that_is_there_is_enough(cache: Path) -> None:
     dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
     for space in SEVERAL:
-        require_space(dataset, FeatureSpace.from_json(space.canonical_json), "random:0")
+        require_spaces(dataset, [FeatureSpace.from_json(space.canonical_json)], "random:0")
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_the_nearest_space_and_its_differences_are_named(
         SpaceMismatchError,
         match=rf"found others \({named}\); extract them: featpipe extract DATA --name set ",
     ):
-        require_space(dataset, small_space(**change), "random:0")
+        require_spaces(dataset, [small_space(**change)], "random:0")
 
 
 def test_a_set_without_features_says_so(cache: Path) -> None:
     dataset = dataclasses.replace(stored_set(cache, in_splits(train=3)), spaces=[])
     with pytest.raises(SpaceMismatchError, match="no features at all"):
-        require_space(dataset, small_space(), "random:0")
+        require_spaces(dataset, [small_space()], "random:0")
     with pytest.raises(NotFoundError, match="found none; they were removed"):
         choose_space(dataset, SpaceQuery())
 

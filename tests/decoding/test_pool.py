@@ -18,11 +18,12 @@ from PIL import Image
 from support.samples import jpeg_bytes
 
 from featpipe.base.errors import FeatpipeError
+from featpipe.base.locations import Encoded, File, Slice
 from featpipe.base.space import Preprocessing
 from featpipe.decoding import messages, worker
 from featpipe.decoding.pixels import FORMATS, load_pixels
 from featpipe.decoding.pool import DecodePool
-from featpipe.decoding.worker_process import Decoded, Task
+from featpipe.decoding.worker_process import Decoded, Task, WorkerProcess
 
 PREPROCESSING = Preprocessing(size=16, resize="squash", mean=(0.0,) * 3, std=(1.0,) * 3)
 NOTHING_KNOWN = np.empty((0, 32), np.uint8)
@@ -139,6 +140,21 @@ def test_payloads_need_no_file() -> None:
     assert found[1].stage == "read"
 
 
+def test_an_image_may_be_a_part_of_a_file(tmp_path: Path) -> None:
+    first, second = jpeg_bytes(1), jpeg_bytes(2)
+    (tmp_path / "archive").write_bytes(first + second)
+    path, after = str(tmp_path / "archive"), len(first) + len(second)
+    parts = [(0, len(first)), (len(first), len(second)), (after - 1, 2)]
+    tasks = [Task.at(key, Slice(path, *part)) for key, part in enumerate(parts)]
+    found = decode_all([*tasks, Task.at(3, File(path)), Task.at(4, Encoded(second))])
+    assert [found[key].image_id for key in (0, 1, 4)] == [
+        hashlib.sha256(data).digest() for data in (first, second, second)
+    ]
+    assert np.array_equal(found[1].pixels, load_pixels(second, PREPROCESSING))
+    assert found[0].stat == found[3].stat is not None
+    assert (found[2].stage, found[2].reason) == ("read", "the file ends too early")
+
+
 def test_known_images_are_not_decoded(saboteur: None) -> None:
     # Decoding the known one would kill the worker.
     known = [hashlib.sha256(content).digest() for content in (b"DIE known", b"other")]
@@ -223,6 +239,45 @@ def test_a_hang_is_cut_also_when_a_large_payload_waits_behind_it(saboteur: None)
     found = decode_all(payloads(*contents), time_limit_s=3)
     assert kinds(found)[1:] == ["pixels", "pixels"]
     assert found[0].reason == "took longer than 3 s"
+
+
+def test_the_time_limit_is_that_of_one_image_though_many_are_sent_at_once(saboteur: None) -> None:
+    contents = [b"HANG 0.3 %d" % key for key in range(12)] + [jpeg_bytes(k) for k in range(8)]
+    contents[15] = b"HANG 600"
+    found = decode_all(payloads(*contents), time_limit_s=2)
+    assert [found[key].stage for key in range(12)] == ["open"] * 12
+    assert kinds(found)[12:] == ["pixels"] * 3 + ["bad"] + ["pixels"] * 4
+    assert found[15].reason == "took longer than 2 s"
+
+
+def test_small_images_in_memory_share_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send = WorkerProcess._send
+
+    def counted(self: WorkerProcess, data: bytes) -> None:
+        sent.append(len(data))
+        send(self, data)
+
+    monkeypatch.setattr(WorkerProcess, "_send", counted)
+    small = [jpeg_bytes(k, (4, 4)) for k in range(200)]
+    found = decode_all(payloads(*small))
+    assert all(np.array_equal(found[k].pixels, load_pixels(small[k], PREPROCESSING)) for k in found)
+    assert len(sent) < 200 / 4
+    # More than the pipe of a busy process holds would block the pool.
+    assert max(sent) < 1 << 15
+
+
+def test_what_is_finished_when_the_tasks_fail_is_not_lost() -> None:
+    def tasks() -> Iterator[Task]:
+        yield from payloads(*(jpeg_bytes(k) for k in range(8)))
+        time.sleep(2)  # they are decoded by then
+        raise KeyError("mine")
+
+    found = []
+    with pool() as workers, pytest.raises(KeyError, match="mine"):
+        for result in workers.decode(tasks()):
+            found.append(result)
+    assert sorted(result.key for result in found if result) == list(range(8))
 
 
 def test_a_caller_is_never_kept_waiting(saboteur: None) -> None:

@@ -24,7 +24,7 @@ from featpipe.decoding.worker_process import Task
 from featpipe.engine import writer
 from featpipe.engine.extractor import Extractor, default_batch_size
 from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
-from featpipe.engine.plan import FeaturePlan, plan_for_space
+from featpipe.engine.plan import FeaturePlan, plan_for_spaces
 from featpipe.engine.prefetch import prefetch
 from featpipe.engine.writer import SegmentWriter
 from featpipe.specs.extract import EngineOptions
@@ -128,17 +128,17 @@ def test_engine_options_must_be_positive() -> None:
 
 def test_a_plan_for_a_known_space_needs_its_weights(plan: FeaturePlan, cache: Path) -> None:
     (space,) = plan.spaces
-    again = plan_for_space(space, "random:0", cache, device="cpu")
+    again = plan_for_spaces([space], "random:0", cache, device="cpu")
     assert again.spaces == [space]
     with pytest.raises(SpaceMismatchError, match="give the right ones with --weights"):
-        plan_for_space(space, "random:1", cache, device="cpu")
+        plan_for_spaces([space], "random:1", cache, device="cpu")
 
 
 def test_pixels_of_an_unknown_decoder_are_not_made_up(plan: FeaturePlan, cache: Path) -> None:
     (space,) = plan.spaces
     other = dataclasses.replace(space.preprocessing, decoder="from the future")
     with pytest.raises(SpaceMismatchError, match="expected a decoder of pillow, pillow-draft"):
-        plan_for_space(dataclasses.replace(space, preprocessing=other), "random:0", cache)
+        plan_for_spaces([dataclasses.replace(space, preprocessing=other)], "random:0", cache)
 
 
 def test_every_task_has_one_outcome_and_every_picture_one_row(
@@ -257,6 +257,32 @@ def test_a_feeder_never_runs_far_ahead() -> None:
         # One handed out, three waiting, one in the feeder's hand.
         assert len(taken) <= 5
         assert [next(results) for _ in range(99)] == list(range(1, 100))
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_what_came_before_an_error_is_handed_out_first(limit: int) -> None:
+    def numbers() -> Iterator[int | None]:
+        yield from range(7)
+        raise KeyError("mine")
+
+    taken: list[int | None] = []
+    with prefetch(numbers(), limit) as results, pytest.raises(KeyError, match="mine"):
+        for result in results:
+            taken.append(result)
+    assert taken == list(range(7))
+
+
+def test_items_are_handed_out_before_the_iterator_waits() -> None:
+    go_on = threading.Event()
+
+    def numbers() -> Iterator[int | None]:
+        yield from range(7)
+        yield None
+        assert go_on.wait(10)
+
+    with prefetch(numbers(), 100) as results:
+        assert [next(results) for _ in range(7)] == list(range(7))
+        go_on.set()
 
 
 def add_rows(target: SegmentWriter, space: Any, *contents: bytes) -> None:

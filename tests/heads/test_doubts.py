@@ -8,7 +8,7 @@ import pytest
 from featpipe.heads import new_head
 from featpipe.heads.base import History, HistoryRow
 from featpipe.heads.doubts import baseline_doubts, epoch_doubts
-from featpipe.specs.heads import CLASS_WEIGHTS
+from featpipe.specs.head_params import CLASS_WEIGHTS
 
 Y_VAL = np.array([0] * 18 + [1, 2])
 

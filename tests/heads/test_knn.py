@@ -148,4 +148,4 @@ def test_rows_that_cannot_vote_are_damage(damage: str) -> None:
     tensors = dict(head.tensors())
     DAMAGES[damage](tensors)
     with pytest.raises(DamageError, match="expected the tensors of a 'knn' head"):
-        KNNHead().set_tensors(tensors, head.classes_.tolist())
+        KNNHead().set_tensors(tensors, head.classes_.tolist(), (8,))

@@ -65,11 +65,13 @@ def test_a_temperature_divides_the_logits_of_every_kind(kind: str) -> None:
     assert np.allclose(warm, softmax(np.log(plain) / 2.5), rtol=1e-5)
     assert np.array_equal(warm.argmax(axis=1), plain.argmax(axis=1))
     other = new_head(kind, head.params)
-    other.set_tensors(head.tensors(), ["a", "b"])
+    other.set_tensors(head.tensors(), ["a", "b"], (8,))
     assert other.temperature_ == 2.5
     assert np.array_equal(other.predict_proba(X), warm)
     for value in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(DamageError, match=r"expected (a temperature above 0|finite numbers)"):
-            other.set_tensors({**head.tensors(), "temperature": np.array([value])}, ["a", "b"])
+            other.set_tensors(
+                {**head.tensors(), "temperature": np.array([value])}, ["a", "b"], (8,)
+            )
     with pytest.raises(DamageError):
-        other.set_tensors({**head.tensors(), "temperature": np.ones(2)}, ["a", "b"])
+        other.set_tensors({**head.tensors(), "temperature": np.ones(2)}, ["a", "b"], (8,))

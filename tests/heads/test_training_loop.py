@@ -19,7 +19,7 @@ from featpipe.heads.training.feature_rows import HeldRows, StreamedRows, feature
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.loop import MIN_STEPS
 from featpipe.heads.training.mlp_group import MLPGroup
-from featpipe.specs.heads import CLASS_WEIGHTS
+from featpipe.specs.head_params import CLASS_WEIGHTS
 
 
 def heads_of(kind: str, classes: int, settings: list[dict[str, Any]]) -> list[Head]:

@@ -34,7 +34,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.datasets import files as datasets
 from featpipe.datasets.dataset import Status
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_space, require_space
+from featpipe.datasets.spaces import choose_space, require_spaces
 from featpipe.integrations.arrays import open_features
 from featpipe.sources import open_source
 from featpipe.specs.recipe import load_recipe
@@ -178,6 +178,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     # A table by itself is not a list of tables.
     if isinstance(document["head"], dict) and draw(st.integers(0, 9)):
         document["head"] = [document["head"]]
+    if draw(st.booleans()):
+        document["extract"] = [copy.deepcopy(FITTING["extract"]), document["extract"]]
     return document
 
 
@@ -719,7 +721,7 @@ def test_a_data_set_whose_header_says_anything_is_refused_or_can_be_used(
         found = load_dataset(cache, "set")
         refused(found.describe)
         refused(lambda: choose_space(found, SpaceQuery()))
-        refused(lambda: require_space(found, small_space(), "random:0"))
+        refused(lambda: require_spaces(found, [small_space()], "random:0"))
         refused(lambda: open_features("set", "all", cache=cache))
         if read <= limit:
             for command in (

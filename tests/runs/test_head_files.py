@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 from support.runs import (
     CLASSES,
     JSON_NAME,
     TENSORS_NAME,
     holds_head,
     load_head,
+    rewrite,
+    rewrite_tensors,
     save_head,
     trained_head,
 )
@@ -27,8 +29,7 @@ from support.samples import small_space
 
 from featpipe.base.errors import DamageError, NotFoundError, StorageError
 from featpipe.runs import run as files
-from featpipe.runs.trained_head import _document_digest
-from featpipe.specs.heads import HEAD_KINDS
+from featpipe.specs.head_params import HEAD_KINDS
 
 
 @pytest.fixture
@@ -36,31 +37,12 @@ def saved(tmp_path: Path) -> Path:
     return save_head(tmp_path / "run", trained_head())
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change ``head.json`` and make its digest agree, so that only its meaning is wrong."""
-    document = json.loads((folder / JSON_NAME).read_text())
-    changed = change(document)
-    document = document if changed is None else changed
-    if isinstance(document, dict):
-        document["sha256"] = _document_digest(document)
-    (folder / JSON_NAME).write_text(json.dumps(document))
-
-
-def rewrite_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
-    """Change the tensors and make ``head.json`` agree, so that only their meaning is wrong."""
-    tensors = load((folder / TENSORS_NAME).read_bytes())
-    change(tensors)
-    data = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-    (folder / TENSORS_NAME).write_bytes(data)
-    rewrite(folder, lambda d: d.update(tensors_sha256=hashlib.sha256(data).hexdigest()))
-
-
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_head_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
     before = trained_head(kind)
     folder = save_head(tmp_path / "run", before)
     after = load_head(folder)
-    X = np.random.default_rng(5).normal(size=(100, 4)).astype(np.float16)
+    X = np.random.default_rng(5).normal(size=(100, *before.space.shape)).astype(np.float16)
     assert after.head.predict_proba(X).tobytes() == before.head.predict_proba(X).tobytes()
     assert after.head.predict(X).tolist() == before.head.predict(X).tolist()
     assert after.head.kind == kind
@@ -174,8 +156,8 @@ def test_files_of_two_heads_are_damage(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(saved: Path) -> None:
-    rewrite(saved, lambda d: d.update(format=3))
-    with pytest.raises(DamageError, match="format 3; this featpipe reads 2"):
+    rewrite(saved, lambda d: d.update(format=4))
+    with pytest.raises(DamageError, match="format 4; this featpipe reads 3"):
         load_head(saved)
 
 

@@ -71,10 +71,12 @@ def centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def rebuilt_features(
-    pixels: np.ndarray, weights: dict[str, np.ndarray], head: dict[str, Any]
+    pixels: np.ndarray,
+    weights: dict[str, np.ndarray],
+    rules: dict[str, Any],
+    space: dict[str, Any],
 ) -> np.ndarray:
-    """Steps 5 to 7."""
-    rules, space = head["preprocessing"], head["feature_space"]
+    """Steps 5 to 7, for one feature space."""
     values = pixels.astype(np.float32) / np.float32(rules["divide_by"])
     if rules["channels"] == "bgr":
         values = values[..., ::-1]
@@ -203,11 +205,35 @@ def test_predictions_are_rebuilt_from_the_documented_numbers(
             path = Path(prediction.path)
             if path.name not in rows:
                 pixels = rebuilt_pixels(path.read_bytes(), document["preprocessing"])
-                rows[path.name] = rebuilt_features(pixels, weights, document)
+                rules, space = document["preprocessing"], document["feature_space"]
+                rows[path.name] = rebuilt_features(pixels, weights, rules, space)
             p = rebuilt_probabilities(rows[path.name], tensors, document["kind"])
             assert document["classes"][p.argmax()] == prediction.label, path.name
             assert prediction.probabilities is not None
             assert p == pytest.approx(list(prediction.probabilities.values()), abs=1e-4), path.name
+
+
+def test_a_head_on_two_taps_is_rebuilt_from_the_documented_numbers(place: Path) -> None:
+    features: dict[str, Any] = {"size": SIZE, "tap": ["block1_pool", "block2_conv1"], "pool": "avg"}
+    features |= {"precision": "fp32", "device": "cpu", "workers": 1}
+    features |= {"weights": str(place / "weights.safetensors")}
+    api.extract(place / "photos", name="two", cache=place / "cache", **features)
+    weights = {
+        name.removeprefix("features."): tensor
+        for name, tensor in load_file(place / "weights.safetensors").items()
+    }
+    run, taps = place / "two", ["block2_conv1", "block1_pool"]
+    api.train_head("two", cache=place / "cache", tap=taps, C=0.1, head="logistic", out=run)
+    document = json.loads((run / "head.json").read_text())
+    tensors = load_file(run / "head.safetensors")
+    for prediction in api.predict(run, place / "odd", cache=place / "cache", workers=1):
+        rules = document["preprocessing"]
+        pixels = rebuilt_pixels(Path(prediction.path).read_bytes(), rules)
+        spaces = document["feature_spaces"]
+        parts = [rebuilt_features(pixels, weights, rules, space).ravel() for space in spaces]
+        p = rebuilt_probabilities(np.concatenate(parts), tensors, document["kind"])
+        assert prediction.probabilities is not None
+        assert p == pytest.approx(list(prediction.probabilities.values()), abs=1e-4)
 
 
 def test_without_the_margin_the_pixels_are_others(place: Path) -> None:

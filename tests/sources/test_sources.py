@@ -19,9 +19,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from featpipe.base.errors import DataError, NotFoundError, StorageError, UsageError
+from featpipe.base.locations import read
 from featpipe.datasets.draft import source_info
 from featpipe.sources import Record, Source, image_reader, open_source
-from featpipe.sources.digits import canonical_png
+from featpipe.sources.canonical_png import canonical_png
 
 Write = Callable[..., Path]
 
@@ -441,8 +442,7 @@ def test_digits_are_listed_and_read_without_files() -> None:
     assert (source.kind, source.root, len(source.records)) == ("digits", None, 1797)
     assert source.records[0] == Record("digits/0000.png", "0", None)
     assert {r.label for r in source.records} == set("0123456789")
-    assert source.read_record is not None
-    data = source.read_record("digits/1796.png")
+    data = read(source.locate("digits/1796.png"))
     assert image_reader(source.kind, str(source.root or ""))("digits/1796.png") == data
 
     from sklearn.datasets import load_digits

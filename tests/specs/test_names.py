@@ -17,13 +17,21 @@ from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
 from featpipe.specs.audit import AuditSpec, RelabelSpec
+from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
 from featpipe.specs.fields import Spec, default_of, options_of
-from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
+from featpipe.specs.head_params import HEAD_KINDS, HEAD_PARAMS, OwnNetworkParams
+from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
-from featpipe.specs.recipe import DATASET_KEYS, EXTRACT_KEYS, HEAD_KEYS, NOT_IN_RECIPES
+from featpipe.specs.recipe import (
+    DATASET_KEYS,
+    EVALUATE_KEYS,
+    EXTRACT_KEYS,
+    HEAD_KEYS,
+    NOT_IN_RECIPES,
+)
 from featpipe.specs.schema import recipe_schema
 
 ABOUT_THE_COMMAND = {"cache", "as_json", "quiet", "verbose", "help"}
@@ -46,6 +54,11 @@ def options_on_the_command_line(command: str) -> dict[str, Any]:
         ("evaluate", set(EvaluateSpec.option_names()), set()),
         ("predict", set(PredictSpec.option_names()), {"probabilities"}),
         ("compare", set(CompareSpec.option_names()), set()),
+        (
+            "run",
+            set(AllowCode.option_names()),
+            {"data", "out", "overwrite", "device", "check", "list_recipes", "schema"},
+        ),
         ("runs", set(RunsSpec.option_names()), set()),
         ("audit", set(AuditSpec.option_names()), set()),
         ("relabel", set(RelabelSpec.option_names()), set()),
@@ -80,6 +93,7 @@ def test_every_flag_has_the_fields_name_and_help_and_no_default_of_its_own(
 
 def test_recipe_keys_are_the_fields() -> None:
     own = set(NOT_IN_RECIPES)
+    assert set(EVALUATE_KEYS) == set(EvaluateSpec.option_names()) - own
     assert set(DATASET_KEYS) | set(EXTRACT_KEYS) == set(ExtractSpec.option_names()) - own
     assert set(HEAD_KEYS) | {"head"} == set(HeadSpec.option_names()) - own
 
@@ -87,10 +101,14 @@ def test_recipe_keys_are_the_fields() -> None:
 def test_the_schema_has_every_key_of_a_recipe() -> None:
     tables = recipe_schema()["properties"]
     assert set(tables["dataset"]["properties"]) == {"data", *DATASET_KEYS}
-    assert set(tables["extract"]["properties"]) == set(EXTRACT_KEYS)
+    one, several = tables["extract"]["oneOf"]
+    assert several["items"] == one and set(one["properties"]) == set(EXTRACT_KEYS)
     heads = tables["head"]["items"]["oneOf"]
-    assert [head["properties"]["kind"]["const"] for head in heads] == list(HEAD_KINDS)
-    for head, params in zip(heads, HEAD_PARAMS.values(), strict=True):
+    kinds = [head["properties"]["kind"] for head in heads]
+    assert [kind["const"] for kind in kinds[:-1]] == list(HEAD_KINDS)
+    assert kinds[-1] == {"type": "string", "pattern": ":"}, "a network of the user's own"
+    every = [*HEAD_PARAMS.values(), OwnNetworkParams]
+    for head, params in zip(heads, every, strict=True):
         assert set(head["properties"]) == {"kind", *HEAD_KEYS, *params.option_names()}
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import Run, json_of
+from support.heads import MAP_KINDS, space_for
 from support.library import evaluate, train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
 
 from featpipe.heads import new_head
 from featpipe.heads.base import softmax
-from featpipe.specs.heads import HEAD_KINDS
+from featpipe.specs.head_params import HEAD_KINDS
 from featpipe.stages.calibration import calibrate
 
 PARAMS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "mlp": {"learning_rate": 0.02, "epochs": 4, "hidden": 8},
     "logistic": {"C": 1.0},
     "knn": {"k": 3},
+    **{kind: {"epochs": 3} for kind in MAP_KINDS},
 }
 
 SPLITS = ("train", "val", "test")
@@ -34,11 +36,13 @@ SPLITS = ("train", "val", "test")
 def train(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     """Train on a data set of which some pictures have both labels, into ``tmp_path/NAME``."""
     both = {f"{split}/cat/{i}.png": f"{split}/dog/{i}.png" for split in SPLITS for i in (3, 7)}
-    stored_set(cache, in_splits(train=40, val=30, test=12), contents=both)
+    spaces = [space_for("linear"), space_for("lenet")]
+    stored_set(cache, in_splits(train=40, val=30, test=12), contents=both, spaces=spaces)
 
     def go(head: str, name: str, **options: Any) -> Any:
         out = tmp_path / name
         options = {"out": out, "params": PARAMS[head], "device": "cpu", "cache": cache, **options}
+        options.setdefault("space", space_for(head).id)
         return train_head("set", head=head, **options)
 
     return go
@@ -55,7 +59,7 @@ def test_the_same_head_answers_with_calibrated_probabilities(
     # Everything else is the same head; evaluate says the same numbers.
     first, second = load_head(plain.head).head, load_head(calibrated.head).head
     assert second.temperature_ == found["temperature"]
-    X = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)
+    X = np.random.default_rng(0).normal(size=(50, *space_for(kind).shape)).astype(np.float16)
     expected = softmax(np.log(first.predict_proba(X)) / second.temperature_)
     assert np.allclose(second.predict_proba(X), expected, rtol=1e-4, atol=1e-6)
     for result, scores in ((plain, found["before"]), (calibrated, found["after"])):
@@ -99,7 +103,7 @@ def test_without_mistakes_the_probabilities_stay_as_they_are(
 def test_the_command_says_what_it_changed(
     inside: Run, train: Callable[..., Any], cache: Path
 ) -> None:
-    common = ("train-head", "set", "--cache", cache, "--head", "knn")
+    common = ("train-head", "set", "--cache", cache, "--head", "knn", "--pool", "avg")
     done = inside(*common, "--calibrate")
     assert done.returncode == 0, done.stderr
     assert "  calibrated on validation: temperature " in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -89,8 +90,37 @@ def test_the_comparison_is_written_as_json_and_as_a_page(
     assert document == found
     page = Path(found["report"]).read_text("utf-8")
     assert all(str(folder) in page for folder in two)
-    assert page.count("<svg") == 2, "coverage and calibration; one C alone has no curve"
+    assert page.count("<svg") == 3, "accuracy by C, coverage, calibration; one C has no curve"
     assert f"{found['heads'][0]['accuracy']:.2%}" in page
+
+
+def test_heads_of_several_taps_are_drawn_in_the_order_of_the_network(
+    cache: Path, tmp_path: Path, head: Callable[..., Path]
+) -> None:
+    taps = ["block5_pool", "block1_pool", "block3_conv1"]
+    spaces = [small_space(backbone="vgg16", tap=tap) for tap in taps]
+    stored_set(cache, in_splits(train=20, val=5, test=30), spaces=spaces)
+    page = Path(compare([head(tap, tap=tap) for tap in taps], cache, tmp_path)["report"])
+    text = page.read_text("utf-8")
+    svg = text[text.index('<svg role="img" aria-label="accuracy by tap"') :].partition("</svg>")[0]
+    assert re.findall(r"<!-- (block\S+) -->", svg) == ["block1_pool", "block3_conv1", "block5_pool"]
+    assert text.count("<svg") == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [(0.25, 0.25), (0, None), (-1, None), ([1], None), (None, None)]
+)
+def test_the_seconds_of_an_epoch_are_told_where_a_head_says_them(
+    cache: Path, tmp_path: Path, two: list[Path], said: object, shown: float | None
+) -> None:
+    for number, folder in enumerate(two):
+        trained = load_head(folder)
+        trained.info["epoch_seconds"] = said
+        save_head(tmp_path / f"{number}", trained)
+    found = compare([tmp_path / "0", tmp_path / "1"], cache, tmp_path)
+    assert [row["seconds_per_epoch"] for row in found["heads"]] == [shown, shown]
+    page = Path(found["report"]).read_text("utf-8")
+    assert ("Seconds per epoch by C" in page) == (shown is not None)
 
 
 def test_heads_of_other_pictures_are_refused_without_on(
@@ -162,7 +192,8 @@ def test_heads_are_shown_with_what_was_asked_for_beyond_the_defaults(
     assert by_name["good"]["params"]["C"] == 0.1
     assert by_name["good"]["features"] == small_space().words
     page = Path(found["report"]).read_text("utf-8")
-    assert "logistic C=0.1" in page and "logistic C=1e-09" in page
+    assert "logistic, C 0.1" in page and "logistic, C 1e-09" in page
+    assert small_space().words in page
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import Run, json_of
+from support.heads import MAP_KINDS, space_for
 from support.library import evaluate, train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
@@ -18,7 +19,8 @@ from featpipe.base.errors import UsageError
 from featpipe.datasets.dataset import Dataset
 from featpipe.heads.logistic import LogisticHead
 from featpipe.heads.spread import spread_of
-from featpipe.specs.heads import HEAD_KINDS, HeadSpec
+from featpipe.specs.head_params import HEAD_KINDS
+from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.store.feature_store import FeatureStore
 
@@ -27,12 +29,14 @@ QUICK: dict[str, dict[str, Any]] = {
     "mlp": {"learning_rate": 0.02, "epochs": 5, "hidden": 8},
     "logistic": {"C": 0.1},
     "knn": {},
+    **{kind: {"epochs": 3} for kind in MAP_KINDS},
 }
 
 
 @pytest.fixture
 def dataset(cache: Path) -> Dataset:
-    return stored_set(cache, in_splits(train=12, val=8, test=3))
+    spaces = [space_for("linear"), space_for("lenet")]
+    return stored_set(cache, in_splits(train=12, val=8, test=3), spaces=spaces)
 
 
 @pytest.fixture
@@ -41,6 +45,7 @@ def train(cache: Path, tmp_path: Path, dataset: Dataset) -> Callable[..., Any]:
 
     def go(head: str = "logistic", **options: Any) -> Any:
         options = {"out": tmp_path / "run", "overwrite": True, "device": "cpu", **options}
+        options.setdefault("space", space_for(head).id)
         return train_head("set", cache=cache, head=head, params=QUICK[head], **options)
 
     return go

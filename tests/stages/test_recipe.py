@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.command import Run, json_of
 from support.heads import known
+from support.recipes import GOOD, changed, refusal, toml, toml_value, write
 
 from featpipe.base.errors import NotFoundError, StorageError, UsageError
 from featpipe.engine.plan import plan_features
@@ -24,69 +24,21 @@ from featpipe.stages.recipe import run_recipe
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
-GOOD: dict[str, Any] = {
-    "dataset": {"name": "colours", "data": "photos"},
-    "extract": {
-        "weights": "random:0",
-        "tap": "block1_pool",
-        "size": 16,
-        "resize": "squash",
-        "precision": "fp32",
-        "device": "cpu",
-    },
-    "head": [
-        {"kind": "linear", "epochs": 20, "device": "cpu"},
-        {"kind": "logistic", "C": 0.01, "seed": 3},
-    ],
-}
+
+SHIPPED = [pytest.param(path, id=path.name) for path in sorted(PIPELINES.glob("*.toml"))]
+NAMES = "batch_size cats_dogs mnist quickstart scratch_vs_cached taps".split()
 
 
-def toml_value(value: Any) -> str:
-    """A value in TOML's spelling, tables inline."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)  # TOML, unlike JSON, has inf and nan
-    return json.dumps(value)
-
-
-def toml(document: dict[str, Any]) -> str:
-    return "".join(f"{json.dumps(name)} = {toml_value(v)}\n" for name, v in document.items())
-
-
-def changed(**changes: Any) -> dict[str, Any]:
-    """The good recipe with other tables; a table of None is left out."""
-    return {name: table for name, table in {**GOOD, **changes}.items() if table is not None}
-
-
-def write(folder: Path, document: dict[str, Any] | str | bytes) -> Path:
-    path = folder / "recipe.toml"
-    text = toml(document) if isinstance(document, dict) else document
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def refusal(folder: Path, document: dict[str, Any] | str | bytes) -> str:
-    """What is said against a recipe, less the name of the file it begins with."""
-    path = write(folder, document)
-    with pytest.raises(UsageError) as caught:
-        load_recipe(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{path}: ")
-
-
-@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED)
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.heads
-    plan_features(recipe.extract, Path("cache"))
+    for extract in recipe.extracts:
+        plan_features(extract, Path("cache"))
 
 
 def test_there_are_shipped_recipes() -> None:
-    assert {"quickstart.toml", "cats_dogs.toml"} <= {path.name for path in PIPELINES.glob("*.toml")}
+    assert {path.stem for path in PIPELINES.glob("*.toml")} == set(NAMES)
 
 
 def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
@@ -94,7 +46,7 @@ def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
     dataset = GOOD["dataset"]
     assert recipe.data == os.path.normpath(tmp_path / dataset["data"])
     named = {name: value for name, value in dataset.items() if name != "data"}
-    assert recipe.extract == ExtractSpec.from_options({**named, **GOOD["extract"]})
+    assert recipe.extracts == (ExtractSpec.from_options({**named, **GOOD["extract"]}),)
     assert recipe.heads == (
         HeadSpec(head="linear", device="cpu", params={"epochs": 20}),
         HeadSpec(head="logistic", seed=3, params={"C": 0.01}),
@@ -105,7 +57,7 @@ def test_a_recipe_is_read_as_written(tmp_path: Path) -> None:
 def test_a_recipe_needs_no_extract_table(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, changed(extract=None)))
     named = {name: value for name, value in GOOD["dataset"].items() if name != "data"}
-    assert recipe.extract == ExtractSpec.from_options(named)
+    assert recipe.extracts == (ExtractSpec.from_options(named),)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +203,8 @@ def test_a_value_of_the_wrong_kind_is_refused(
 def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, kind: Any) -> None:
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
-        f"expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, found {kind!r}"
+        "expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, lenet, lenet3x3, "
+        f"mnist-cnn, simplecnn or package.module:factory, found {kind!r}"
     )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.heads import space_for
 from support.library import train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
 
-from featpipe.specs.heads import HEAD_KINDS
+from featpipe.specs.head_params import HEAD_KINDS
 
 UNEQUAL = [
     (f"{split}/{label}/{i}.png", label, split)
@@ -55,7 +56,7 @@ def test_a_head_no_better_than_the_larger_class_is_a_warning(
 def test_a_good_head_is_no_warning(
     kind: str, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stored_set(cache, in_splits(train=40, val=20))
+    stored_set(cache, in_splits(train=40, val=20), spaces=[space_for(kind)])
     params = {"learning_rate": 0.003} if kind in ("linear", "mlp") else {}
     with caplog.at_level(logging.WARNING, "featpipe"):
         result = train_head(

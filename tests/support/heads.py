@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from featpipe.specs.heads import params_of
+from featpipe.base.space import FeatureSpace
+from featpipe.specs.head_params import HEAD_KINDS, ModuleParams, params_of
+from support.samples import small_space
+
+MAP_KINDS = tuple(kind for kind in HEAD_KINDS if issubclass(params_of(kind), ModuleParams))
+"""Kinds of heads whose rows are maps."""
+ROW_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in MAP_KINDS)
+MAP_SHAPE = (2, 16, 16)
+
+
+def space_for(kind: str) -> FeatureSpace:
+    """A feature space that a kind of head can be trained on."""
+    return small_space(pooling="none", shape=MAP_SHAPE) if kind in MAP_KINDS else small_space()
+
+
+class SideBySide:
+    """Rows in memory of several taps side by side, which say how wide each tap is."""
+
+    def __init__(self, *parts: np.ndarray) -> None:
+        flat = [part.reshape(len(part), -1) for part in parts]
+        self.widths = tuple(part.shape[1] for part in flat)
+        self.values = np.concatenate(flat, axis=1)
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.values[index]
 
 
 def toy(
@@ -18,11 +48,37 @@ def toy(
     return X.reshape(n, *shape).astype(dtype), y
 
 
-def overlapping(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two clouds that cannot be told apart without mistakes."""
+def overlapping(n: int, seed: int, kind: str = "linear") -> tuple[np.ndarray, np.ndarray]:
+    """Two clouds that cannot be told apart without mistakes; maps for heads that need them."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
+    if kind in MAP_KINDS:
+        X = rng.normal(size=(n, *MAP_SHAPE))
+        X[:, :, :8] += 0.05 * y[:, None, None, None]
+        return X.astype(np.float32), y
     return (rng.normal(size=(n, 8)) + 0.4 * y[:, None]).astype(np.float32), y
+
+
+def banded(
+    n: int, classes: int = 2, shape: tuple[int, int, int] = MAP_SHAPE, *, seed: int = 0, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy maps of 0 to 255 with a bright band of lines, higher or lower by class."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    X = rng.uniform(0, 120, (n, *shape))
+    lines = shape[1] // classes
+    for i, label in enumerate(y):
+        X[i, :, label * lines : (label + 1) * lines] += 100
+    return X.astype(dtype), y
+
+
+def separable(
+    kind: str, n: int, classes: int = 2, *, seed: int = 0, dtype: str = "f4"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A toy problem that a kind of head can learn."""
+    if kind in MAP_KINDS:
+        return banded(n, classes, seed=seed, dtype=dtype)
+    return toy(n, classes, seed=seed, dtype=dtype)
 
 
 def known(kind: str) -> str:

@@ -47,7 +47,7 @@ def trained_head(classes: list[str], **changes: Any) -> TrainedHead:
     head.classes_ = np.array(classes)
     fields: dict[str, Any] = {
         "head": head,
-        "space": small_space(),
+        "spaces": (small_space(),),
         "weights_name": "random:0",
         "dataset": {"name": "pets", "sha256": "ab" * 32, "val": "given"},
         "history": history(),

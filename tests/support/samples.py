@@ -84,7 +84,11 @@ def stored_set(
         for k, i in enumerate(first):
             noise = np.random.default_rng(list(unique[k])).normal(size=space.shape)
             rows[k] = noise
-            rows[k].reshape(-1)[label[i] % rows[k].size] += 6.0
+            if len(space.shape) == 3:
+                # A band of lines, which a network can learn as well.
+                rows[k][:, label[i] % 2 * space.shape[1] // 2 :][:, : space.shape[1] // 2] += 2.0
+            else:
+                rows[k].reshape(-1)[label[i] % rows[k].size] += 6.0
         store = FeatureStore(cache, space)
         store.prepare()
         store.append(unique, rows, {})

@@ -28,7 +28,7 @@ from featpipe.backbones.vgg import CAFFE_BGR, CAFFE_RGB, FAMILY, FEATURES, IMAGE
 from featpipe.base.errors import DamageError, FeatpipeError, UsageError, WeightsError
 from featpipe.stages.maintain import repair, verify
 from featpipe.weights import open_weights, providers, readers, resolve
-from featpipe.weights.tensors import checked_tensors
+from featpipe.weights.tensors import find_tensors
 
 VGG16 = FAMILY["vgg16"]
 PINNED = vgg._VGG16_V1_DIGESTS
@@ -52,7 +52,7 @@ Tensors = dict[str, np.ndarray]
 
 def tap(count: int, backbone: Vgg = TOY) -> str:
     """The tap right behind the first ``count`` convolutions."""
-    return next(t.name for t in backbone.taps.values() if t.convolutions == count)
+    return next(t.name for t in backbone.conv_taps.values() if t.convolutions == count)
 
 
 def digest_of(tensors: Tensors, backbone: Vgg, count: int) -> str:
@@ -63,7 +63,7 @@ def digest_of(tensors: Tensors, backbone: Vgg, count: int) -> str:
 def toy(monkeypatch: pytest.MonkeyPatch) -> Tensors:
     """Tensors that stand for the toy's published weights: their digests are pinned."""
     tensors = random_tensors(TOY, 1, 6)
-    pinned = {t.name: digest_of(tensors, TOY, t.convolutions) for t in TOY.taps.values()}
+    pinned = {t.name: digest_of(tensors, TOY, t.convolutions) for t in TOY.conv_taps.values()}
     monkeypatch.setattr(sys.modules[__name__], "TOY_PINS", pinned)
     return tensors
 
@@ -102,7 +102,7 @@ def write_torch(path: Path, tensors: Tensors, wrap: bool = False) -> Path:
 
 
 def write_keras(path: Path, tensors: Tensors, backbone: Vgg, root: str = "") -> Path:
-    arrays = iter([tensors[name] for name in backbone.tensor_shapes])
+    arrays = iter([tensors[name] for name in backbone.tensor_shapes if name in tensors])
     with h5py.File(path, "w") as file:
         top = file.create_group(root) if root else file
         for block, count in enumerate(backbone.blocks, 1):
@@ -136,7 +136,7 @@ WRITERS: dict[str, Callable[[Path, Tensors], Path]] = {
 def test_every_file_format_gives_the_pinned_digest(name: str, toy: Tensors, tmp_path: Path) -> None:
     path = WRITERS[name](tmp_path / name, toy)
     weights = open_weights(str(path), TOY, tmp_path)
-    assert {name: weights.digest(name) for name in TOY.taps} == TOY_PINS
+    assert {name: weights.digest(name) for name in TOY.conv_taps} == TOY_PINS
     # Equal tensors are the named weights, so they take the named weights' input.
     assert weights.input == IMAGENET
 
@@ -265,7 +265,16 @@ def test_keras_layers_missing_in_the_middle_are_not_closed_up(tmp_path: Path) ->
 )
 def test_other_networks_weights_are_refused(tensors: Tensors, found: str) -> None:
     with pytest.raises(WeightsError, match=found):
-        checked_tensors(tensors, TOY, "here")
+        find_tensors(tensors, TOY, "here")
+
+
+def test_a_classifier_for_other_classes_does_not_matter_to_earlier_taps(tmp_path: Path) -> None:
+    last = {"classifier.6.weight": np.zeros((2, 4096), np.float32)}
+    path = write_safetensors(tmp_path / "tuned.safetensors", random_tensors(VGG16, 0, 1) | last)
+    weights = open_weights(str(path), VGG16, tmp_path)
+    assert weights.digest("block1_conv1")
+    with pytest.raises(WeightsError, match=r"without features\.2\.weight; choose an earlier --tap"):
+        weights.tensors(["classifier.6"])
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.pt", "w.h5"])
@@ -336,8 +345,8 @@ def test_the_archives_arrays_become_torchvisions_tensors(tmp_path: Path) -> None
     }
     digest = archive_of(checkpoint(layers), tmp_path / "a.tar.gz")
     found = read_archive(tmp_path / "a.tar.gz", digest)
-    assert list(found) == list(VGG16.tensor_shapes)
-    convolutions = [name for name in VGG16.tensor_shapes if name.endswith("weight")]
+    assert list(found) == list(VGG16.tensor_shapes)[:26]
+    convolutions = [name for name in found if name.endswith("weight")]
     for number, name in enumerate(convolutions):
         kernel = layers[f"Conv_{number}"]["kernel"]
         assert found[name].shape == (4, 2, 3, 3)

@@ -150,3 +150,43 @@ def heads(
                 progress=console.progress,
             ),
         )
+
+
+@app.command("networks")
+def networks(
+    kind: Annotated[str, typer.Option(help="lenet, lenet3x3, mnist-cnn, simplecnn.")] = "lenet",
+    rows: Annotated[int, typer.Option(min=50, help="Pictures of an epoch.")] = 60_000,
+    side: Annotated[int, typer.Option(min=8, help="Height and width, pixels.")] = 28,
+    channels: Annotated[int, typer.Option(min=1, help="Channels.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd or rmsprop.")] = "adamw",
+    rounds: Rounds = 3,
+    quick: Quick = False,
+    device: Device = EngineOptions.device,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """An epoch of a small network on pixels, beside a bare PyTorch loop.
+
+    Example: featpipe bench networks --batch-size 1024
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.bench.networks import bench_networks
+
+        _report(
+            console,
+            None,
+            lambda _: bench_networks(
+                kind=kind,
+                rows=2_000 if quick else rows,
+                side=side,
+                channels=channels,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                rounds=1 if quick else rounds,
+                device=device,
+                progress=console.progress,
+            ),
+        )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import (
     AsJson,
@@ -35,6 +36,7 @@ def compare(
     on: Annotated[str | None, flag_of(CompareSpec, "on")] = None,
     split: Annotated[str | None, flag_of(CompareSpec, "split")] = None,
     out: Annotated[Path | None, flag_of(CompareSpec, "out")] = None,
+    allow_code: Annotated[list[str] | None, flag_of(CompareSpec, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -50,5 +52,6 @@ def compare(
         from featpipe.stages.compare import compare as compare_heads
 
         spec = CompareSpec.from_options(given(context, CompareSpec))
-        done = compare_heads(heads, spec, cache=cache_root(cache))
+        with permitted(spec.allow_code):
+            done = compare_heads(heads, spec, cache=cache_root(cache))
         console.result(done.as_json(), of_comparison(done.document))

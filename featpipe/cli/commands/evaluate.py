@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import (
     AsJson,
@@ -29,6 +30,7 @@ def evaluate(
     head: HeadFolder,
     on: Annotated[str | None, flag_of(EvaluateSpec, "on")] = None,
     split: Annotated[str | None, flag_of(EvaluateSpec, "split")] = None,
+    allow_code: Annotated[list[str] | None, flag_of(EvaluateSpec, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -47,5 +49,6 @@ def evaluate(
         from featpipe.stages.evaluate import evaluate as score
 
         spec = EvaluateSpec.from_options(given(context, EvaluateSpec))
-        done = score(head, spec, cache=cache_root(cache))
+        with permitted(spec.allow_code):
+            done = score(head, spec, cache=cache_root(cache))
         console.result(done.as_json(), formatting.of_evaluation(done))

@@ -30,7 +30,7 @@ def extract(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Image folder, .csv/.tsv/.jsonl list, or sklearn:digits.",
+            help="Image folder, folder of idx files, .csv/.tsv/.jsonl list, or sklearn:digits.",
             show_default=False,
         ),
     ],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
 from featpipe.cli.options import (
     Cache,
@@ -39,6 +40,7 @@ def predict(
     batch_size: Annotated[str | None, flag_of(PredictSpec, "batch_size")] = None,
     workers: Annotated[str | None, flag_of(PredictSpec, "workers")] = None,
     max_pixels: Annotated[int | None, flag_of(PredictSpec, "max_pixels")] = None,
+    allow_code: Annotated[list[str] | None, flag_of(PredictSpec, "allow_code")] = None,
     cache: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
     quiet: Quiet = False,
@@ -56,8 +58,12 @@ def predict(
         from featpipe.stages.predict import predict as classify
 
         spec = PredictSpec.from_options(given(context, PredictSpec))
-        answers = classify(head, paths, spec, cache=cache_root(cache), progress=console.progress)
         write = formatting.write_json_lines if as_json else formatting.write_csv
-        if unreadable := write(answers, sys.stdout, all_classes=probabilities):
+        with permitted(spec.allow_code):
+            answers = classify(
+                head, paths, spec, cache=cache_root(cache), progress=console.progress
+            )
+            unreadable = write(answers, sys.stdout, all_classes=probabilities)
+        if unreadable:
             console.warn(f"{unreadable} files could not be read; their lines say why")
             raise typer.Exit(EXIT_QUARANTINED)

@@ -8,14 +8,26 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import EXIT_QUARANTINED, Console, reporting_errors
-from featpipe.cli.options import AsJson, Cache, Quiet, Verbose, cache_root, command_app
+from featpipe.cli.options import (
+    AsJson,
+    Cache,
+    Quiet,
+    Verbose,
+    cache_root,
+    command_app,
+    flag_of,
+    given,
+)
+from featpipe.specs.code import AllowCode
 
 app = command_app()
 
 
 @app.command()
 def run(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(
@@ -41,6 +53,7 @@ def run(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
     ] = False,
+    allow_code: Annotated[list[str] | None, flag_of(AllowCode, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -52,6 +65,7 @@ def run(
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
+        from featpipe.cli.tables import aligned
         from featpipe.specs.schema import recipe_schema
         from featpipe.specs.shipped_recipes import shipped_recipes, summary
 
@@ -62,14 +76,16 @@ def run(
                 {"recipe": name, "path": str(path), "summary": summary(path)}
                 for name, path in shipped_recipes().items()
             ]
-            lines = [f"{row['recipe']:<12} {row['summary']}" for row in recipes]
+            lines = aligned([[row["recipe"], row["summary"]] for row in recipes], left=2)
             console.result({"recipes": recipes}, "\n".join(lines) or "none")
         elif recipe is None:
             raise typer.BadParameter("expected RECIPE, --list or --schema, found none of them")
         elif check:
             _check(console, recipe, data)
         else:
-            _run(console, recipe, data, out, device, overwrite, cache)
+            code = AllowCode.from_options(given(context, AllowCode))
+            with permitted(code.allow_code):
+                _run(console, recipe, data, out, device, overwrite, cache)
 
 
 def _check(console: Console, recipe: str, data: str | None) -> None:
@@ -107,5 +123,5 @@ def _run(
         progress=console.progress,
     )
     console.result(done.as_json(), formatting.of_recipe(done))
-    if done.extract.quarantined:
+    if any(extracted.quarantined for extracted in done.extracts):
         raise typer.Exit(EXIT_QUARANTINED)

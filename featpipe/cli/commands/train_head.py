@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featpipe.base.own_code import permitted
 from featpipe.cli.console import Console, reporting_errors
 from featpipe.cli.options import (
     AsJson,
@@ -19,7 +20,8 @@ from featpipe.cli.options import (
     given,
     hyper_parameter,
 )
-from featpipe.specs.heads import HEAD_PARAMS, HeadSpec
+from featpipe.specs.head_params import HEAD_PARAMS
+from featpipe.specs.heads import HeadSpec
 
 app = command_app()
 
@@ -34,6 +36,9 @@ def train_head(
     batch_size: Annotated[int | None, hyper_parameter("batch_size")] = None,
     epochs: Annotated[int | None, hyper_parameter("epochs")] = None,
     patience: Annotated[int | None, hyper_parameter("patience")] = None,
+    optimizer: Annotated[str | None, hyper_parameter("optimizer")] = None,
+    momentum: Annotated[float | None, hyper_parameter("momentum")] = None,
+    init: Annotated[str | None, hyper_parameter("init")] = None,
     hidden: Annotated[int | None, hyper_parameter("hidden")] = None,
     dropout: Annotated[float | None, hyper_parameter("dropout")] = None,
     C: Annotated[float | None, hyper_parameter("C")] = None,
@@ -53,7 +58,7 @@ def train_head(
     out: Annotated[Path | None, flag_of(HeadSpec, "out")] = None,
     overwrite: Annotated[bool, flag_of(HeadSpec, "overwrite")] = False,
     device: Annotated[str | None, flag_of(HeadSpec, "device")] = None,
-    tap: Annotated[str | None, flag_of(HeadSpec, "tap")] = None,
+    tap: Annotated[list[str] | None, flag_of(HeadSpec, "tap", metavar="TAP")] = None,
     pool: Annotated[str | None, flag_of(HeadSpec, "pool")] = None,
     backbone: Annotated[str | None, flag_of(HeadSpec, "backbone")] = None,
     weights: Annotated[str | None, flag_of(HeadSpec, "weights")] = None,
@@ -65,6 +70,7 @@ def train_head(
     dtype: Annotated[str | None, flag_of(HeadSpec, "dtype")] = None,
     view: Annotated[int | None, flag_of(HeadSpec, "view")] = None,
     space: Annotated[str | None, flag_of(HeadSpec, "space")] = None,
+    allow_code: Annotated[list[str] | None, flag_of(HeadSpec, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -85,5 +91,6 @@ def train_head(
         for params in HEAD_PARAMS.values():
             options |= given(context, params)
         spec = HeadSpec.from_options(options)
-        done = train(name, spec, cache=cache_root(cache), progress=console.progress)
+        with permitted(spec.own_code):
+            done = train(name, spec, cache=cache_root(cache), progress=console.progress)
         console.result(done.as_json(), formatting.of_training(done))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from featpipe.base.hardware import free_memory
-from featpipe.heads.base import mean_and_scale_of
+from featpipe.heads.base import columns_of, mean_and_scale_of, side_by_side, widths_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Rows (b, d) float32 and their classes (b,) int64, on the device."""
@@ -53,6 +53,8 @@ class FeatureRowSet(ABC):
         The rows as stored; an array in memory if they are held there.
     y : Tensor of int64, shape (n,)
         Class indices, on the device.
+    widths : tuple of int
+        Features that come from each tap; they sum to d.
     """
 
     X: Any
@@ -61,9 +63,11 @@ class FeatureRowSet(ABC):
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.device = X, device
         self.y = torch.from_numpy(y).to(device)
-        self.width = int(np.prod(X.shape[1:]))
+        self.widths = widths_of(X)
+        self.width = sum(self.widths)
         self.dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
         self._mean = torch.zeros(self.width, device=device)
+        self._scale: torch.Tensor | None = None
         self._centred = torch.empty(0, self.width, device=device)
 
     def __len__(self) -> int:
@@ -73,19 +77,42 @@ class FeatureRowSet(ABC):
         """Subtract ``mean`` (d,) from the rows of all later batches."""
         self._mean = torch.from_numpy(mean).to(self.device)
 
-    def mean_and_scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def divide_by(self, scale: NDArray[np.float32]) -> None:
+        """Divide the centred rows of all later batches by ``scale`` (d,)."""
+        self._scale = torch.from_numpy(scale).to(self.device)
+
+    def mean_and_scale(
+        self, groups: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """:func:`featpipe.heads.base.mean_and_scale` of the stored rows.
+
+        With ``groups``, features that follow each other have a mean in common: (groups,), such as
+        the pixels of a channel.
 
         PyTorch, because it converts float16 to float64 several times faster than NumPy.
         """
-        total, squares = torch.zeros(self.width, dtype=torch.float64), 0.0
+        total = torch.zeros(self.width, dtype=torch.float64)
+        taps = columns_of(self.widths)
+        squares = [0.0] * len(taps)
         step = max(1, _PIECE_BYTES // (8 * max(1, self.width)))
         buffer = torch.empty(min(step, len(self)), self.width, dtype=torch.float64)
         for _, rows in self._stored(step):
             wide = buffer[: len(rows)].copy_(rows)
             total += wide.sum(dim=0)
-            squares += float(wide.view(-1) @ wide.view(-1))
-        return mean_and_scale_of(total.numpy(), squares, len(self))
+            for i, columns in enumerate(taps):
+                flat = wide[:, columns].reshape(-1)
+                squares[i] += float(flat @ flat)
+        sums = total.numpy()
+        if groups is not None:
+            each = self.width // groups
+            sums = sums.reshape(groups, each).sum(axis=1)
+            return mean_and_scale_of(sums, sum(squares), len(self) * each)
+        return side_by_side(
+            [
+                mean_and_scale_of(sums[columns], of_tap, len(self))
+                for columns, of_tap in zip(taps, squares, strict=True)
+            ]
+        )
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
@@ -104,7 +131,8 @@ class FeatureRowSet(ABC):
         # One buffer for all batches: allocating this much memory costs more than the arithmetic.
         if len(self._centred) < len(rows):
             self._centred = torch.empty(len(rows), self.width, device=self.device)
-        return self._centred[: len(rows)].copy_(rows).sub_(self._mean)
+        centred = self._centred[: len(rows)].copy_(rows).sub_(self._mean)
+        return centred if self._scale is None else centred.div_(self._scale)
 
 
 class HeldRows(FeatureRowSet):

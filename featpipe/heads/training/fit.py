@@ -1,11 +1,11 @@
-"""Fits linear and MLP heads: holds or streams the rows, divides the heads into groups that fit into
-memory, and runs the epoch loop over each.
+"""Fits heads that learn in epochs: holds or streams the rows, divides the heads into groups that
+fit into memory, or takes networks one by one, and runs the epoch loop over each.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from featpipe.base.errors import DataError
 from featpipe.base.hardware import free_memory
 from featpipe.heads.base import Head, History, Tick, class_weights
+from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
 from featpipe.heads.training.loop import EpochLoop, OnEpoch, Schedule, TrainedState
 from featpipe.heads.training.mlp_group import MLPGroup
+from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
+from featpipe.heads.training.trainer import Trainer
 
 GROUP_MEMORY_SHARE = 0.25
 """Of the memory that is free, what a group may take; a larger one is trained in parts."""
@@ -31,6 +34,9 @@ _COPIES = 6
 """Copies of every learned number in memory: the number, its gradient, AdamW's two moments, the best
 epoch's, and one while heads are dropped."""
 _GROUPS: dict[str, type[HeadGroup]] = {"linear": LinearGroup, "mlp": MLPGroup}
+
+Leaders = Callable[[Mapping[int, TrainedState]], Collection[int]]
+"""Names those of the heads trained so far, by their numbers, whose layers may still be wanted."""
 
 
 def train(
@@ -79,46 +85,86 @@ def train_all(
     seed: int,
     device: str,
     on_epoch: OnEpoch,
-    only_best: bool = False,
+    leaders: Leaders | None = None,
 ) -> list[TrainedState]:
-    """Train heads that differ in seed, learning rate, weight decay, dropout or width.
+    """Train heads of one kind that differ in their seeds and hyper-parameters.
 
-    All of them see the same batches in the same order, drawn from ``seed``; a head's own seed
-    decides its initial weights and its dropout. This sets the heads' ``mean_`` and ``scale_``;
-    the caller sets their layers, which it finds in the result. With ``only_best`` the result has
-    the layers of the best head alone, because those of all heads may not fit into memory.
+    Heads that are trained together see the same batches in the same order, drawn from ``seed``,
+    and differ in learning rate, weight decay, dropout or width; a head's own seed decides its
+    initial weights and its dropout. Module heads are trained one after another, and may differ in
+    every hyper-parameter; each draws its batches from its own seed. This sets the heads' ``mean_``
+    and ``scale_``; the caller sets their layers, which it finds in the result. The layers of all
+    heads may not fit into memory: with ``leaders`` the result has the layers of those alone that
+    it names among the heads that are done.
     """
+    maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
     rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
-    mean, scale = rows.mean_and_scale()
+    mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
     for head in heads:
         head.mean_, head.scale_ = mean, scale
+        if isinstance(head, ModuleHead):
+            head.row_shape_ = maps[0]
+    # One scale divides products, which have fewer numbers than rows; scales by tap divide rows.
+    is_common = len(scale) == 1
     for part in (rows, val_rows):
-        part.centre_on(mean)
-    options: Any = heads[0]
-    weights = class_weights(y, len(heads[0].classes_), options.class_weight)
+        part.centre_on(np.repeat(mean, rows.width // max(1, len(mean))))
+        if not is_common:
+            part.divide_by(scale)
+    divisor = float(scale[0]) if is_common else 1.0
+    weights = class_weights(y, len(heads[0].classes_), heads[0].params["class_weight"])
     ends: dict[int, TrainedState] = {}
     for numbers in _parts(heads, rows, device):
-        group = _GROUPS[heads[0].kind](
-            [heads[i] for i in numbers],
-            [seeds[i] for i in numbers],
-            width=rows.width,
-            classes=len(heads[0].classes_),
-            scale=float(scale[0]),
-            class_weights=weights,
-            log_prior=log_prior(y, weights),
-            device=device,
-        )
-        first: Any = heads[numbers[0]]
-        schedule = Schedule(first.batch_size, first.epochs, first.patience)
-        order = np.random.default_rng(seed)
-        loop = EpochLoop(group, schedule, rows, val_rows, order, on_epoch)
-        with torch.inference_mode(), _threads_for(group, schedule):
-            ends.update(zip(numbers, loop.run(only_best=only_best), strict=True))
-        if only_best:
-            best = min(ends, key=lambda i: (ends[i].lowest, i))
-            for i, end in ends.items():
-                end.layers = end.layers if i == best else {}
+        these, own = [heads[i] for i in numbers], [seeds[i] for i in numbers]
+        order = np.random.default_rng(own[0] if maps else seed)
+        with _trainer(these, own, rows, y, divisor, weights, device) as trainer:
+            loop = EpochLoop(trainer, _schedule(these[0]), rows, val_rows, order, on_epoch)
+            found = loop.run(only_best=leaders is not None)
+        ends.update(zip(numbers, found, strict=True))
+        kept = ends if leaders is None else leaders(ends)
+        for i, end in ends.items():
+            end.layers = end.layers if i in kept else {}
     return [ends[i] for i in range(len(heads))]
+
+
+def lowest(ends: Mapping[int, TrainedState]) -> set[int]:
+    """The :data:`Leaders` of a choice by loss alone: the head of the lowest."""
+    return {min(ends, key=lambda i: (ends[i].lowest, i))}
+
+
+def _schedule(head: Any) -> Schedule:
+    return Schedule(head.batch_size, head.epochs, head.patience)
+
+
+@contextlib.contextmanager
+def _trainer(
+    heads: Sequence[Head],
+    seeds: Sequence[int],
+    rows: FeatureRowSet,
+    y: NDArray[np.int64],
+    scale: float,
+    weights: NDArray[np.float64],
+    device: str,
+) -> Iterator[Trainer]:
+    """What computes these heads in training, and the state of PyTorch that it needs."""
+    head = heads[0]
+    if isinstance(head, ModuleHead):
+        with torch.no_grad(), random_numbers(seeds[0], device):
+            trainer = ModuleTrainer(head, scale=scale, class_weights=weights, device=device)
+            with trainer.threads():
+                yield trainer
+        return
+    group = _GROUPS[head.kind](
+        heads,
+        seeds,
+        width=rows.width,
+        classes=len(head.classes_),
+        scale=scale,
+        class_weights=weights,
+        log_prior=log_prior(y, weights),
+        device=device,
+    )
+    with torch.inference_mode(), _threads_for(group, _schedule(head)):
+        yield group
 
 
 def log_prior(y: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -146,6 +192,8 @@ def _threads_for(group: HeadGroup, schedule: Schedule) -> Iterator[None]:
 
 def _parts(heads: Sequence[Head], rows: FeatureRowSet, device: str) -> list[list[int]]:
     """Numbers of heads that are trained together: of one shape, and not too many for memory."""
+    if not heads[0].trains_together:
+        return [[i] for i in range(len(heads))]
     kind = _GROUPS[heads[0].kind]
     shapes: dict[tuple[Any, ...], list[int]] = {}
     for i, head in enumerate(heads):

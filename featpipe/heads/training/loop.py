@@ -5,6 +5,7 @@ It knows heads only as a :class:`featpipe.heads.training.trainer.Trainer`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -131,14 +132,20 @@ class EpochLoop:
         """Train on every batch; training loss and accuracy, then validation's, of each head."""
         batch_size, n = self.schedule.batch_size, len(self.rows)
         passes = -(-MIN_STEPS // -(-n // batch_size))
+        started = time.perf_counter()
         learned = [
             self.trainer.learn(*batch)
             for _ in range(passes)
             for batch in self.rows.shuffled(self.order, batch_size)
         ]
+        # Reading the sums waits for the device, so that the time is the training's alone.
+        means = self._means(learned, self.rows, passes)
+        seconds = time.perf_counter() - started
+        for k in self.running:
+            self.histories[k].epoch_seconds.append(seconds)
         step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.rows.width))))
         scored = [self.trainer.score(*batch) for batch in self.val_rows.in_order(step)]
-        return [*self._means(learned, self.rows, passes), *self._means(scored, self.val_rows, 1)]
+        return [*means, *self._means(scored, self.val_rows, 1)]
 
     def _means(
         self, sums: list[tuple[torch.Tensor, torch.Tensor]], rows: FeatureRowSet, passes: int

@@ -1,0 +1,203 @@
+"""Module heads: torch modules on maps, trained by autograd, from scratch."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.base.errors import DamageError, OwnCodeError, UsageError
+from featpipe.heads.gradient_head import GradientHead
+from featpipe.specs.head_params import ModuleParams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of a row."""
+
+PREFIX = "module."
+"""Begins the names of a module's tensors, which could otherwise be those of other tensors."""
+_BLOCK_BYTES = 16 * 2**20
+_LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3}
+_MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
+
+
+class ModuleHead(ModuleParams, GradientHead):
+    """A torch module on maps (channels, height, width).
+
+    ``mean_`` (channels,) and ``scale_`` (1,) are statistics of the training rows: a mean for each
+    channel and one scale. The module gets rows (n, channels, height, width) float32, standardised,
+    and answers with logits (n, classes). All tensors of its state are learned tensors, buffers
+    such as the statistics of batch normalisation included.
+    """
+
+    trains_together = False
+    sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (3e-4, 1e-3, 3e-3),
+        "batch_size": (32, 128),
+    }
+    smallest_side: ClassVar[int] = 1
+    """Height and width of the smallest maps that the network takes, pixels."""
+    builds_without_memory: ClassVar[bool] = True
+    """Whether all tensors of the module are in its state, so that it can be built without them."""
+    row_shape_: Shape
+    _module: nn.Module | None = None
+
+    @abstractmethod
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """A new module for rows of a shape, with initial weights from torch's random numbers."""
+
+    @classmethod
+    def sweep_axes(cls, given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """See :meth:`Head.sweep_axes`; sgd needs ten times the learning rate."""
+        axes = super().sweep_axes(given)
+        factor = _LEARNING_RATES[given.get("optimizer", cls.optimizer)] / _LEARNING_RATES["adamw"]
+        if "learning_rate" in axes:
+            axes["learning_rate"] = tuple(
+                float(f"{rate * factor:.6g}") for rate in axes["learning_rate"]
+            )
+        return axes
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as given, else the optimiser's own default."""
+        return self.learning_rate or _LEARNING_RATES[self.optimizer]
+
+    @property
+    def inertia(self) -> float:
+        """The momentum: as given, else the optimiser's own default."""
+        return _MOMENTA.get(self.optimizer, 0.0) if self.momentum is None else self.momentum
+
+    def map_shape(self, shape: tuple[int, ...]) -> Shape:
+        """The shape of rows as one of maps.
+
+        Raises
+        ------
+        UsageError
+            They are flat.
+        """
+        if len(shape) != 3:
+            raise UsageError(
+                f"expected maps (channels, height, width) for a '{self.kind}' head, found flat "
+                f"rows of {int(np.prod(shape))} numbers; extract with --backbone pixels, or with "
+                "--pool none, and name that space with --backbone or --pool"
+            )
+        return shape
+
+    def new_module(self, shape: Shape) -> nn.Module:
+        """:meth:`build` for the head's classes.
+
+        Raises
+        ------
+        UsageError
+            The rows are too small for the network.
+        """
+        _, height, width = shape
+        if min(height, width) < self.smallest_side:
+            raise UsageError(
+                f"expected maps of at least {self.smallest_side} x {self.smallest_side} for a "
+                f"'{self.kind}' head, found {height} x {width}; extract with a larger --size, or "
+                "train a smaller network"
+            )
+        return self.build(shape, len(self.classes_))
+
+    def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
+        """Rows (n, channels, height, width) or flat ones → (n, c, h, w) float32, standardised."""
+        maps = block.reshape(len(block), *self.row_shape_).astype(np.float32)
+        maps -= self.mean_[:, None, None]
+        maps /= self.scale_
+        return maps
+
+    def logits(self, Z: NDArray[np.float32]) -> np.ndarray:
+        """Standardised rows (n, c, h, w) float32 → (n, classes)."""
+        import torch
+
+        module = self._evaluating()
+        with torch.inference_mode():
+            parts = [
+                module(torch.from_numpy(part)).numpy()
+                for part in np.split(Z, range(self.block_rows, len(Z), self.block_rows))
+            ]
+        return np.concatenate(parts)
+
+    def running(self, what: str) -> AbstractContextManager[None]:
+        """Around code of the network, to say ``what`` it failed in where that is the user's own."""
+        return contextlib.nullcontext()
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that the module is given at once where it does not learn."""
+        width = int(np.prod(self.row_shape_))
+        return max(16, min(1024, _BLOCK_BYTES // (4 * max(1, width))))
+
+    def _evaluating(self) -> nn.Module:
+        """The module with its learned tensors, made when it is first needed."""
+        if self._module is None:
+            self._module = self._with_layers()
+        return self._module
+
+    def _with_layers(self) -> nn.Module:
+        import torch
+
+        # Without memory of its own: a damaged file could ask for any size.
+        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
+        with place, torch.random.fork_rng(devices=[]):
+            module = self.new_module(self.row_shape_)
+        expected = module.state_dict()
+        state = {}
+        for name, tensor in expected.items():
+            found = self.layers_[PREFIX + name]
+            if found.shape != tuple(tensor.shape):
+                raise ValueError(
+                    f"{PREFIX + name} of {tuple(tensor.shape)}, found one of {found.shape}"
+                )
+            state[name] = torch.from_numpy(np.array(found))
+        if len(self.layers_) > len(expected):
+            raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
+        module.load_state_dict(state, assign=True)
+        return module.eval()
+
+    def layers(self) -> dict[str, np.ndarray]:
+        """The module's state: parameters and buffers, their names behind ``module.``."""
+        return self.layers_
+
+    def set_layers(self, layers: dict[str, np.ndarray]) -> None:
+        """See :meth:`Head.set_layers`."""
+        self.layers_, self._module = layers, None
+
+    def _shape_of_logits(
+        self, layers: dict[str, np.ndarray], row_shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Set the layers, build the module, and see what one row comes to."""
+        if len(row_shape) != 3 or self.mean_.shape != tuple(row_shape[:1]):
+            raise DamageError(
+                f"it takes maps of {self.mean_.size} channels, its space has {tuple(row_shape)}"
+            )
+        self.row_shape_ = (row_shape[0], row_shape[1], row_shape[2])
+        try:
+            self.set_layers(layers)
+            return tuple(self.logits(np.zeros((1, *row_shape), np.float32)).shape)
+        except UsageError as error:
+            if isinstance(error, OwnCodeError):
+                raise
+            raise DamageError(str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            raise DamageError(
+                f"expected the tensors of a '{self.kind}' head: {first_line(error)}"
+            ) from error
+
+
+def pooled_side(side: int, lost: int = 0) -> int:
+    """Side of a map after a convolution that takes ``lost`` pixels, and a pooling by 2."""
+    return (side - lost) // 2
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line, with the name of its class."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,175 @@
+"""One torch module in training, by autograd."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from featpipe.heads.module_head import PREFIX, ModuleHead
+from featpipe.heads.training.optimizers import OPTIMIZERS
+from featpipe.heads.training.trainer import State
+
+_SMALL_STEP = 2**23
+"""Multiplications of a forward pass below which a second thread costs more than it brings."""
+_NORMAL_SPREAD = 0.05
+"""Standard deviation of ``--init normal``: Keras's."""
+
+
+class ModuleTrainer:
+    """A module head in training; a :class:`featpipe.heads.training.trainer.Trainer` of one head.
+
+    It must be made and used inside :func:`random_numbers`: initial weights and dropout are drawn
+    from torch's own generators.
+
+    Parameters
+    ----------
+    head : ModuleHead
+        With ``row_shape_`` and ``classes_``.
+    scale : float
+        Divides every row.
+    class_weights : ndarray of float64, shape (classes,)
+        Factor of a row's loss, by its class.
+    device : str
+    """
+
+    count = 1
+
+    def __init__(
+        self, head: ModuleHead, *, scale: float, class_weights: NDArray[np.float64], device: str
+    ) -> None:
+        self.head, self.steps = head, 0
+        self._inverse_scale = 1 / scale
+        self._class_weights: torch.Tensor | None = None
+        if (class_weights != 1).any():
+            self._class_weights = torch.from_numpy(class_weights).float().to(device)
+        module = head.new_module(head.row_shape_)
+        initialise(module, head.init)
+        self.multiplications = multiplications(module, head.row_shape_)
+        self.module = module.to(device)
+        self._optimizer = OPTIMIZERS[head.optimizer](
+            self.module.parameters(),
+            rate=head.rate,
+            decay=head.weight_decay,
+            momentum=head.inertia,
+        )
+        self._learns = True
+
+    def learn(self, Z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        with torch.enable_grad(), self.head.running(f"to train on a batch of {len(y)}"):
+            loss, hits = self._losses(Z, y, learns=True)
+            torch.autograd.backward(loss / len(y))
+        self._optimizer.step()
+        self.steps += 1
+        return loss.detach()[None], hits[None]
+
+    def score(self, Z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        with torch.no_grad():
+            loss, hits = self._losses(Z, y, learns=False)
+        return loss[None], hits[None]
+
+    def _losses(
+        self, Z: torch.Tensor, y: torch.Tensor, *, learns: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted cross-entropy and hits, summed over the batch; they stay on the device."""
+        if learns is not self._learns:
+            self.module.train(learns)
+            self._learns = learns
+        # The batch is a buffer that the next one overwrites.
+        rows = Z.mul_(self._inverse_scale).view(len(Z), *self.head.row_shape_)
+        logits = self.module(rows)
+        loss = nn.functional.cross_entropy(logits, y, self._class_weights, reduction="sum")
+        return loss, (logits.detach().argmax(dim=1) == y).sum()
+
+    def weight(self, y: torch.Tensor) -> float:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        weights = self._class_weights
+        return float(len(y)) if weights is None else float(weights.cpu()[y.cpu()].double().sum())
+
+    def state(self) -> State:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        return {name: tensor.detach()[None] for name, tensor in self.module.state_dict().items()}
+
+    def layers(self, state: State, k: int, steps: int) -> dict[str, np.ndarray]:
+        """See :class:`featpipe.heads.training.trainer.Trainer`."""
+        return {PREFIX + name: value[k].cpu().numpy() for name, value in state.items()}
+
+    def keep(self, heads: list[int]) -> None:
+        """See :class:`featpipe.heads.training.trainer.Trainer`; there is one head."""
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """One thread where steps are small, and two would mostly wait for each other."""
+        before = torch.get_num_threads()
+        if self.head.batch_size * self.multiplications < _SMALL_STEP:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's own generators of the processor and the device; later they go on as before."""
+    is_cuda = device.startswith("cuda")
+    with torch.random.fork_rng(devices=[torch.device(device)] if is_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if is_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.startswith("mps"):
+            torch.mps.manual_seed(seed)
+        yield
+
+
+def initialise(module: nn.Module, scheme: str) -> None:
+    """Draw the weights of all convolutions and dense layers anew, and set their biases to 0.
+
+    Parameters
+    ----------
+    module : Module
+    scheme : {"default", "xavier", "kaiming", "normal"}
+        ``default`` leaves all as it is.
+    """
+    if scheme == "default":
+        return
+    for layer in module.modules():
+        if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            continue
+        if scheme == "xavier":
+            nn.init.xavier_uniform_(layer.weight)
+        elif scheme == "kaiming":
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(layer.weight, std=_NORMAL_SPREAD)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def multiplications(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiplications of convolutions and dense layers for one row of a shape."""
+    total = 0
+
+    def count(layer: Any, _: Any, answer: Any) -> None:
+        nonlocal total
+        if isinstance(answer, torch.Tensor):
+            total += answer.numel() * layer.weight[0].numel()
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, kinds)]
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.train()
+    return total
