@@ -20,7 +20,9 @@ COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
 def draw_taps(axes: Axes) -> None:
     """The fields of VGG16's poolings, around the same pixel of a picture."""
     axes.add_patch(Rectangle((0, 0), SIZE, SIZE, facecolor="#f2f2f2", edgecolor="black", lw=1.5))
-    pools = [tap for tap in tap_table(get_backbone("vgg16"), SIZE).taps if tap.name.endswith("_pool")]
+    pools = [
+        tap for tap in tap_table(get_backbone("vgg16"), SIZE).taps if tap.name.endswith("_pool")
+    ]
     for tap, colour in zip(reversed(pools), reversed(COLOURS), strict=True):
         assert isinstance(tap.receptive_field, int)
         side, corner = tap.receptive_field, (SIZE - tap.receptive_field) / 2

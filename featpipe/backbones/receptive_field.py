@@ -26,7 +26,8 @@ import torch
 from torch import fx, nn
 
 from featpipe.backbones.graph import is_in_place
-from featpipe.backbones.receptive_field_rules import RULES, Call
+from featpipe.backbones.receptive_field_axes import Call
+from featpipe.backbones.receptive_field_rules import RULES
 from featpipe.backbones.spans import Field, joined
 
 
@@ -79,7 +80,11 @@ def _field(
     )
     rule = RULES.get(type(module) if module is not None else node.target)
     everything = functools.reduce(joined, call.inputs)
-    field = rule(call) if rule else None
+    try:
+        field = rule(call) if rule else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        # Arguments given in a way that the rule does not read.
+        field = None
     return field if field is not None else everything.unknown(call.axes)
 
 

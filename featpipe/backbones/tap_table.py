@@ -90,16 +90,25 @@ def tap_table(backbone: Backbone, size: int | None = None) -> TapTable:
         raise UsageError(f"expected --size for {backbone.name}, which takes any size, found none")
     traced = backbone.graph
     if traced is None:
-        rows = [
-            TapRow(tap.name, tap.node, backbone.output_shape(tap.name, "none", size))
-            for tap in backbone.taps.values()
-        ]
-        why = "has no graph that can be traced" if backbone.has_weights else "has no convolutions"
-        return TapTable(backbone.name, size, rows, [f"{_NOT_KNOWN}: {backbone.name} {why}"])
+        return _table_without_graph(backbone, size)
     return _table_of_graph(backbone, traced, size)
 
 
 _NOT_KNOWN = "receptive fields are not known"
+
+
+def _table_without_graph(backbone: Backbone, size: int) -> TapTable:
+    why = "has no graph that can be traced" if backbone.has_weights else "has no convolutions"
+    rows, notes = [], [f"{_NOT_KNOWN}: {backbone.name} {why}"]
+    for tap in backbone.taps.values():
+        try:
+            shape = backbone.output_shape(tap.name, "none", size)
+        except UsageError as error:
+            notes[1:] = [f"not at {size} px: {error}"]
+            rows.append(TapRow(tap.name, tap.node, None))
+        else:
+            rows.append(TapRow(tap.name, tap.node, shape))
+    return TapTable(backbone.name, size, rows, notes)
 
 
 def _table_of_graph(backbone: Backbone, traced: Traced, size: int) -> TapTable:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from featpipe.backbones.base import Tap
 from featpipe.backbones.catalog import get_backbone
 from featpipe.backbones.graph import ShapeRun, trace
+from featpipe.backbones.module_backbone import ModuleBackbone
 from featpipe.backbones.receptive_field import receptive_fields
 from featpipe.backbones.spans import Field
 from featpipe.backbones.tap_table import tap_table
@@ -222,6 +222,13 @@ class Doubled(nn.Module):
         return functional.interpolate(x, scale_factor=2.0)
 
 
+class Averaged(nn.Module):
+    """The rule for a mean reads its first argument by position."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.mean(input=x, dim=(2, 3))
+
+
 CONV3 = nn.Conv2d(3, 3, 3)
 
 
@@ -238,6 +245,7 @@ CONV3 = nn.Conv2d(3, 3, 3)
         (ChannelsLast(nn.Softmax(2)), "all", 1),
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Windows()), None, None),
         (nn.Sequential(CONV3, Doubled()), None, None),
+        (nn.Sequential(CONV3, Averaged()), None, None),
         (nn.Sequential(CONV3, Doubled(), CONV3), None, None),
         (nn.Sequential(Gated(), nn.Conv2d(4, 3, 1), Doubled()), "all", None),
         (nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), None, None),
@@ -311,24 +319,31 @@ def test_a_tap_costs_only_what_it_depends_on() -> None:
     assert shortcut.gflops - before.gflops == pytest.approx(2 * 64 * 128 * 28 * 28 / 1e9)
 
 
-class Dense(nn.Sequential):
-    """A backbone without convolutions."""
+class Small(ModuleBackbone):
+    """A backbone whose pictures are small."""
+
+    default_size = 8  # type: ignore[assignment]
 
 
 def test_a_network_without_convolutions_has_no_fields_but_a_note() -> None:
-    from featpipe.backbones.module_backbone import ModuleBackbone
-
-    made = ModuleBackbone("dense", lambda: Dense(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))
-    table = tap_table(_sized(made), 8)
+    dense = Small("dense", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))
+    table = tap_table(dense)
     assert table.notes == ["receptive fields are not known: dense has no convolutions"]
     assert [row.receptive_field for row in table.taps] == [None] * len(table.taps)
     assert table.taps[-1].parameters == 3 * 8 * 8 * 5 + 5
 
 
-def _sized(backbone: Any) -> Any:
-    backbone.__class__ = type("Sized", (type(backbone),), {"default_size": 8})
-    assert isinstance(next(iter(backbone.taps.values())), Tap)
-    return backbone
+def test_a_network_without_a_graph_has_shapes_and_notes() -> None:
+    class Untraceable(Small):
+        graph = None
+
+    network = Untraceable("odd", lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 4, 3)))
+    table = tap_table(network, 3)
+    assert [row.shape for row in table.taps][-2:] == [(2, 1, 1), None]
+    assert [row.receptive_field for row in table.taps][-2:] == [None, None]
+    unknown, too_small = table.notes
+    assert unknown == "receptive fields are not known: odd has no graph that can be traced"
+    assert too_small.startswith("not at 3 px: expected a --size that 1 of odd can be computed for")
 
 
 class Twice(nn.Module):
@@ -346,8 +361,6 @@ class Twice(nn.Module):
 
 
 def test_what_is_used_twice_counts_once_and_changes_in_place_are_followed() -> None:
-    from featpipe.backbones.module_backbone import ModuleBackbone
-
     rows = tap_table(ModuleBackbone("twice", Twice), 32).taps
     assert rows[-1].parameters == 3 * 3 * 9 + 3
     assert rows[-1].receptive_field == 7
