@@ -18,6 +18,8 @@ from featpipe.base.space import FeatureSpace
 if TYPE_CHECKING:
     from torch import fx
 
+    from featpipe.backbones.graph import Traced
+
 Tensors = Mapping[str, NDArray]
 """Parameters and buffers by name; floating ones are float32."""
 Inference = Callable[[NDArray[np.uint8]], list[np.ndarray]]
@@ -186,6 +188,10 @@ class Backbone(ABC):
         """Names of the tensors that are not floating, such as tables of indices."""
         return frozenset()
 
+    def dtype(self, name: str) -> str:
+        """Of a tensor, as features are computed from it in full precision."""
+        return "float32"
+
     def parameters(self, tap: str) -> tuple[str, ...]:
         """Names of the parameters and buffers that a tap depends on: they make its digest."""
         return ()
@@ -247,6 +253,11 @@ class Backbone(ABC):
             node's ``meta["shape"]`` is the shape of its output for one picture, with N = 1.
         """
         raise NotImplementedError
+
+    @property
+    def graph(self) -> Traced | None:
+        """The whole network and its graph; None where there is none, or it cannot be traced."""
+        return None
 
     def pooled_axes(self, tap: str, size: int) -> tuple[int, ...]:
         """Axes of a tap's output, counted with the batch's, that pooling runs over."""

@@ -7,6 +7,7 @@ module that calls a function, a dot, and the function's name (``layer4.2.relu_2`
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,10 +125,10 @@ def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
     for name in names:
         node = copies[traced.nodes[name]]
         # A method such as add_ would change what the tap gives.
-        if any(_is_in_place(user) for user in node.users):
+        if any(is_in_place(user) for user in node.users):
             with graph.inserting_after(node):
                 copy = graph.call_method("clone", (node,))
-            node.replace_all_uses_with(copy, delete_user_cb=_is_in_place)
+            node.replace_all_uses_with(copy, delete_user_cb=is_in_place)
         results.append(node)
     graph.output(tuple(results))
     # Assertions have no users, and would keep what they assert of later layers alive.
@@ -139,7 +140,8 @@ def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
     return fx.GraphModule(traced.root, graph)
 
 
-def _is_in_place(node: fx.Node) -> bool:
+def is_in_place(node: fx.Node) -> bool:
+    """Whether a node changes its first argument."""
     return node.op == "call_method" and node.target[-1:] == "_" and node.target[-2:] != "__"  # type: ignore[index]
 
 
@@ -152,7 +154,7 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
             found.add(node)
             to_visit += node.all_input_nodes
             # What writes into a tensor in place has an effect without being an input.
-            to_visit += [user for user in node.users if _is_in_place(user) and user.args[0] is node]
+            to_visit += [user for user in node.users if is_in_place(user) and user.args[0] is node]
     return found
 
 
@@ -193,11 +195,18 @@ class ShapeRun(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
-            self.failures[n] = " ".join(str(error).split())[:200] or type(error).__name__
+            self.failures[n] = self._plain(error)
             return _Failed()
         if isinstance(result, torch.Tensor):
             self.results[n] = result
         return result
+
+    def _plain(self, error: Exception) -> str:
+        """The message, with values for what had none when the network was traced."""
+        values = {node.name: value for node, value in self.env.items()}
+        text = " ".join(str(error).split())
+        text = re.sub(r"Proxy\((\w+)\)", lambda m: str(values.get(m[1], "another")), text)
+        return text[:200] or type(error).__name__
 
 
 class _Failed:

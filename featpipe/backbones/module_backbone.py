@@ -104,6 +104,13 @@ class ModuleBackbone(Backbone):
             log.debug("%s cannot be traced: %s", self.name, reason)
             return Hooked(self._make(), self.default_size)
 
+    @property
+    def graph(self) -> Traced | None:
+        """See :attr:`Backbone.graph`."""
+        from featpipe.backbones.graph import Traced
+
+        return self.traced if isinstance(self.traced, Traced) else None
+
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
         """See :attr:`Backbone.taps`: nodes with a tensor per picture, by their shortest path."""
@@ -220,6 +227,12 @@ class ModuleBackbone(Backbone):
         """See :attr:`Backbone.whole_numbers`."""
         state = self.traced.root.state_dict()
         return frozenset(name for name, t in state.items() if not t.is_floating_point())
+
+    def dtype(self, name: str) -> str:
+        """See :meth:`Backbone.dtype`."""
+        if name not in self.whole_numbers:
+            return super().dtype(name)
+        return str(self.traced.root.state_dict()[name].dtype).removeprefix("torch.")
 
     def parameters(self, tap: str) -> tuple[str, ...]:
         """See :meth:`Backbone.parameters`."""

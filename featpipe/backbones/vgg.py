@@ -29,6 +29,8 @@ from featpipe.base.errors import UsageError
 if TYPE_CHECKING:
     from torch import fx
 
+    from featpipe.backbones.graph import Traced
+
 V1 = "IMAGENET1K_V1"
 FEATURES = "IMAGENET1K_FEATURES"
 
@@ -277,6 +279,11 @@ class Vgg(Backbone):
         more accuracy than all other layers together, and it is under 1 % of the work.
         """
         return ""
+
+    @property
+    def graph(self) -> Traced | None:
+        """See :attr:`Backbone.graph`."""
+        return self.whole.graph
 
     def build(self, tensors: Tensors, taps: Sequence[str], size: int) -> fx.GraphModule:
         """See :meth:`Backbone.build`."""

@@ -21,7 +21,7 @@ COMMANDS = {
     "audit": "Find duplicates, probable label errors and outliers of a data set.",
     "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",
-    "backbones": "List the backbones, or one backbone's taps with their shapes.",
+    "backbones": "List the backbones, or what each tap of one gives, costs and sees.",
     "doctor": "Say what this machine offers and what is ready.",
     "bench": "Measure featpipe beside other tools, on this machine.",
     "cache": "List, describe, verify, repair and remove what is kept.",

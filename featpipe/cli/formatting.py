@@ -15,7 +15,6 @@ from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
-    from featpipe.backbones.base import Backbone
     from featpipe.stages.dry_run import DryRun
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import ExtractResult
@@ -258,27 +257,6 @@ def _evaluated_split(done: RecipeResult) -> str:
     scored = done.heads[0][1]
     own = scored.dataset == done.extract.dataset
     return scored.split if own else escape(f"{scored.dataset}/{scored.split}")
-
-
-def tap_rows(backbone: Backbone, size: int) -> list[dict[str, Any]]:
-    """The taps of a backbone with their shapes."""
-    return [
-        {
-            "tap": tap.name,
-            "node": tap.node,
-            "shape": list(backbone.output_shape(tap.name, "none", size)),
-        }
-        for tap in backbone.taps.values()
-    ]
-
-
-def of_taps(rows: list[dict[str, Any]]) -> str:
-    """A table of taps."""
-    lines = [f"{'tap':<14} {'node':<12} shape"]
-    for row in rows:
-        shape = " x ".join(map(str, row["shape"]))
-        lines.append(f"{row['tap']:<14} {row['node']:<12} {shape}")
-    return "\n".join(lines)
 
 
 def of_pairs(pairs: dict[str, Any]) -> str:

@@ -673,16 +673,6 @@ def test_doctor_says_what_is_here(featpipe: Run, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_backbones_lists_them_and_the_taps_of_one(inside: Run) -> None:
-    assert "vgg16" in inside("backbones").stdout.splitlines()
-    assert "vgg16" in json_of(inside("backbones", "--json"))["backbones"]
-    header, *rows = inside("backbones", "vgg16", "--size", "180").stdout.splitlines()
-    assert header.split() == ["tap", "node", "shape"]
-    assert rows[-1].split(maxsplit=2) == ["block5_pool", "features.30", "512 x 5 x 5"]
-    taps = json_of(inside("backbones", "vgg16", "--json"))["taps"]
-    assert taps[-1] == {"tap": "block5_pool", "node": "features.30", "shape": [512, 7, 7]}
-
-
 def test_weights_list_says_what_is_here(inside: Run, tmp_path: Path) -> None:
     own = tmp_path / "cache" / "weights" / "vgg16-IMAGENET1K_V1.safetensors"
     own.parent.mkdir(parents=True)
