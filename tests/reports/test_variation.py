@@ -19,7 +19,7 @@ from featpipe.reports.variation import (
     draw_times,
     find_variation,
 )
-from featpipe.specs.heads import LinearParams, MLPParams
+from featpipe.specs.head_params import LinearParams, MLPParams
 
 
 def compared(

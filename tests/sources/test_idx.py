@@ -58,6 +58,11 @@ def refused(folder: Path) -> str:
     return line.replace(f"{folder}", "FOLDER")
 
 
+def packed_bytes(data: bytes) -> bytes:
+    """The same bytes each time: names of tests hold them, and every process must find the same."""
+    return gzip.compress(data, mtime=0)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_pictures_labels_and_splits_are_those_of_the_files(packed: bool, tmp_path: Path) -> None:
     arrays = write_idx(tmp_path, packed=packed, train=7, t10k=4)
@@ -112,7 +117,7 @@ def test_other_spellings_are_read(images: str, labels: str, tmp_path: Path) -> N
     for old, new in ((TRAIN_IMAGES, images), (TRAIN_LABELS, labels)):
         data = (tmp_path / old).read_bytes()
         (tmp_path / old).unlink()
-        (tmp_path / new).write_bytes(gzip.compress(data) if new.endswith(".gz") else data)
+        (tmp_path / new).write_bytes(packed_bytes(data) if new.endswith(".gz") else data)
     assert content(open_source(tmp_path)) == expected_content(arrays)
 
 
@@ -127,7 +132,7 @@ def test_content_says_whether_a_file_is_packed(tmp_path: Path) -> None:
     # Some browsers unpack what they download and keep its name.
     arrays = write_idx(tmp_path, packed=False, train=3)
     (tmp_path / TRAIN_IMAGES).rename(tmp_path / f"{TRAIN_IMAGES}.gz")
-    packed = gzip.compress((tmp_path / TRAIN_LABELS).read_bytes())
+    packed = packed_bytes((tmp_path / TRAIN_LABELS).read_bytes())
     (tmp_path / TRAIN_LABELS).write_bytes(packed)
     assert content(open_source(tmp_path)) == expected_content(arrays)
 
@@ -259,24 +264,24 @@ NONE = f"expected an idx file in {FILE}, found none: it begins with"
     ("data", "message"),
     [
         (idx_bytes(IMAGES)[:-1], f"{SAID} {PIXELS - 1}; {AGAIN}"),
-        (gzip.compress(idx_bytes(IMAGES)[:-1]), f"{SAID} {PIXELS - 1}; {AGAIN}"),
+        (packed_bytes(idx_bytes(IMAGES)[:-1]), f"{SAID} {PIXELS - 1}; {AGAIN}"),
         (
             idx_bytes(IMAGES) + b"\0",
             f"{SAID} more; it is damaged: download or copy it again",
         ),
         (
-            gzip.compress(idx_bytes(IMAGES)) + b"\0\0more",
+            packed_bytes(idx_bytes(IMAGES)) + b"\0\0more",
             f"expected whole gzip data in {FILE}, found damage (Not a gzipped file "
             "(b'mo')); download or copy it again",
         ),
         (
-            gzip.compress(idx_bytes(IMAGES))[:-9],
+            packed_bytes(idx_bytes(IMAGES))[:-9],
             f"expected whole gzip data in {FILE}, found damage (Compressed file "
             "ended before the end-of-stream marker was reached); download or copy it again",
         ),
         (
             # Its pixels are all there, but not their checksum.
-            gzip.compress(idx_bytes(IMAGES))[:-8],
+            packed_bytes(idx_bytes(IMAGES))[:-8],
             f"expected whole gzip data in {FILE}, found damage (Compressed file "
             "ended before the end-of-stream marker was reached); download or copy it again",
         ),
@@ -317,7 +322,7 @@ NONE = f"expected an idx file in {FILE}, found none: it begins with"
         ),
         (
             # More than a file of that size can hold, whatever it is packed with.
-            gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9) + bytes(9)),
+            packed_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 9) + bytes(9)),
             f"expected {(2**32 - 1) ** 2 * 9} bytes (4294967295 x 4294967295 x 9) after the header "
             f"of {FILE}, found a file too small to hold them; {AGAIN}",
         ),
@@ -350,7 +355,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
 ) -> None:
     # Consistent in itself: 8 MiB of zeros in 8 KiB. Half of the free memory is less.
     zeros = np.zeros((1, 2**12, 2**11), np.uint8)
-    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(idx_bytes(zeros)))
+    (tmp_path / TRAIN_IMAGES).write_bytes(packed_bytes(idx_bytes(zeros)))
     monkeypatch.setattr(idx_file_module, "free_memory", lambda: 2**23)
     assert refused(tmp_path) == (
         f"expected {FILE} to fit into 0.0 GiB, half of the free memory, found 0.0 "
@@ -365,7 +370,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def original(packed: bool) -> tuple[bytes, bytes]:
-    pack = gzip.compress if packed else bytes
+    pack = packed_bytes if packed else bytes
     return pack(idx_bytes(IMAGES)), pack(idx_bytes(LABELS))
 
 

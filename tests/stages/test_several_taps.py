@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import Run, json_of
+from support.heads import ROW_KINDS
 from support.library import evaluate, extract, predict, train_head
 from support.runs import load_head
 from support.samples import class_picture, in_splits, small_space, stored_set
@@ -22,7 +23,8 @@ from featpipe.base.space import FeatureSpace
 from featpipe.cli.comparing import of_comparison, of_runs
 from featpipe.datasets.files import save_dataset
 from featpipe.integrations.arrays import open_features
-from featpipe.specs.heads import HEAD_KINDS, HEAD_PARAMS, HeadSpec
+from featpipe.specs.head_params import HEAD_PARAMS
+from featpipe.specs.heads import HeadSpec
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
 
@@ -56,7 +58,7 @@ def rows_of(cache: Path, split: str, *taps: str) -> np.ndarray:
     return np.concatenate([np.asarray(t.X).reshape(len(t.y), -1) for t in tables], axis=1)
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
 def test_a_head_learns_from_rows_side_by_side_in_the_order_given(
     kind: str, cache: Path, train: Callable[..., Any]
 ) -> None:
