@@ -175,4 +175,4 @@ def test_a_space_that_is_held_is_listed_by_its_own_name(
     assert FeatureSpace.from_json(text).backbone == NAME
     document = json_of(inside("backbones", NAME, "--json"))
     assert mark.exists()
-    assert [tap["tap"] for tap in document["taps"]][:2] == ["0", "1"]
+    assert [tap["name"] for tap in document["taps"]][:2] == ["0", "1"]
