@@ -60,7 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Run a frozen, ImageNet-pretrained VGG16 over your pictures once, keep the features, "
+        "Run a frozen, pretrained network over your pictures once, keep the features, "
         "then train, compare and use light heads in seconds.\n\n"
         "In this order: extract, train-head, evaluate, predict; or all of it by a recipe: run.\n\n"
         "Example: featpipe run quickstart\n\n"

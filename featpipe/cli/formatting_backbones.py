@@ -29,7 +29,7 @@ def of_families(families: Iterable[tuple[str, Sequence[str]]]) -> str:
             break_on_hyphens=False,
             break_long_words=False,
         )
-        paragraphs.append(f"{title}\n{members}")
+        paragraphs.append(f"{title}\n{members}" if names else title)
     return "\n\n".join([*paragraphs, "featpipe backbones NAME lists the taps of one"])
 
 

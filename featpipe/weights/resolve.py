@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 from featpipe.backbones.base import OWN_WEIGHTS, Backbone, NetworkInput, Tensors, tensors_digest
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DamageError, UsageError, WeightsError
+from featpipe.base.text import some_of
 from featpipe.weights.providers import fetch_named, kept_files, own_copy, pinned_digest
 from featpipe.weights.readers import SUFFIXES, read_weights_file
 from featpipe.weights.tensors import FoundTensors, find_tensors
+
+log = logging.getLogger("featpipe")
 
 NO_WEIGHTS = "none"
 """How the weights of a backbone without any are called."""
@@ -230,6 +234,11 @@ def _from_file(path: Path, backbone: Backbone) -> tuple[FoundTensors, NetworkInp
     """
     raw, metadata = read_weights_file(path)
     found = find_tensors(raw, backbone, str(path))
+    if found.unused:
+        log.warning(
+            "%d tensors of %s are none of %s and are not used (%s): is it a file of this network?",
+            *(len(found.unused), path, backbone.name, some_of(found.unused)),
+        )
     tensors = found.tensors
     digest = tensors_digest(tensors, list(tensors))
     claimed_name, expected = metadata.get("weights"), metadata.get(_DIGEST, digest)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from featpipe.backbones.base import Backbone
 from featpipe.base.errors import WeightsError
 
+_COUNTER = "num_batches_tracked"
+"""What batch normalisation counts in training; no feature depends on it."""
+
 
 @dataclass(frozen=True)
 class FoundTensors:
@@ -22,10 +25,13 @@ class FoundTensors:
         In network order, floating ones as float32.
     misfits : dict of str to str
         Why others do not fit, such as a classifier for other classes.
+    unused : list of str
+        Tensors of the file that are none of the backbone's.
     """
 
     tensors: dict[str, NDArray]
     misfits: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
 
 def find_tensors(
@@ -48,10 +54,13 @@ def find_tensors(
         None of them fits.
     """
     found = FoundTensors({})
+    unused = dict.fromkeys(name for name in tensors if not name.endswith(_COUNTER))
     for name, shape in backbone.tensor_shapes.items():
-        tensor = next((tensors[s] for s in backbone.spellings(name) if s in tensors), None)
-        if tensor is None:
+        spelling = next((s for s in backbone.spellings(name) if s in tensors), None)
+        if spelling is None:
             continue
+        tensor = tensors[spelling]
+        unused.pop(spelling, None)
         kinds = "iub" if name in backbone.whole_numbers else "f"
         if tensor.shape != shape or tensor.dtype.kind not in kinds:
             found.misfits[name] = (
@@ -68,4 +77,5 @@ def find_tensors(
             f"{', '.join(list(tensors)[:4]) or 'nothing'} in {origin}"
         )
         raise WeightsError(next(iter(found.misfits.values()), nothing))
+    found.unused.extend(unused)
     return found

@@ -277,6 +277,19 @@ def test_a_classifier_for_other_classes_does_not_matter_to_earlier_taps(tmp_path
         weights.tensors(["classifier.6"])
 
 
+def test_tensors_of_a_larger_network_are_not_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"layer9.weight": np.zeros(1, np.float32), "bn.num_batches_tracked": np.array(1)}
+    path = write_safetensors(tmp_path / "w.safetensors", random_tensors(TOY, 0, 6) | more)
+    open_weights(str(path), TOY, tmp_path).digest(tap(6))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"1 tensors of {path} are none of toy and are not used ('layer9.weight'): is it a file of "
+        "this network?"
+    )
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.pt", "w.h5"])
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 9, b"\xff" * 200])
 def test_files_that_are_no_weights_are_named(name: str, content: bytes, tmp_path: Path) -> None:
