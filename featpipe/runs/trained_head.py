@@ -353,5 +353,7 @@ def _check_document(document: dict[str, Any]) -> None:
     is_named = all(isinstance(name, str) and is_name(name) for name in classes)
     if not is_named or len(set(classes)) < len(classes):
         raise ValueError("its classes are not so many different names")
+    if not isinstance(document["kind"], str):
+        raise ValueError("its kind is not named")
     if not isinstance(document["info"], dict) or not isinstance(document["metrics"], dict):
         raise ValueError("its notes are no table")

@@ -188,6 +188,9 @@ def test_nothing_is_read_from_the_device_within_an_epoch(monkeypatch: pytest.Mon
             Reads.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
+    with Reads():
+        torch.ones(1).item()
+    assert Reads.count == 1, "the counter must work, or this test shows nothing"
     reads = []
     for n in (40, 160):
         Reads.count = 0
@@ -195,7 +198,7 @@ def test_nothing_is_read_from_the_device_within_an_epoch(monkeypatch: pytest.Mon
         with Reads():
             fit(head, overlapping(n, 0, "lenet"), overlapping(20, 1, "lenet"))
         reads.append(Reads.count)
-    assert reads[0] == reads[1] > 0
+    assert reads == [0, 0]
 
 
 def test_a_sweep_takes_networks_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:

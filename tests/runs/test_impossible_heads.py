@@ -72,6 +72,7 @@ def test_numbers_that_no_training_gives_are_damage(
         lambda document: document["history"]["rows"][0].update(val_loss=10**400),
         lambda document: document["history"]["rows"][0].update(val_loss=float("nan")),
         lambda document: document.update(classes=["cat", "cow\ud800", "dog"]),
+        lambda document: document.update(kind=["linear"]),
     ],
 )
 def test_a_description_that_nothing_could_work_with_is_damage(

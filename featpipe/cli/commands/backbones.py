@@ -36,7 +36,7 @@ def backbones(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the backbones, or what each tap of one gives, costs and sees of the picture.
+    """List the backbones, or what each tap of one gives, costs and sees.
 
     Example: featpipe backbones vgg16 --size 180
     """
