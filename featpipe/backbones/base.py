@@ -25,6 +25,8 @@ Tensors = Mapping[str, NDArray]
 Inference = Callable[[NDArray[np.uint8]], list[np.ndarray]]
 """Pixels (n, size, size, 3) RGB → features, one array (n, *space.shape) per feature space."""
 
+COUNTER = "num_batches_tracked"
+"""A buffer that batch normalisation has for training alone: features do not depend on it."""
 OWN_WEIGHTS = "own"
 """Name of the weights that a network of the user's own is made with."""
 

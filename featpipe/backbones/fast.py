@@ -126,8 +126,5 @@ def _calls(module: fx.GraphModule, target: object) -> int:
 
 
 def _is_read_once(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a module's output goes to one place, and the module is called at one place.
-
-    What is viewed otherwise by others is not a module's output.
-    """
+    """Whether a module's output goes to one place, and the module is called at one place."""
     return node.op == "call_module" and len(node.users) == 1 and _calls(module, node.target) == 1

@@ -11,19 +11,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.feature_extraction import NodePathTracer
 
 from featpipe.backbones import fingerprint
-from featpipe.backbones.base import Tensors
+from featpipe.backbones.base import COUNTER, Tensors
 from featpipe.base.errors import UsageError
 
-Tracer = Callable[[], NodePathTracer]
+if TYPE_CHECKING:
+    from torchvision.models.feature_extraction import NodePathTracer
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,14 @@ class Traced:
         return fingerprint.of_graph(pruned(self, [name]), set(self.root.state_dict()))
 
 
-def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTracer) -> Traced:
+def plain_tracer() -> NodePathTracer:
+    """torchvision's tracer; importing torchvision takes as long as importing torch."""
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    return NodePathTracer()
+
+
+def trace(module: nn.Module, *, tracer: Callable[[], NodePathTracer] = plain_tracer) -> Traced:
     """Trace a network in eval mode, with every operation out of place.
 
     An operation in place would change what an earlier tap gives, so that its features depended on
@@ -92,8 +98,6 @@ def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTrace
     Parameters
     ----------
     module : nn.Module
-    prefix : str
-        Put before the names of the nodes, where the module is a part of a network.
     tracer : callable
         Makes the tracer.
 
@@ -113,7 +117,7 @@ def trace(module: nn.Module, *, prefix: str = "", tracer: Tracer = NodePathTrace
         if node.kwargs.get("inplace") is True:
             node.kwargs = {**node.kwargs, "inplace": False}
     names = made.node_to_qualname
-    nodes = {prefix + names[node]: node for node in graph.nodes if node in names}
+    nodes = {names[node]: node for node in graph.nodes if node in names}
     return Traced(module, graph, nodes)
 
 
@@ -184,6 +188,8 @@ class ShapeRun(fx.Interpreter):
             with torch.no_grad():
                 self.run(torch.empty(batch, 3, size, size, device="meta"))
         else:
+            from torch._subclasses.fake_tensor import FakeTensorMode
+
             with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
                 self.run(torch.empty(batch, 3, size, size))
         return self
@@ -246,7 +252,3 @@ def set_state(module: nn.Module, tensors: Tensors) -> None:
     if lacking:
         raise KeyError(lacking[0])
     module.eval().requires_grad_(False)
-
-
-COUNTER = "num_batches_tracked"
-"""A buffer that batch normalisation has for training alone: features do not depend on it."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.backbones.base import Backbone, PublishedWeights, Tap, Tensors
+from featpipe.backbones.base import COUNTER, Backbone, PublishedWeights, Tap, Tensors
+from featpipe.backbones.random_weights import normal_weights
 from featpipe.base.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class ModuleBackbone(Backbone):
     ) -> None:
         self.name = name
         self._make, self._published = make, published
-        self._tracer, self._on_meta = tracer or _plain_tracer, on_meta
+        self._tracer, self._on_meta = tracer, on_meta
         self._aliases = aliases or {}
         self._outputs: dict[int, _Outputs] = {}
         self._lock = threading.Lock()
@@ -89,16 +90,18 @@ class ModuleBackbone(Backbone):
         """The network and its graph; or with hooks on its modules, where it cannot be traced."""
         import torch
 
-        from featpipe.backbones.graph import trace
+        from featpipe.backbones.graph import plain_tracer, trace
         from featpipe.backbones.hooked import Hooked
+
+        tracer = self._tracer or plain_tracer
 
         if self._on_meta:
             with contextlib.suppress(Exception), torch.device("meta"):
-                traced = trace(self._make(), tracer=self._tracer)
+                traced = trace(self._make(), tracer=tracer)
                 if not _has_other_tensors(traced):
                     return traced
         try:
-            return trace(self._make(), tracer=self._tracer)
+            return trace(self._make(), tracer=tracer)
         except Exception as reason:
             # Tracing runs the network's own code on stand-ins for tensors: anything may come of it.
             log.debug("%s cannot be traced: %s", self.name, reason)
@@ -114,9 +117,10 @@ class ModuleBackbone(Backbone):
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
         """See :attr:`Backbone.taps`: nodes with a tensor per picture, by their shortest path."""
-        shapes, size = self._outputs_at(self.default_size).shapes, self.default_size
-        if not shapes:
-            reason = self._outputs_at(size).reason or "no module gives one tensor per picture"
+        size = self.default_size
+        found = self._outputs_at(size)
+        if not found.shapes:
+            reason = found.reason or "no module gives one tensor per picture"
             raise UsageError(
                 f"expected {self.name} to take colour pictures (N, 3, {size}, {size}), found a "
                 f"network that gives nothing for them: {reason}"
@@ -125,7 +129,7 @@ class ModuleBackbone(Backbone):
         for path, node in self.traced.last_nodes.items():
             if node not in shortest or len(path) < len(shortest[node]):
                 shortest[node] = path
-        names = {node: shortest.get(node, node) for node in shapes}
+        names = {node: shortest.get(node, node) for node in found.shapes}
         return {name: Tap(name, node) for node, name in names.items()}
 
     @property
@@ -217,8 +221,6 @@ class ModuleBackbone(Backbone):
     @cached_property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:  # type: ignore[override]
         """See :attr:`Backbone.tensor_shapes`."""
-        from featpipe.backbones.graph import COUNTER
-
         state = self.traced.root.state_dict()
         return {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
 
@@ -278,11 +280,8 @@ class ModuleBackbone(Backbone):
             elif len(shape) > 1:
                 stream = self._first_names[name].encode()
                 number = int.from_bytes(hashlib.sha256(stream).digest()[:4], "little")
-                # NumPy guarantees that RandomState's streams never change.
-                normal = np.random.RandomState([seed, number]).standard_normal(shape)
                 variance = self._random_variances.get(name.rpartition(".")[0], 1.0)
-                scale = np.sqrt(variance / np.prod(shape[1:]))
-                tensors[name] = (normal * scale).astype(np.float32)
+                tensors[name] = normal_weights(seed, number, shape, variance)
             else:
                 is_scale = last in ("weight", "running_var", "gamma")
                 tensors[name] = np.full(shape, float(is_scale), np.float32)
@@ -325,12 +324,6 @@ def _prefix_tokens(root: nn.Module) -> int:
     if getattr(root, "cls_token", None) is not None:
         return int(getattr(root, "num_prefix_tokens", 0))  # timm
     return int(hasattr(root, "class_token"))  # torchvision
-
-
-def _plain_tracer() -> NodePathTracer:
-    from torchvision.models.feature_extraction import NodePathTracer
-
-    return NodePathTracer()
 
 
 def _is_per_picture(two: Any, three: Any) -> bool:

@@ -18,6 +18,7 @@ from featpipe.backbones.base import IMAGENET, OWN_WEIGHTS, NetworkInput, Tensors
 from featpipe.backbones.module_backbone import ModuleBackbone
 from featpipe.base.choices import INTERPOLATIONS
 from featpipe.base.errors import FeatpipeError, OwnCodeError, WeightsError
+from featpipe.base.text import one_line
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -53,7 +54,7 @@ def _made(name: str, factory: Callable[..., Any]) -> nn.Module:
             made = factory()
     except Exception as error:
         raise OwnCodeError(
-            f"expected {name}() to make a network, but: {type(error).__name__}: {_line(error)}"
+            f"expected {name}() to make a network, but: {one_line(error)}"
         ) from error
     if not isinstance(made, nn.Module):
         raise OwnCodeError(
@@ -153,7 +154,7 @@ class OwnNetwork(ModuleBackbone):
         except Exception as error:
             raise OwnCodeError(
                 f"expected {self.name} to take pictures (N, 3, {size}, {size}), but: "
-                f"{type(error).__name__}: {_line(error)}"
+                f"{one_line(error)}"
             ) from error
         for other in others:
             for tap, one, two in zip(taps, first, other, strict=True):
@@ -198,7 +199,3 @@ def _three(what: str, values: Any, *, positive: bool) -> tuple[float, float, flo
         kind = "positive" if positive else "finite"
         raise OwnCodeError(f"expected {kind} numbers as {what}, found {values!r}")
     return (red, green, blue)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

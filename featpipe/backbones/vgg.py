@@ -24,6 +24,7 @@ from featpipe.backbones.base import (
     Tensors,
 )
 from featpipe.backbones.module_backbone import ModuleBackbone
+from featpipe.backbones.random_weights import normal_weights
 from featpipe.base.errors import UsageError
 
 if TYPE_CHECKING:
@@ -267,9 +268,7 @@ class Vgg(Backbone):
             if name.endswith(".bias"):
                 tensors[name] = np.zeros(shape, np.float32)
             else:
-                # NumPy guarantees that RandomState's streams never change.
-                normal = np.random.RandomState([seed, number]).standard_normal(shape)
-                tensors[name] = (normal * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+                tensors[name] = normal_weights(seed, number, shape, variance=2)
         return tensors
 
     def policy(self, precision: str) -> str:
@@ -290,21 +289,32 @@ class Vgg(Backbone):
         nodes = [self.tap(tap).node for tap in taps]
         if any(self._conv_tap(tap) is None for tap in taps):
             return self.whole.build(tensors, nodes, size)
+        # Neither from torchvision's network nor by a run without data: both import parts of torch
+        # that take as long to load as torch itself, also where one picture is to be predicted.
         import torch
-        from torch import nn
+        from torch import fx, nn
 
-        from featpipe.backbones.graph import pruned, record_shapes, set_state, trace
+        from featpipe.backbones.graph import Traced, pruned, set_state
 
         layers: list[nn.Module] = []
         with torch.device("meta"):
             for count in self.blocks:
                 for _ in range(count):
-                    shape = self.tensor_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
-                    layers += [nn.Conv2d(shape[1], shape[0], 3, padding=1), nn.ReLU()]
+                    kernel = self.tensor_shapes[f"features.{len(layers)}.weight"]  # O I 3 3
+                    layers += [nn.Conv2d(kernel[1], kernel[0], 3, padding=1), nn.ReLU()]
                 layers.append(nn.MaxPool2d(2))
-        traced = trace(nn.Sequential(*layers).eval(), prefix="features.")
-        module = pruned(traced, nodes)
-        record_shapes(module, size)
+        network = nn.Sequential(*layers).eval()
+        graph = fx.Tracer().trace(network)
+        named = {f"features.{node.target}": node for node in graph.nodes}
+        module = pruned(Traced(network, graph, named), nodes)
+        channels, side = 3, size
+        for node in module.graph.nodes:
+            layer = layers[int(node.target)] if node.op == "call_module" else None
+            if isinstance(layer, nn.Conv2d):
+                channels = layer.out_channels
+            elif isinstance(layer, nn.MaxPool2d):
+                side //= 2
+            node.meta["shape"] = (1, channels, side, side)
         set_state(module, {name.removeprefix("features."): t for name, t in tensors.items()})
         return module
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from featpipe.base.errors import OwnCodeError
+from featpipe.base.text import one_line
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _permitted: ContextVar[frozenset[str]] = ContextVar("permitted", default=frozenset())
@@ -64,7 +65,7 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
     except Exception as error:
         raise OwnCodeError(
             f"expected to import {module_name!r} for the {what} {name!r}, but: "
-            f"{type(error).__name__}: {error}; start featpipe where Python finds it, or set "
+            f"{one_line(error)}; start featpipe where Python finds it, or set "
             "PYTHONPATH"
         ) from error
     factory = getattr(module, function, None)

@@ -11,6 +11,12 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN_NAMES])) + more
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's exception says, with its class, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text}"[:300]
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be stored and printed: no NUL, and UTF-8 or a file name's bytes."""
     try:

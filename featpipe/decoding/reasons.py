@@ -9,6 +9,7 @@ import struct
 from PIL import Image
 
 from featpipe.base.errors import BadImageError
+from featpipe.base.text import one_line
 from featpipe.decoding.signatures import (
     READ_FORMATS,
     raw_camera_format,
@@ -44,7 +45,7 @@ def unreadable(stage: str, error: BaseException, data: bytes) -> BadImageError:
     data : bytes
         The file's content.
     """
-    return BadImageError(stage, _in_words(stage, str(error), data), detail=_one_line(error))
+    return BadImageError(stage, _in_words(stage, str(error), data), detail=one_line(error))
 
 
 def _in_words(stage: str, said: str, data: bytes) -> str:
@@ -113,8 +114,3 @@ def _declared_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
         return None
     finally:
         Image.MAX_IMAGE_PIXELS = max_pixels
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}"[:300]

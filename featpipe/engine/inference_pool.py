@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -12,14 +12,13 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones.base import Inference
 from featpipe.engine.lanes import lanes_for
 
 T = TypeVar("T")
 
 _BATCHES_PER_THREAD = 2
 """Batches under way per thread before :meth:`InferencePool.results` waits."""
-
-Inference = Callable[[NDArray[np.uint8]], list[np.ndarray]]
 
 
 class InferencePool(Generic[T]):

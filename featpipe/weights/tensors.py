@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.backbones.base import Backbone
+from featpipe.backbones.base import COUNTER, Backbone
 from featpipe.base.errors import WeightsError
-
-_COUNTER = "num_batches_tracked"
-"""What batch normalisation counts in training; no feature depends on it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def find_tensors(
         None of them fits.
     """
     found = FoundTensors({})
-    unused = dict.fromkeys(name for name in tensors if not name.endswith(_COUNTER))
+    unused = dict.fromkeys(name for name in tensors if not name.endswith(COUNTER))
     for name, shape in backbone.tensor_shapes.items():
         spelling = next((s for s in backbone.spellings(name) if s in tensors), None)
         if spelling is None:

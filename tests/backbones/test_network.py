@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ from torch import nn
 from torchvision.models import vgg
 
 from featpipe.backbones.catalog import get_backbone
+from featpipe.backbones.graph import ShapeRun
 from featpipe.backbones.network import Network
 from featpipe.backbones.vgg import FAMILY
 from featpipe.base.errors import FeatureOverflowError, OutOfMemoryError, UsageError
@@ -294,3 +297,23 @@ def test_a_thread_keeps_its_shape_while_another_runs_out_of_memory_and_the_limit
     # with 2, not with half of 8.
     assert shapes["slow"] == [8, 8, *[2] * 6]
     assert np.array_equal(results["fast"], expected) and np.array_equal(results["slow"], expected)
+
+
+def test_building_vgg_loads_neither_torchvision_nor_torchs_compiler() -> None:
+    # Each takes as long to load as torch itself, which one picture to predict would pay for.
+    code = (
+        "import sys; from featpipe.backbones.vgg import FAMILY; net = FAMILY['vgg11']; "
+        "tensors = net.random_tensors(0, net.parameters('block1_pool')); "
+        "net.build(tensors, ['block1_pool'], 32); "
+        "sys.exit(sum(name in sys.modules for name in ('torchvision', 'torch._dynamo')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shapes_in_vggs_graph_are_those_of_a_run() -> None:
+    backbone = FAMILY["vgg11"]
+    tensors = backbone.random_tensors(0, backbone.parameters("block3_pool"))
+    module = backbone.build(tensors, ["block1_conv1", "block3_pool"], 45)
+    said = {node: node.meta["shape"] for node in module.graph.nodes if node.op == "call_module"}
+    run = ShapeRun(module).run_shapes(1, 45)
+    assert said == {node: tuple(run.results[node].shape) for node in said}

@@ -22,12 +22,11 @@ from featpipe.heads.training.linear_group import LinearGroup
 from featpipe.heads.training.loop import EpochLoop, OnEpoch, Schedule, TrainedState
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
+from featpipe.heads.training.threads import threads_for
 from featpipe.heads.training.trainer import Trainer
 
 GROUP_MEMORY_SHARE = 0.25
 """Of the memory that is free, what a group may take; a larger one is trained in parts."""
-_SMALL_STEP = 2**23
-"""Multiplications of a step below which a second thread costs more than it brings."""
 _READING = 16
 """Cost of reading one number of a row (gather, convert, centre), in multiplications."""
 _COPIES = 6
@@ -150,7 +149,7 @@ def _trainer(
     if isinstance(head, ModuleHead):
         with torch.no_grad(), random_numbers(seeds[0], device):
             trainer = ModuleTrainer(head, scale=scale, class_weights=weights, device=device)
-            with trainer.threads():
+            with threads_for(head.batch_size * trainer.multiplications):
                 yield trainer
         return
     group = _GROUPS[head.kind](
@@ -163,7 +162,9 @@ def _trainer(
         log_prior=log_prior(y, weights),
         device=device,
     )
-    with torch.inference_mode(), _threads_for(group, _schedule(head)):
+    learned = sum(group.parameter_count(one, group.width, group.classes) for one in heads)
+    step = _schedule(head).batch_size * (_READING * group.width + learned)
+    with torch.inference_mode(), threads_for(step):
         yield group
 
 
@@ -175,19 +176,6 @@ def log_prior(y: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.
     """
     logits = np.log(np.maximum(weights * np.bincount(y, minlength=len(weights)), 1))
     return (logits - logits.mean()).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _threads_for(group: HeadGroup, schedule: Schedule) -> Iterator[None]:
-    """One thread where steps are small, and two would mostly wait for each other."""
-    numbers = sum(group.parameter_count(head, group.width, group.classes) for head in group.heads)
-    before = torch.get_num_threads()
-    if schedule.batch_size * (_READING * group.width + numbers) < _SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _parts(heads: Sequence[Head], rows: FeatureRowSet, device: str) -> list[list[int]]:

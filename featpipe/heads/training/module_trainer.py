@@ -15,8 +15,6 @@ from featpipe.heads.module_head import PREFIX, ModuleHead
 from featpipe.heads.training.optimizers import OPTIMIZERS
 from featpipe.heads.training.trainer import State
 
-_SMALL_STEP = 2**23
-"""Multiplications of a forward pass below which a second thread costs more than it brings."""
 _NORMAL_SPREAD = 0.05
 """Standard deviation of ``--init normal``: Keras's."""
 
@@ -103,17 +101,6 @@ class ModuleTrainer:
 
     def keep(self, heads: list[int]) -> None:
         """See :class:`featpipe.heads.training.trainer.Trainer`; there is one head."""
-
-    @contextlib.contextmanager
-    def threads(self) -> Iterator[None]:
-        """One thread where steps are small, and two would mostly wait for each other."""
-        before = torch.get_num_threads()
-        if self.head.batch_size * self.multiplications < _SMALL_STEP:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
