@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.browser import chromium  # noqa: F401 (one browser for all modules)
 from support.command import TINY_FLAGS, Run
 from support.samples import SHARED, class_picture
 from support.tally import (  # noqa: F401 (hooks and fixtures)

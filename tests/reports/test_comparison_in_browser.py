@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import chromium
 from support.library import train_head
 from support.samples import in_splits, small_space, stored_set
 
 import featpipe
-
-__all__ = ["chromium"]
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.browser import chromium
 from support.reports import HOSTILE, mistake, trained_head
 from support.samples import jpeg_bytes
 
@@ -16,8 +15,6 @@ from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import FIRST_SHOWN
 from featpipe.reports.page import write_report
 from featpipe.reports.thresholds import threshold_counts
-
-__all__ = ["chromium"]
 
 pytestmark = pytest.mark.browser
 
