@@ -68,5 +68,6 @@ def test_deep_taps_of_random_networks_are_of_use(name: str) -> None:
         outputs = [output.numpy() for output in module(images)]
     for tap, output in zip(deep, outputs, strict=True):
         scale = np.sqrt(np.square(output).mean())
-        assert scale > 1e-3 and np.abs(output).max() < 1e4, tap
+        # Far from float16's smallest normal number, 6e-5, and from its largest, 65,504.
+        assert scale > 2e-4 and np.abs(output).max() < 1e4, tap
         assert np.linalg.norm(output[0] - output[1]) > 1e-2 * np.linalg.norm(output), tap

@@ -480,4 +480,6 @@ def test_photographs_of_dogs_and_cats_are_told_apart(
     for kind in ROW_KINDS:
         trained = featpipe.train_head("dogscats", head=kind, cache=cache, out=tmp_path / kind)
         accuracy[kind] = featpipe.evaluate(trained.head, cache=cache).metrics["accuracy"]
+    # Neighbours are compared as they are: nothing is learned.
+    assert accuracy.pop("knn") >= 0.97
     assert min(accuracy.values()) >= 0.985, accuracy
