@@ -11,3 +11,5 @@ CHANNELS = ("rgb", "grey")
 """Of pixels; some weights expect ``bgr``, which nobody asks for."""
 ALL_CHANNELS = ("rgb", "bgr", "grey")
 INTERPOLATIONS = ("bilinear", "bicubic")
+AUGMENTATIONS = ("flip", "light", "standard")
+"""Policies that draw the transforms of views."""

@@ -81,6 +81,30 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """A named way of drawing random transforms of pictures.
+
+    With the number of a view and the picture's id it decides one transform, so that a view has the
+    same pixels in every run: see :mod:`featpipe.decoding.augmentation`.
+
+    Attributes
+    ----------
+    policy : str
+        A name of :data:`featpipe.base.choices.AUGMENTATIONS`.
+    version : int
+        Incremented whenever a code change gives other pixels for the same picture.
+    seed : int
+    """
+
+    policy: str
+    version: int
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.policy}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureSpace:
     """One way of turning image bytes into a tensor.
 
@@ -97,8 +121,7 @@ class FeatureSpace:
         reduce it to (C,): over all places or tokens, or to the class token.
     preprocessing : Preprocessing
     view : int
-        0 is the image itself. Other numbers are kept free for augmented versions of it, which
-        this featpipe does not make.
+        0 is the image itself; v ≥ 1 is its v-th augmented version.
     precision : {"fp32", "bf16", "fp16"}
         Compute precision of the backbone.
     dtype : {"float16", "float32", "uint8"}
@@ -110,6 +133,8 @@ class FeatureSpace:
     policy : str
         What of the backbone is computed in a precision other than fp32; empty for fp32, and for
         VGG, whose first convolution stays in fp32.
+    augmentation : Augmentation or None
+        What makes the views; None for view 0.
     """
 
     backbone: str
@@ -123,6 +148,7 @@ class FeatureSpace:
     view: int = 0
     format: int = FORMAT_VERSION
     policy: str = ""
+    augmentation: Augmentation | None = None
 
     @cached_property
     def canonical_json(self) -> str:
@@ -168,6 +194,11 @@ class FeatureSpace:
             f"found {problem}; remove the file it came from and make it anew"
         )
 
+    @property
+    def original(self) -> FeatureSpace:
+        """The space of the pictures themselves, view 0, that this one is a view of."""
+        return dataclasses.replace(self, view=0, augmentation=None)
+
     def is_called(self, text: str) -> bool:
         """Whether a text is the name of this space's folder, or the beginning of its id."""
         return text == self.name or (is_id_beginning(text) and self.id.startswith(text))
@@ -189,7 +220,14 @@ class FeatureSpace:
             prep = dict(fields.pop("preprocessing"))
             prep.update(mean=tuple(prep["mean"]), std=tuple(prep["std"]))
             shape = tuple(fields.pop("shape"))
-            space = cls(preprocessing=Preprocessing(**prep), shape=shape, **fields)
+            drawn = fields.pop("augmentation", None)
+            augmentation = None if drawn is None else Augmentation(**drawn)
+            space = cls(
+                preprocessing=Preprocessing(**prep),
+                shape=shape,
+                augmentation=augmentation,
+                **fields,
+            )
             _check_fields(space)
             return space
         except (
@@ -212,20 +250,19 @@ class FeatureSpace:
 
 _ALWAYS_WRITTEN = frozenset(
     "backbone weights tap pooling preprocessing precision dtype shape view format "
-    "size resize mean std channels decoder interpolation version".split()
+    "size resize mean std channels decoder interpolation version seed".split()
 )
-"""Fields of the first release, which the JSON always contains."""
+"""Fields of the first release, and of what has been added since, that JSON always contains."""
 
 
-def _document(part: FeatureSpace | Preprocessing) -> dict[str, Any]:
-    """The fields of a space or its preprocessing that its JSON contains."""
+def _document(part: FeatureSpace | Preprocessing | Augmentation) -> dict[str, Any]:
+    """The fields of a space or a part of it that its JSON contains."""
     document = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name in _ALWAYS_WRITTEN or value != field.default:
-            document[field.name] = (
-                _document(value) if isinstance(value, FeatureSpace | Preprocessing) else value
-            )
+            is_part = isinstance(value, Preprocessing | Augmentation)
+            document[field.name] = _document(value) if is_part else value
     return document
 
 
@@ -251,8 +288,12 @@ def _check_fields(space: FeatureSpace) -> None:
     texts += [space.policy, prep.resize, prep.channels, prep.decoder, prep.interpolation]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a field is no text")
-    if not all(type(n) is int and n >= 0 for n in (space.view, prep.version)):
+    drawn = space.augmentation
+    whole = (space.view, prep.version, *((drawn.version, drawn.seed) if drawn else ()))
+    if not all(type(n) is int and n >= 0 for n in whole):
         raise ValueError("a field is no whole number")
+    if drawn is not None and (space.view == 0 or not isinstance(drawn.policy, str)):
+        raise ValueError("its augmentation has no view or no policy")
     sides = (prep.size, *space.shape, *([] if prep.resize_to is None else [prep.resize_to]))
     if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in sides):
         raise ValueError(f"size {prep.size!r}, shape {space.shape!r}")
@@ -267,7 +308,7 @@ def _differences(fields: dict[str, Any], others: dict[str, Any], prefix: str) ->
     differences = []
     for key, value in fields.items():
         other = others[key]
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(other, dict):
             differences += _differences(value, other, f"{prefix}{key}.")
         elif value != other:
             differences.append(f"{prefix}{key}: {_short(value)}, not {_short(other)}")
@@ -276,5 +317,7 @@ def _differences(fields: dict[str, Any], others: dict[str, Any], prefix: str) ->
 
 def _short(value: object) -> str:
     """A value as text; a hexadecimal SHA-256 is abbreviated."""
+    if isinstance(value, dict):
+        return str(Augmentation(**value))
     text = str(value)
     return text[:12] + "…" if len(text) == 64 else text

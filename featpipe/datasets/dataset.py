@@ -75,12 +75,16 @@ class DatasetInfo:
         How the weights of each feature space (by its id) were named.
     list : str
         Of one shard: digest of the whole list, see :func:`featpipe.datasets.shards.list_digest`.
+    covers : dict of str to tuple of str
+        Splits whose usable pictures have features of a space, by its id; all of those that are not
+        named here cover every usable picture. Views mostly cover train alone.
     """
 
     decoder: str = ""
     split: str | list[float] = SPLIT_GIVEN
     weights: dict[str, str] = field(default_factory=dict)
     list: str = ""
+    covers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
@@ -93,7 +97,11 @@ class DatasetInfo:
             raise ValueError("its notes are not texts")
         if not isinstance(split, str) and not _are_shares(split):
             raise ValueError("its split is neither given nor a list of shares")
-        return cls(decoder, split, weights, digest)
+        covers = document.get("covers", {})
+        if not isinstance(covers, dict) or not all(map(_are_splits, covers.values())):
+            raise ValueError("the splits that its features cover are not named")
+        covers = {space: tuple(splits) for space, splits in covers.items()}
+        return cls(decoder, split, weights, digest, covers)
 
     def as_json(self) -> dict[str, Any]:
         """The header's ``info``; what is empty is left out."""
@@ -102,8 +110,13 @@ class DatasetInfo:
             "split": self.split,
             "weights": self.weights,
             "list": self.list,
+            "covers": self.covers,
         }
         return {name: value for name, value in fields.items() if value}
+
+
+def _are_splits(covered: Any) -> bool:
+    return isinstance(covered, list) and all(name in SPLITS for name in covered)
 
 
 def _are_shares(split: Any) -> bool:
@@ -162,7 +175,8 @@ class Dataset:
     reasons : dict of int to Reason
         Of the quarantined rows.
     spaces : list of str
-        Canonical JSON of the feature spaces that hold every usable row.
+        Canonical JSON of the feature spaces that hold the rows of every usable picture, or of every
+        one in the splits that ``info.covers`` names.
     info : DatasetInfo
     """
 
@@ -211,6 +225,14 @@ class Dataset:
                 "name one of those, or 'all'"
             )
         return np.flatnonzero(self.usable & (self.split == SPLITS.index(split)))
+
+    def covered_by(self, space: FeatureSpace) -> NDArray[np.intp]:
+        """Row numbers of the usable samples that a feature space of the data set covers."""
+        splits = self.info.covers.get(space.id)
+        if splits is None:
+            return self.in_split("all")
+        covered = np.isin(self.split, [SPLITS.index(name) for name in splits])
+        return np.flatnonzero(self.usable & covered)
 
     def describe(self) -> dict[str, Any]:
         """The data set in figures, ready for JSON."""

@@ -25,7 +25,9 @@ from featpipe.base.hdf5 import read_number, read_text, write_text
 from featpipe.base.ids import DIGEST_BYTES
 from featpipe.datasets.dataset import SPLITS, Dataset, DatasetInfo, SourceInfo, Status
 
-DATASET_VERSION = 1
+DATASET_VERSION = 2
+"""Format of a data set with features that cover some splits alone. All others are written as 1,
+which earlier versions read."""
 
 _UNSEALED = hashlib.sha256(b"featpipe data set").hexdigest().encode()
 """Placeholder that the digest of the file is computed with; the digest then replaces it."""
@@ -139,7 +141,7 @@ def _pack(header: dict[str, Any], columns: dict[str, np.ndarray]) -> bytes:
     text = np.frombuffer(json.dumps(header).encode("ascii"), np.uint8)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
-        file.attrs["format_version"] = DATASET_VERSION
+        file.attrs["format_version"] = DATASET_VERSION if header["info"].get("covers") else 1
         write_text(file, "sha256", _UNSEALED.decode())
         for name, column in {**columns, "header": text}.items():
             file.create_dataset(name, data=column)
@@ -150,7 +152,7 @@ def _pack(header: dict[str, Any], columns: dict[str, np.ndarray]) -> bytes:
 def _decode(data: bytes) -> Dataset:
     with h5py.File(io.BytesIO(data), "r") as file:
         version = read_number(file, "format_version")
-        if version != DATASET_VERSION:
+        if version not in (1, DATASET_VERSION):
             raise ValueError(other_version("format version", version, DATASET_VERSION))
         arrays = {}
         for name in (*_COLUMNS, "path_bytes", "path_end", "header"):

@@ -66,4 +66,5 @@ def strike_space(dataset: Dataset, space_id: str) -> bool:
     here = [found == space_id for found in space_ids(dataset)]
     dataset.spaces = [s for s, struck in zip(dataset.spaces, here, strict=True) if not struck]
     dataset.info.weights = {i: name for i, name in weights.items() if i != space_id}
+    dataset.info.covers.pop(space_id, None)
     return any(here) or len(dataset.info.weights) < len(weights)

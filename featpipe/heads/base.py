@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError, DataError, OwnCodeError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError, UsageError
 from featpipe.base.numbers import is_finite
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _BLOCK_BYTES = 64 * 2**20
 _LOWEST_TEMPERATURE = 1e-100
@@ -182,6 +185,30 @@ class Head(ABC):
     def set_layers(self, layers: dict[str, np.ndarray]) -> None:
         """Set the tensors that :meth:`layers` returns."""
 
+    def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
+        """The trained head as a torch module, for export and score maps.
+
+        Parameters
+        ----------
+        row_shape : tuple of int
+            Shape of the rows it was trained on.
+
+        Returns
+        -------
+        Module
+            Rows (n, *row_shape) float32, not standardised → logits (n, classes), not divided by
+            the temperature.
+
+        Raises
+        ------
+        UsageError
+            The head is no network.
+        """
+        raise UsageError(
+            f"expected a head that is a network, found '{self.kind}', which compares rows with "
+            "those it was trained on; train a linear, mlp, logistic or suffix head"
+        )
+
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1.
 
@@ -288,6 +315,12 @@ class MatrixHead(Head):
     def logits(self, Z: NDArray[np.float32]) -> np.ndarray:
         """See :meth:`Head.logits`."""
         return Z @ self.weight_.T + self.bias_
+
+    def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
+        """See :meth:`Head.to_module`."""
+        from featpipe.heads.as_module import on_flat_rows
+
+        return on_flat_rows([(self.weight_, self.bias_)], self.mean_, self.scale_)
 
     def layers(self) -> dict[str, np.ndarray]:
         """``weight`` (classes, d) and ``bias`` (classes,)."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from featpipe.heads.gradient_head import GradientHead
 from featpipe.specs.head_params import MLPParams
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class MLPHead(MLPParams, GradientHead):
@@ -26,6 +29,16 @@ class MLPHead(MLPParams, GradientHead):
         hidden = Z @ self.layers_["hidden.weight"].T + self.layers_["hidden.bias"]
         np.maximum(hidden, 0, out=hidden)
         return hidden @ self.layers_["output.weight"].T + self.layers_["output.bias"]
+
+    def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
+        """See :meth:`Head.to_module`."""
+        from featpipe.heads.as_module import on_flat_rows
+
+        parts = [
+            (self.layers_[f"{name}.weight"], self.layers_[f"{name}.bias"])
+            for name in ("hidden", "output")
+        ]
+        return on_flat_rows(parts, self.mean_, self.scale_)
 
     def layers(self) -> dict[str, np.ndarray]:
         """``hidden.weight`` (hidden, d), ``output.weight`` (classes, hidden) and biases."""

@@ -125,6 +125,14 @@ class ModuleHead(ModuleParams, GradientHead):
             ]
         return np.concatenate(parts)
 
+    def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
+        """See :meth:`Head.to_module`."""
+        from torch import nn
+
+        from featpipe.heads.as_module import Standardise
+
+        return nn.Sequential(Standardise(self.mean_, self.scale_), self._evaluating()).eval()
+
     def running(self, what: str) -> AbstractContextManager[None]:
         """Around code of the network, to say ``what`` it failed in where that is the user's own."""
         return contextlib.nullcontext()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.samples import small_space
 
 from featpipe.base.errors import DamageError
-from featpipe.base.space import FORMAT_VERSION, FeatureSpace, Preprocessing
+from featpipe.base.space import FORMAT_VERSION, Augmentation, FeatureSpace, Preprocessing
 
 CANONICAL = (
     '{"backbone":"tiny","dtype":"float16","format":1,"pooling":"avg","precision":"fp32",'
@@ -37,7 +37,11 @@ spaces = st.builds(
     precision=texts,
     dtype=texts,
     shape=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-    view=st.integers(0, 10**9),
+    view=st.integers(1, 10**9),
+    augmentation=st.none()
+    | st.builds(
+        Augmentation, policy=texts, version=st.integers(0, 9), seed=st.integers(0, 2**32 - 1)
+    ),
     format=st.just(FORMAT_VERSION),
 )
 
@@ -52,6 +56,7 @@ OTHER_VALUES = {
     "shape": (4, 1),
     "view": 1,
     "format": 2,
+    "augmentation": Augmentation(policy="light", version=1),
 }
 OTHER_PREPROCESSING = {
     "size": 9,

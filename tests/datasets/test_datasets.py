@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.samples import image_ids
+from support.samples import image_ids, small_space
 
 from featpipe.base.errors import DamageError, NotFoundError, Reason, StorageError, UsageError
+from featpipe.base.space import Augmentation
 from featpipe.datasets import files as module
 from featpipe.datasets.dataset import Dataset, DatasetInfo, SourceInfo
 from featpipe.datasets.files import dataset_path, list_datasets, load_dataset, save_dataset
@@ -83,6 +84,29 @@ def test_any_path_comes_back(tmp_path_factory: pytest.TempPathFactory, paths: li
     cache = tmp_path_factory.getbasetemp() / "paths"
     save_dataset(cache, dataset)
     assert_same(load_dataset(cache, "x"), dataset)
+
+
+def test_features_that_cover_some_splits_come_back_in_a_format_of_their_own(cache: Path) -> None:
+    view = small_space(view=1, augmentation=Augmentation(policy="flip", version=1))
+    info = DatasetInfo(covers={view.id: ("train", "val")})
+    dataset = small_dataset(spaces=[view.canonical_json], info=info)
+    path = save_dataset(cache, dataset)
+    found = load_dataset(cache, dataset.name)
+    assert_same(found, dataset)
+    usable = [i for i in found.in_split("all") if found.split[i] in (0, 1)]
+    assert found.covered_by(view).tolist() == usable
+    assert found.covered_by(small_space()).tolist() == found.in_split("all").tolist()
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == 2
+    save_dataset(cache, small_dataset())
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == 1  # an earlier featpipe reads it
+
+
+@pytest.mark.parametrize("covers", [["train"], {"a": "train"}, {"a": ["elsewhere"]}])
+def test_splits_that_mean_nothing_are_refused(covers: Any) -> None:
+    with pytest.raises(ValueError, match="splits that its features cover"):
+        DatasetInfo.from_json({"covers": covers})
 
 
 def test_a_data_set_of_nothing_comes_back(cache: Path) -> None:
@@ -271,7 +295,7 @@ def remove(file: h5py.File) -> None:
 
 
 def newer(file: h5py.File) -> None:
-    file.attrs["format_version"] = 2
+    file.attrs["format_version"] = 3
 
 
 def versionless(file: h5py.File) -> None:
@@ -315,7 +339,7 @@ def uncountable(file: h5py.File) -> None:
         (compressed, "'label' is not one plain block"),
         (declared_only, "'label' declares more than the file holds"),
         (remove, "'stat' is missing or a link"),
-        (newer, "format version 2; this featpipe reads 1"),
+        (newer, "format version 3; this featpipe reads 2"),
         (versionless, "expected a whole data set file"),
         (group, "'label' is not a data set"),
         (named_type, "'label' is not a data set"),
