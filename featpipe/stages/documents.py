@@ -17,6 +17,7 @@ class SpaceDocument(TypedDict):
     tap: str
     pool: str
     shape: list[int]
+    view: int
 
 
 class PlannedSpaceDocument(TypedDict):
@@ -24,6 +25,17 @@ class PlannedSpaceDocument(TypedDict):
 
     id: str
     tap: str
+    view: int
+
+
+class PlannedViewsDocument(TypedDict):
+    """Views, as ``extract --dry-run`` names them; ``to_compute`` is null where it is unknown."""
+
+    policy: str
+    seed: int
+    number: int
+    of: list[str]
+    to_compute: int | None
 
 
 class BadPictureDocument(TypedDict):
@@ -34,8 +46,23 @@ class BadPictureDocument(TypedDict):
     reason: str
 
 
+class ViewsDocument(TypedDict):
+    """Views, as ``extract`` names them; ``complete`` says whether the data set lists them."""
+
+    policy: str
+    seed: int
+    number: int
+    of: list[str]
+    pictures: int
+    computed: int
+    reused: int
+    complete: bool
+    seconds: float
+    stage_seconds: dict[str, float]
+
+
 class ExtractDocument(TypedDict):
-    """``extract``."""
+    """``extract``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[SpaceDocument]
@@ -51,10 +78,11 @@ class ExtractDocument(TypedDict):
     classes: list[str]
     splits: dict[str, int]
     bad: list[BadPictureDocument]
+    views: NotRequired[ViewsDocument]
 
 
 class DryRunDocument(TypedDict):
-    """``extract --dry-run``."""
+    """``extract --dry-run``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[PlannedSpaceDocument]
@@ -65,6 +93,7 @@ class DryRunDocument(TypedDict):
     classes: dict[str, int]
     split_by: str
     splits: dict[str, int]
+    views: NotRequired[PlannedViewsDocument]
 
 
 class SweepDocument(TypedDict):
