@@ -21,7 +21,7 @@ _ROUNDS = 7
 
 @torch.inference_mode()
 def bf16_speedup() -> float:
-    """Time of one convolution in float32, computed as the network does it, over its time in bf16."""
+    """Time of one convolution in float32, as the network computes it, over its time in bf16."""
     image = torch.ones(1, _CHANNELS, _SIDE, _SIDE).to(memory_format=torch.channels_last)
     convolution = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1)
     as_computed = WinogradConv(convolution, relu=True)
