@@ -118,8 +118,9 @@ class _Training:
 
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
-        options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
-        self._choose_compute(options["device"])
+        device = resolve_device(self.spec.device)
+        self._choose_compute(device)
+        options: dict[str, Any] = {"seed": self.spec.seed, "device": device}
         if self.spec.n_shot is not None:
             self._fit_few(progress)
         elif self.spec.sweep or self.spec.seeds > 1:
