@@ -142,6 +142,7 @@ def test_stages_meet_only_through_files() -> None:
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
     # Parts of training, which is more than one module can hold.
     allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
+    allowed |= {("train", "training_views"), ("scoring", "averaged_views")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}
     allowed |= {(stage, "train_result") for stage in ("train", "recipe")}
     stages = [path for path in MODULES if dotted(path).startswith("stages.")]

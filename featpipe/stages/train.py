@@ -42,6 +42,7 @@ from featpipe.stages.calibration import calibrate
 from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
 from featpipe.stages.sweep_result import sweep_result, sweep_table
 from featpipe.stages.train_result import TrainResult
+from featpipe.stages.training_views import TrainingViews
 from featpipe.store.joined_rows import open_rows
 from featpipe.store.row_array import RowArray
 
@@ -100,7 +101,8 @@ class _Training:
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
-        self.data = self._rows_of(self.spaces)
+        self.views = TrainingViews(cache, self.dataset, train, spec)
+        self.data = self._rows_of(self.spaces, self.weights_name)
         self.model = new_head(spec.head, spec.params)
         self.history = History("epoch")
         self.sweep: Sweep | None = None
@@ -109,11 +111,13 @@ class _Training:
         self.shots: list[ShotDocument] = []
         self.calibration: CalibrationDocument | None = None
 
-    def _rows_of(self, spaces: Joined) -> _Data:
+    def _rows_of(self, spaces: Joined, weights_name: str) -> _Data:
         train, val = self.train, self.val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = open_rows(self.cache, spaces, ids)
-        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
+        X: RowArray = rows.select(np.arange(len(train)))
+        X_val = rows.select(np.arange(len(train), len(rows)))
+        X = self.views.beside(X, spaces, weights_name)
         return X, self.labels[0], X_val, self.labels[1]
 
     def fit(self, progress: Progress) -> None:
@@ -149,7 +153,7 @@ class _Training:
         done: list[tuple[Joined, Sweep]] = []
         for spaces, weights_name in self.choices:
             grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
-            data = self._rows_of(spaces)
+            data = self._rows_of(spaces, weights_name)
             sweep = _fit_all(grid, data, self.classes, progress, options)
             if not done or sweep.rank < min(earlier.rank for _, earlier in done):
                 self.spaces, self.weights_name, self.data = spaces, weights_name, data
@@ -184,6 +188,10 @@ class _Training:
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
+        drawn = self.views.of(self.spaces, self.weights_name)
+        views = None if drawn is None else drawn.as_json()
+        if views is not None:
+            info["views"] = views
         table = None
         if self.sweep is not None:
             table = sweep_result(run.sweep_path, self.sweep)
@@ -227,6 +235,7 @@ class _Training:
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
+            views=views,
             warnings=warnings,
         )
 
