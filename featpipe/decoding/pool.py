@@ -10,6 +10,7 @@ system's out-of-memory killer. If a second worker process dies on it, the image 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import selectors
 import signal
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import FeatpipeError
 from featpipe.base.ids import sortable
+from featpipe.base.preprocessing import largest_shape
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.worker_process import (
     Decoded,
@@ -98,7 +100,7 @@ class DecodePool:
         self._known.write(ids.tobytes())
         self._known.flush()
         self._setup |= {"known_fd": self._known.fileno(), "known_count": len(ids)}
-        self._slot_shape = (preprocessing.size, preprocessing.size, 3)
+        self._slot_bytes = math.prod(largest_shape(preprocessing)) * 3
         self._count = workers
         self._time_limit_s = time_limit_s
         self._workers: list[WorkerProcess] = []
@@ -211,7 +213,7 @@ class DecodePool:
         self._start()
 
     def _start(self) -> None:
-        worker = WorkerProcess(self._setup, self._slot_shape)
+        worker = WorkerProcess(self._setup, self._slot_bytes)
         assert worker.process.stdout is not None
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
         self._workers.append(worker)

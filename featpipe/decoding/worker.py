@@ -116,7 +116,9 @@ def _process(
         if _is_known(known, image_id):
             return {**reply, "kind": "known"}
         started = time.perf_counter()
-        slot[...] = load_pixels(data, preprocessing, max_pixels=max_pixels)
+        pixels = load_pixels(data, preprocessing, max_pixels=max_pixels)
+        slot[: pixels.size] = pixels.reshape(-1)
+        reply["shape"] = [1, *pixels.shape]
         return {**reply, "kind": "pixels", "decode_s": time.perf_counter() - started}
     except BadImageError as error:
         said = {"stage": error.stage, "reason": error.reason, "detail": error.detail}

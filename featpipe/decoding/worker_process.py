@@ -86,8 +86,9 @@ class Decoded:
     kind : DecodedKind
     image_id : bytes or None
         SHA-256 of the image file; None where it could not be read or its worker process ended.
-    pixels : ndarray of uint8, shape (size, size, 3), or None
-        RGB, 0..255; only for ``PIXELS``.
+    pixels : ndarray of uint8, shape (1, height, width, 3), or None
+        RGB, 0..255; only for ``PIXELS``. Height and width are the size, except that with
+        ``resize="whole"`` one of them is larger.
     stage, reason : str
         The step that failed and why; only for ``BAD``.
     detail : str
@@ -147,8 +148,8 @@ class WorkerProcess:
     ----------
     setup : dict
         First message to the process: preprocessing, limits, known ids.
-    slot_shape : tuple of int
-        Shape of one picture's pixels.
+    slot_bytes : int
+        Most bytes that the pixels of one task take.
 
     Attributes
     ----------
@@ -160,15 +161,15 @@ class WorkerProcess:
         Whether the process has finished its imports.
     """
 
-    def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
-        slots = int(np.clip(_SLOT_BYTES // math.prod(slot_shape), _SLOTS, _MAX_SLOTS))
+    def __init__(self, setup: dict[str, Any], slot_bytes: int) -> None:
+        slots = int(np.clip(_SLOT_BYTES // slot_bytes, _SLOTS, _MAX_SLOTS))
         try:
-            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
+            shared = shared_memory(PROGRESS_BYTES + slots * slot_bytes)
         except StorageError:
             # More slots save time only: a low limit on file sizes must not end the job for them.
             slots = _SLOTS
-            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
-        shape = (slots, *slot_shape)
+            shared = shared_memory(PROGRESS_BYTES + slots * slot_bytes)
+        shape = (slots, slot_bytes)
         with shared:
             memory = mmap.mmap(shared.fileno(), PROGRESS_BYTES + math.prod(shape))
             self._begun, self._since = progress_in(memory)
@@ -269,7 +270,8 @@ class WorkerProcess:
         self._payload_bytes -= len(task.payload)
         kind = DecodedKind(reply.pop("kind"))
         image_id, stat = reply.pop("id"), reply.pop("stat", None)
-        pixels = self.slots[slot].copy() if kind is DecodedKind.PIXELS else None
+        shape = reply.pop("shape", None)
+        pixels = None if shape is None else self._pixels(slot, shape)
         self.free.append(slot)
         return Decoded(
             task.key,
@@ -279,6 +281,10 @@ class WorkerProcess:
             stat=tuple(stat) if stat else None,
             **reply,
         )
+
+    def _pixels(self, slot: int, shape: list[int]) -> NDArray[np.uint8]:
+        """A copy of the pixels in a slot, which the process uses again."""
+        return self.slots[slot, : math.prod(shape)].reshape(shape).copy()
 
     def _send(self, data: bytes) -> None:
         # The end of the worker process's stdout reports its death; see DecodePool.decode.
