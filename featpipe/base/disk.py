@@ -134,7 +134,7 @@ def writing_atomically(
             with _temporary_file(temporary, mode) as fd:
                 if not _lock_temporary(fd):
                     continue
-                stream = TemporaryStream(fd)
+                stream = TemporaryStream(fd, temporary)
                 yield stream
                 stream.drain()
                 _disk.fsync(fd)
@@ -173,11 +173,13 @@ class TemporaryStream(io.RawIOBase):
     ----------
     size : int
         Bytes so far.
+    path : Path
+        Where they can be read once they are drained, until the file gets its final name.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         super().__init__()
-        self.size = 0
+        self.size, self.path = 0, path
         self._fd, self._collected = fd, bytearray()
 
     def writable(self) -> bool:
