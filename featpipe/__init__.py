@@ -13,6 +13,7 @@ from featpipe._version import __version__
 
 if TYPE_CHECKING:
     from featpipe.api import (
+        advise,
         audit,
         compare,
         evaluate,
@@ -40,6 +41,7 @@ _HOMES = {
     "run_recipe": "featpipe.api",
     "list_runs": "featpipe.api",
     "compare": "featpipe.api",
+    "advise": "featpipe.api",
     "audit": "featpipe.api",
     "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
@@ -57,6 +59,7 @@ __all__ = [
     "FeatureRows",
     "FeatureTable",
     "__version__",
+    "advise",
     "audit",
     "compare",
     "evaluate",
