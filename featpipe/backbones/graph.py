@@ -183,16 +183,20 @@ class ShapeRun(fx.Interpreter):
 
     def run_shapes(self, batch: int, size: int) -> ShapeRun:
         """Run it on pictures (batch, 3, size, size) of no content."""
+        self.run_on((batch, 3, size, size))
+        return self
+
+    def run_on(self, shape: tuple[int, ...]) -> None:
+        """Run it on a tensor of that shape and no content."""
         state = self.module.state_dict().values()
         if all(tensor.is_meta for tensor in state):
             with torch.no_grad():
-                self.run(torch.empty(batch, 3, size, size, device="meta"))
+                self.run(torch.empty(shape, device="meta"))
         else:
             from torch._subclasses.fake_tensor import FakeTensorMode
 
             with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                self.run(torch.empty(batch, 3, size, size))
-        return self
+                self.run(torch.empty(shape))
 
     def run_node(self, n: fx.Node) -> Any:
         """See :meth:`fx.Interpreter.run_node`."""
