@@ -30,12 +30,9 @@ class PlannedSpaceDocument(TypedDict):
     view: int
 
 
-class PlannedViewsDocument(TypedDict):
+class PlannedViewsDocument(ViewsDocument):
     """Views, as ``extract --dry-run`` names them; ``to_compute`` is null where it is unknown."""
 
-    policy: str
-    seed: int
-    number: int
     of: list[str]
     to_compute: int | None
 
@@ -48,12 +45,9 @@ class BadPictureDocument(TypedDict):
     reason: str
 
 
-class ViewsDocument(TypedDict):
+class ComputedViewsDocument(ViewsDocument):
     """Views, as ``extract`` names them; ``complete`` says whether the data set lists them."""
 
-    policy: str
-    seed: int
-    number: int
     of: list[str]
     pictures: int
     computed: int
@@ -80,7 +74,7 @@ class ExtractDocument(TypedDict):
     classes: list[str]
     splits: dict[str, int]
     bad: list[BadPictureDocument]
-    views: NotRequired[ViewsDocument]
+    views: NotRequired[ComputedViewsDocument]
 
 
 class DryRunDocument(TypedDict):

@@ -105,6 +105,7 @@ class DryRun:
         if self.views is not None:
             document["views"] = {
                 "policy": self.views.augmentation.policy,
+                "version": self.views.augmentation.version,
                 "seed": self.views.augmentation.seed,
                 "number": self.views.number,
                 "of": list(self.views.of),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from featpipe.base.space import Augmentation, FeatureSpace
 
 if TYPE_CHECKING:
-    from featpipe.stages.documents import ExtractDocument, ViewsDocument
+    from featpipe.stages.documents import ComputedViewsDocument, ExtractDocument
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class ViewsResult:
     stage_seconds: dict[str, float] = field(repr=False)
     spaces: list[FeatureSpace] = field(repr=False)
 
-    def as_json(self) -> ViewsDocument:
+    def as_json(self) -> ComputedViewsDocument:
         """The result as the command prints it."""
         return {
             "policy": self.augmentation.policy,
+            "version": self.augmentation.version,
             "seed": self.augmentation.seed,
             "number": self.number,
             "of": list(self.of),
