@@ -141,7 +141,7 @@ def test_stages_meet_only_through_files() -> None:
     # What is known beforehand, for the extraction and for its plan.
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
     # Parts of training, which is more than one module can hold.
-    allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
+    allowed |= {("train", part) for part in ("calibration", "n_shot", "starting_tensors", "sweep_result")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}
     allowed |= {(stage, "train_result") for stage in ("train", "recipe")}
     stages = [path for path in MODULES if dotted(path).startswith("stages.")]

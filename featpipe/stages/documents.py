@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from featpipe.heads.base import StartDocument
 from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
 from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
@@ -133,6 +134,7 @@ class TrainDocument(TypedDict):
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]
     calibration: NotRequired[CalibrationDocument]
+    start: NotRequired[StartDocument]
 
 
 class PredictionDocument(TypedDict):
