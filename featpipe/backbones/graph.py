@@ -183,11 +183,10 @@ class ShapeRun(fx.Interpreter):
 
     def run_shapes(self, batch: int, size: int) -> ShapeRun:
         """Run it on pictures (batch, 3, size, size) of no content."""
-        self.run_on((batch, 3, size, size))
-        return self
+        return self.run_on((batch, 3, size, size))
 
-    def run_on(self, shape: tuple[int, ...]) -> None:
-        """Run it on a tensor of that shape and no content."""
+    def run_on(self, shape: tuple[int, ...]) -> ShapeRun:
+        """Run it on an input of a shape and of no content."""
         state = self.module.state_dict().values()
         if all(tensor.is_meta for tensor in state):
             with torch.no_grad():
@@ -197,6 +196,7 @@ class ShapeRun(fx.Interpreter):
 
             with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
                 self.run(torch.empty(shape))
+        return self
 
     def run_node(self, n: fx.Node) -> Any:
         """See :meth:`fx.Interpreter.run_node`."""

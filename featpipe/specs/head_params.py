@@ -40,10 +40,13 @@ class HeadParams(Spec):
         Whether a seed changes what is trained.
     joins_taps : bool
         Whether it is trained on flat rows, so that those of several taps can lie side by side.
+    draws_views : bool
+        Whether it is trained in epochs, each of which takes one of the views of every picture.
     """
 
     draws_numbers: ClassVar[bool] = True
     joins_taps: ClassVar[bool] = True
+    draws_views: ClassVar[bool] = True
 
     class_weight: str = option(
         Choice(CLASS_WEIGHTS),
@@ -86,6 +89,7 @@ class LogisticParams(HeadParams):
     """Hyper-parameters of ``logistic``: exact L2-regularised logistic regression."""
 
     draws_numbers = False
+    draws_views = False
 
     C: float | None = option(
         Number(above=True),
@@ -119,6 +123,7 @@ class KNNParams(HeadParams):
     """Hyper-parameters of ``knn``: weighted k nearest neighbours by cosine similarity."""
 
     draws_numbers = False
+    draws_views = False
 
     k: int | None = option(
         Whole(), "Neighbours that vote.", default_text="the best of 8 from 1 to 200", default=None

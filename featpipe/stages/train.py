@@ -43,6 +43,7 @@ from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
 from featpipe.stages.starting_tensors import StartingTensors
 from featpipe.stages.sweep_result import sweep_result, sweep_table
 from featpipe.stages.train_result import TrainResult
+from featpipe.stages.training_views import TrainingViews
 from featpipe.store.joined_rows import open_rows
 from featpipe.store.row_array import RowArray
 
@@ -101,7 +102,8 @@ class _Training:
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
-        self.data = self._rows_of(self.spaces)
+        self.views = TrainingViews(cache, self.dataset, train, spec)
+        self.data = self._rows_of(self.spaces, self.weights_name)
         self.model = new_head(spec.head, spec.params)
         self._starting = StartingTensors(self.spaces, self.weights_name, cache)
         self.history = History("epoch")
@@ -111,21 +113,21 @@ class _Training:
         self.shots: list[ShotDocument] = []
         self.calibration: CalibrationDocument | None = None
 
-    def _rows_of(self, spaces: Joined) -> _Data:
+    def _rows_of(self, spaces: Joined, weights_name: str) -> _Data:
         train, val = self.train, self.val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = open_rows(self.cache, spaces, ids)
-        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
+        X: RowArray = rows.select(np.arange(len(train)))
+        X_val = rows.select(np.arange(len(train), len(rows)))
+        X = self.views.beside(X, spaces, weights_name)
         return X, self.labels[0], X_val, self.labels[1]
 
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
-        options: dict[str, Any] = {
-            "seed": self.spec.seed,
-            "device": resolve_device(self.spec.device),
-        }
+        device = resolve_device(self.spec.device)
         self._starting.give(self.model)
-        self._choose_compute(options["device"])
+        self._choose_compute(device)
+        options: dict[str, Any] = {"seed": self.spec.seed, "device": device}
         if self.spec.n_shot is not None:
             self._fit_few(progress)
         elif self.spec.sweep or self.spec.seeds > 1:
@@ -157,7 +159,7 @@ class _Training:
             starting = StartingTensors(spaces, weights_name, self.cache)
             for head in grid.heads:
                 starting.give(head)
-            data = self._rows_of(spaces)
+            data = self._rows_of(spaces, weights_name)
             sweep = _fit_all(grid, data, self.classes, progress, options)
             if not done or sweep.rank < min(earlier.rank for _, earlier in done):
                 self.spaces, self.weights_name, self.data = spaces, weights_name, data
@@ -196,6 +198,10 @@ class _Training:
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
+        drawn = self.views.of(self.spaces, self.weights_name)
+        views = None if drawn is None else drawn.as_json()
+        if views is not None:
+            info["views"] = views
         table = None
         if self.sweep is not None:
             table = sweep_result(run.sweep_path, self.sweep)
@@ -240,6 +246,7 @@ class _Training:
             n_shot=n_shot,
             calibration=self.calibration,
             start=self.model.start,
+            views=views,
             warnings=warnings,
         )
 

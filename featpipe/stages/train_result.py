@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featpipe.base.views import ViewsDocument
 from featpipe.heads.base import HistoryRow, StartDocument
 from featpipe.runs.trained_head import SplitScores
 from featpipe.stages.n_shot import NShotResult
@@ -47,6 +48,8 @@ class TrainResult:
         Its temperature, and validation scores without and with it.
     start : StartDocument, optional
         Which layers of a suffix started from the backbone's weights, and which were drawn.
+    views : ViewsDocument, optional
+        The views that its epochs drew from; None where it was trained without.
     warnings : list of str
         What casts doubt on it; also logged, and kept in its run folder.
     """
@@ -66,6 +69,7 @@ class TrainResult:
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
     start: StartDocument | None = None
+    views: ViewsDocument | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> TrainDocument:
@@ -80,6 +84,7 @@ class TrainResult:
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
+            "views": self.views,
             "warnings": self.warnings,
         }
         if self.epoch_seconds is not None:
