@@ -18,11 +18,13 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from featpipe.base.errors import StorageError
 
+Block = bytes | memoryview
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
 _REMOVED = ".removed-"
 """How the name of a folder begins that is being deleted."""
@@ -98,14 +100,36 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
         The system refused the write (disk full, read-only, no permission). ``target`` is
         unchanged, or already new if only the last step failed: the fsync of its folder.
     """
+    write_blocks_atomically(target, lambda: (data,), size=len(data), mode=mode)
+
+
+def write_blocks_atomically(
+    target: Path, blocks: Callable[[], Iterable[Block]], *, size: int, mode: int = 0o644
+) -> None:
+    """As :func:`write_atomically`, of data that need not be in memory as a whole.
+
+    Parameters
+    ----------
+    target : Path
+    blocks : callable
+        Gives the data from its beginning, as often as it is called: another process may delete a
+        file that is not locked yet, and then it is written again.
+    size : int
+        Bytes of all blocks, to say how much room is needed.
+    mode : int
+
+    Raises
+    ------
+    StorageError
+    """
     try:
         _make_folder(target.parent)
         remove_leftovers(target.parent)
-        while not _try_write(target, data, mode):
+        while not _try_write(target, blocks, mode):
             pass
         _disk.fsync_folder(target.parent)
     except OSError as error:
-        raise _storage_error(error, target, len(data)) from error
+        raise _storage_error(error, target, size) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -120,7 +144,7 @@ def _make_folder(folder: Path) -> None:
             _disk.fsync_folder(folder.parent)
 
 
-def _try_write(target: Path, data: bytes, mode: int) -> bool:
+def _try_write(target: Path, blocks: Callable[[], Iterable[Block]], mode: int) -> bool:
     """Write a temporary file and rename it to ``target``; False if the caller must try again.
 
     The attempt fails if another process deletes the file as abandoned before it is locked.
@@ -131,7 +155,8 @@ def _try_write(target: Path, data: bytes, mode: int) -> bool:
         fd = _disk.open(temporary, mode)
         if not _lock_temporary(fd):
             return False
-        _write_all(fd, data)
+        for block in blocks():
+            _write_all(fd, block)
         _disk.fsync(fd)
         _disk.rename(temporary, target)
         return True
@@ -159,7 +184,7 @@ def _lock_temporary(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: Block) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[_disk.write(fd, rest) :]
@@ -216,6 +241,25 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file to read it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, or is a folder, a device or a pipe; reading a pipe could block.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
 def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a regular file, or ``length`` of them from ``offset`` on.
 
@@ -225,13 +269,7 @@ def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> b
         The file cannot be read, ends before it holds ``length`` bytes, or is a folder, a device or
         a pipe; reading a pipe could block.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path) as file:
         file.seek(offset)
         data = file.read(length)
         if length is not None and len(data) < length:
