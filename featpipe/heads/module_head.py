@@ -209,7 +209,8 @@ class ModuleHead(ModuleParams, GradientHead):
                 raise ValueError(
                     f"{PREFIX + name} of {tuple(tensor.shape)}, found one of {found.shape}"
                 )
-            state[name] = torch.from_numpy(np.array(found))
+            # The head's own memory: an evaluating module changes nothing.
+            state[name] = torch.from_numpy(np.require(found, requirements=["C", "W"]))
         if len(self.layers_) > len(expected):
             raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
         module.load_state_dict(state, assign=True)
