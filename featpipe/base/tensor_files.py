@@ -107,7 +107,7 @@ def _blocks_of(part: bytes | np.ndarray) -> Iterator[memoryview]:
     # A tensor that is not contiguous is copied when its turn comes, so that one copy exists.
     if isinstance(part, np.ndarray):
         part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-    whole = memoryview(part)
+    whole = memoryview(part)  # type: ignore[arg-type]
     for start in range(0, len(whole), BLOCK_BYTES):
         yield whole[start : start + BLOCK_BYTES]
 
