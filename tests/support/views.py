@@ -35,7 +35,8 @@ def stored_views(
 
     Pictures of the numbers ``without`` get no row, although the data set says so.
     """
-    originals = spaces or [FeatureSpace.from_json(text) for text in dataset.spaces]
+    held = [FeatureSpace.from_json(text) for text in dataset.spaces]
+    originals = spaces or [space for space in held if not space.view]
     chosen = np.flatnonzero(np.isin(dataset.split, [SPLITS.index(name) for name in of]))
     ids = dataset.image_sha256[np.setdiff1d(chosen, without)]
     ids = ids[np.unique(ids, axis=0, return_index=True)[1]]
@@ -48,9 +49,10 @@ def stored_views(
             store = FeatureStore(cache, one)
             store.prepare()
             store.append(ids, (rows + noise).astype(rows.dtype), {})
-            dataset.spaces.append(one.canonical_json)
+            if one not in held:
+                dataset.spaces.append(one.canonical_json)
             dataset.info.weights[one.id] = dataset.info.weights[space.id]
-            dataset.info.covers[one.id] = tuple(of)
+            dataset.info.covers[one.id] = (*dataset.info.covers.get(one.id, ()), *of)
             made.append(one)
     save_dataset(cache, dataset)
     return made
