@@ -13,10 +13,13 @@ from featpipe.specs.value_kinds import Choice, Number, Whole
 
 MAX_HIDDEN = 65_536
 CLASS_WEIGHTS = ("none", "balanced")
+SCHEDULES = ("constant", "cosine")
+COMPUTES = ("auto", "fp32", "bf16")
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 INITS = ("default", "xavier", "kaiming", "normal")
 LOGISTIC_SOLVERS = ("featpipe", "sklearn")
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
+_PATIENCE = "Epochs without a lower validation loss before training stops."
 
 
 @dataclass
@@ -54,9 +57,7 @@ class GradientParams(HeadParams):
     )
     batch_size: int = option(Whole(), "Rows per step.", default=128)
     epochs: int = option(Whole(), _EPOCHS, default=200)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=10
-    )
+    patience: int = option(Whole(), _PATIENCE, default=10)
 
 
 @dataclass
@@ -139,8 +140,22 @@ class ModuleParams(GradientParams):
         default=None,
     )
     epochs: int = option(Whole(), _EPOCHS, default=50)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=5
+    patience: int | None = option(  # type: ignore[assignment]
+        Whole(),
+        _PATIENCE,
+        default_text="5; with --schedule cosine all epochs are made",
+        default=None,
+    )
+    schedule: str = option(
+        Choice(SCHEDULES),
+        "Learning rate over the steps of --epochs: constant, or cosine, from --learning-rate to 0.",
+        default="constant",
+    )
+    compute: str = option(
+        Choice(COMPUTES),
+        "Precision of the arithmetic in training: fp32; bf16, with fp32 weights, gradients and "
+        "validation; auto: bf16 where this hardware is faster in it.",
+        default="fp32",
     )
     optimizer: str = option(Choice(OPTIMIZERS), "adamw, sgd or rmsprop.", default="adamw")
     momentum: float | None = option(

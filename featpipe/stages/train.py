@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -28,9 +29,11 @@ from featpipe.datasets.training_split import (
     too_few_to_validate,
     training_rows,
 )
+from featpipe.engine.precision import choose_compute
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.doubts import baseline_doubts
+from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.sweep import Sweep, SweepPlan, merged_sweeps, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
@@ -119,7 +122,9 @@ class _Training:
 
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
-        options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
+        device = resolve_device(self.spec.device)
+        self._choose_compute(device)
+        options: dict[str, Any] = {"seed": self.spec.seed, "device": device}
         if self.spec.n_shot is not None:
             self._fit_few(progress)
         elif self.spec.sweep or self.spec.seeds > 1:
@@ -129,6 +134,17 @@ class _Training:
             self.history = _fit_one(self.model, self.data, progress, options)
         if self.spec.calibrate:
             self.calibration = calibrate(self.model, *self.data[2:])
+
+    def _choose_compute(self, device: str) -> None:
+        """Decide ``--compute auto`` before training, so that the head says what it was made in."""
+        if not isinstance(self.model, ModuleHead) or self.model.compute != "auto":
+            return
+        self.model.classes_ = np.array(self.classes)
+        layer = self.model.main_layer(self.data[0].shape[1:])
+        self.model.compute = choose_compute("auto", device, self.cache, layer=layer)
+        log.info("training computes in %s", self.model.compute)
+        params = {**self.spec.params, "compute": self.model.compute}
+        self.spec = dataclasses.replace(self.spec, params=params)
 
     def _fit_sweeps(self, progress: Progress, options: dict[str, Any]) -> None:
         """Train the same sweep on each choice of features; only the best head's tensors stay."""

@@ -36,6 +36,8 @@ def train_head(
     batch_size: Annotated[int | None, hyper_parameter("batch_size")] = None,
     epochs: Annotated[int | None, hyper_parameter("epochs")] = None,
     patience: Annotated[int | None, hyper_parameter("patience")] = None,
+    schedule: Annotated[str | None, hyper_parameter("schedule")] = None,
+    compute: Annotated[str | None, hyper_parameter("compute")] = None,
     optimizer: Annotated[str | None, hyper_parameter("optimizer")] = None,
     momentum: Annotated[float | None, hyper_parameter("momentum")] = None,
     init: Annotated[str | None, hyper_parameter("init")] = None,
