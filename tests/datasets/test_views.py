@@ -25,7 +25,7 @@ from featpipe.specs.views import ViewChoice
 FIRST = small_space()
 SECOND = small_space(tap="block2_pool", shape=(5,))
 FLIP = Augmentation(policy="flip", version=1)
-SEEDED = Augmentation(policy="light", version=1, seed=7)
+SEEDED = Augmentation(policy="light", version=LIGHT.version, seed=7)
 SAMPLES = in_splits(train=3, val=2, test=2)
 
 
@@ -43,8 +43,8 @@ def test_views_are_found_by_augmentation_in_the_order_of_their_numbers(
 ) -> None:
     assert found(dataset, FIRST) == []
     stored_views(cache, dataset, (3, 1), spaces=[FIRST])
-    stored_views(cache, dataset, (1,), spaces=[FIRST], augmentation=SEEDED)
-    stored_views(cache, dataset, (1,), spaces=[FIRST], augmentation=FLIP)
+    stored_views(cache, dataset, (1,), spaces=[FIRST], drawn=SEEDED)
+    stored_views(cache, dataset, (1,), spaces=[FIRST], drawn=FLIP)
     light = Views(LIGHT, ((view_of(FIRST, 1),), (view_of(FIRST, 3),)))
     flip, seeded = (Views(one, ((view_of(FIRST, 1, one),),)) for one in (FLIP, SEEDED))
     assert found(dataset, FIRST) == [flip, light, seeded]
@@ -54,7 +54,7 @@ def test_views_are_found_by_augmentation_in_the_order_of_their_numbers(
         "2 views (light)",
         "1 view (light, seed 7)",
     ]
-    assert light.as_json() == {"policy": "light", "version": 1, "seed": 0, "number": 2}
+    assert light.as_json() == {"policy": "light", "version": LIGHT.version, "seed": 0, "number": 2}
     # A view has no views.
     assert found(dataset, view_of(FIRST, 1)) == []
 
@@ -69,7 +69,7 @@ def test_taps_side_by_side_have_the_views_that_each_has(dataset: Dataset, cache:
 
 def test_views_count_where_they_cover_every_picture(dataset: Dataset, cache: Path) -> None:
     stored_views(cache, dataset, (1, 2), spaces=[FIRST])
-    stored_views(cache, dataset, (1,), spaces=[FIRST], of=["train", "test"], augmentation=FLIP)
+    stored_views(cache, dataset, (1,), spaces=[FIRST], of=["train", "test"], drawn=FLIP)
     assert [one.number for one in found(dataset, FIRST)] == [1, 2]
     assert listed_views(found(dataset, FIRST, split="test")) == "1 view (flip)"
     assert listed_views(found(dataset, FIRST, split="all")) == "none"
@@ -81,14 +81,14 @@ def test_views_count_where_they_cover_every_picture(dataset: Dataset, cache: Pat
 def test_of_several_versions_the_newest_counts(dataset: Dataset, cache: Path) -> None:
     newer = Augmentation(policy="light", version=12)
     for one, views in ((newer, (1,)), (LIGHT, (1, 2))):
-        stored_views(cache, dataset, views, spaces=[FIRST], augmentation=one)
+        stored_views(cache, dataset, views, spaces=[FIRST], drawn=one)
     (views,) = found(dataset, FIRST)
     assert views.augmentation == newer and views.number == 1
 
 
 def test_an_ambiguity_names_the_options_that_resolve_it(dataset: Dataset, cache: Path) -> None:
     for one in (LIGHT, SEEDED, FLIP):
-        stored_views(cache, dataset, (1,), spaces=[FIRST], augmentation=one)
+        stored_views(cache, dataset, (1,), spaces=[FIRST], drawn=one)
     held = found(dataset, FIRST)
     messages = {}
     for policy in (None, "light"):

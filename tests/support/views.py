@@ -11,13 +11,14 @@ import numpy as np
 from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.datasets.dataset import SPLITS, Dataset
 from featpipe.datasets.files import save_dataset
+from featpipe.decoding.augmentation import augmentation
 from featpipe.store.feature_store import FeatureStore
 
-LIGHT = Augmentation(policy="light", version=1)
+LIGHT = augmentation("light", 0)
 
 
-def view_of(space: FeatureSpace, view: int, augmentation: Augmentation = LIGHT) -> FeatureSpace:
-    return dataclasses.replace(space, view=view, augmentation=augmentation)
+def view_of(space: FeatureSpace, view: int, drawn: Augmentation = LIGHT) -> FeatureSpace:
+    return dataclasses.replace(space, view=view, augmentation=drawn)
 
 
 def stored_views(
@@ -26,7 +27,7 @@ def stored_views(
     views: Iterable[int] = (1, 2),
     *,
     of: Sequence[str] = ("train",),
-    augmentation: Augmentation = LIGHT,
+    drawn: Augmentation = LIGHT,
     spaces: Sequence[FeatureSpace] | None = None,
     scale: float = 0.3,
     without: Sequence[int] = (),
@@ -45,7 +46,7 @@ def stored_views(
         rows = FeatureStore(cache, space).rows(ids)[:]
         for view in views:
             noise = np.random.default_rng([view, len(made)]).normal(scale=scale, size=rows.shape)
-            one = view_of(space, view, augmentation)
+            one = view_of(space, view, drawn)
             store = FeatureStore(cache, one)
             store.prepare()
             store.append(ids, (rows + noise).astype(rows.dtype), {})
