@@ -13,6 +13,7 @@ from featpipe._version import __version__
 
 if TYPE_CHECKING:
     from featpipe.api import (
+        advise,
         audit,
         compare,
         evaluate,
@@ -42,6 +43,7 @@ _HOMES = {
     "list_runs": "featpipe.api",
     "compare": "featpipe.api",
     "export": "featpipe.api",
+    "advise": "featpipe.api",
     "audit": "featpipe.api",
     "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
@@ -59,6 +61,7 @@ __all__ = [
     "FeatureRows",
     "FeatureTable",
     "__version__",
+    "advise",
     "audit",
     "compare",
     "evaluate",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featpipe.advising.documents import AdviseDocument
 from featpipe.base.cache import default_cache
 from featpipe.base.own_code import permitted
 from featpipe.base.progress import Progress
@@ -14,6 +15,7 @@ from featpipe.base.progress_bars import as_progress
 from featpipe.reports.documents import AuditDocument
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.advise import AdviseSpec
 from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
@@ -24,6 +26,7 @@ from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import advise as advising
 from featpipe.stages import audit as auditing
 from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
@@ -306,6 +309,42 @@ def audit(
     """
     spec = AuditSpec.from_options(options)
     return auditing.audit(name, spec, cache=_root(cache), progress=as_progress(progress))
+
+
+def advise(
+    name: str,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress | bool = False,
+    **options: Any,
+) -> AdviseDocument:
+    """Measure linear heads on every cached tap, and say from these facts what to try next.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
+    **options
+        As in ``featpipe advise``; see :class:`featpipe.specs.advise.AdviseSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe advise --json`` prints: ``facts``, ``advice`` with commands to copy, and
+        ``not_advised``. Nothing is written.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = AdviseSpec.from_options(options)
+    with permitted(spec.allow_code):
+        return advising.advise(name, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def relabel(

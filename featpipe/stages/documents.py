@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from featpipe.base.views import ViewsDocument
 from featpipe.exports.documents import CheckDocument
 from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
@@ -116,7 +117,8 @@ class CalibrationDocument(TypedDict):
 class TrainDocument(TypedDict):
     """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
 
-    ``warnings`` say what casts doubt on the head.
+    ``views`` are those that its epochs drew from, null without; ``warnings`` say what casts doubt
+    on the head.
     """
 
     head: str
@@ -128,6 +130,7 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    views: ViewsDocument | None
     warnings: list[str]
     epoch_seconds: NotRequired[float]
     sweep: NotRequired[SweepDocument]

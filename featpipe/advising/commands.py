@@ -1,0 +1,210 @@
+"""Commands to copy: how each advice is carried out on this very data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featpipe.advising.documents import Commands
+from featpipe.advising.tap_rows import FLAT, MEAN, TapRows, opened, retrained_tap
+from featpipe.backbones.pixels import PIXELS
+from featpipe.base.cache import default_cache
+from featpipe.base.space import FeatureSpace
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.spaces import extract_options, space_options, spaces_of
+from featpipe.specs.extract import DEFAULT_SPLIT
+from featpipe.specs.fields import flag
+from featpipe.specs.spaces import SpaceQuery
+
+VIEWS = 4
+"""Augmented views per training picture: the network runs so many more times over train."""
+AUGMENT = "light"
+SCRATCH_SIZE = 128
+"""Side of the pixels for a small network of its own, pixels."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Features that an advice trains on.
+
+    Attributes
+    ----------
+    space : FeatureSpace
+        Its shape and digest of weights may be those of another tap.
+    weights : str
+    is_cached : bool
+    """
+
+    space: FeatureSpace
+    weights: str
+    is_cached: bool
+
+
+class CommandWriter:
+    """Writes commands on one data set.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    cache : Path
+        Named in each command unless it is the default.
+    """
+
+    def __init__(self, dataset: Dataset, cache: Path) -> None:
+        self.dataset = dataset
+        self._cache = [] if cache == default_cache() else ["--cache", str(cache)]
+        self._held = [(s, w) for s, w in spaces_of(dataset) if s.view == 0]
+
+    def planned(self, space: FeatureSpace, weights: str, **changes: Any) -> Planned:
+        """Features like those of a space; cached where the data set has them."""
+        wanted = self._options(dataclasses.replace(space, **changes), weights)
+        for held, name in self._held:
+            if self._options(held, name) == wanted:
+                return Planned(held, name, True)
+        return Planned(dataclasses.replace(space, **changes), weights, False)
+
+    def extract(self, planned: Planned, *more: str) -> str:
+        """Compute features over the data set's own pictures."""
+        return self._extract(extract_options([planned.space], planned.weights), *more)
+
+    def extract_missing(self, planned: Planned) -> list[str]:
+        """The same, if they are not cached."""
+        return [] if planned.is_cached else [self.extract(planned)]
+
+    def train(self, head: str, planned: Planned, *more: str) -> str:
+        """Train a head on features; the fewest options that choose them among all."""
+        words = ["train-head", self.dataset.name, "--head", head, *more]
+        return self._line(words, self._choosing(planned, "tap"))
+
+    def scratch(self) -> list[str]:
+        """Cache the pixels, unless they are there, and train a small network on them."""
+        held = [(s, w) for s, w in self._held if s.backbone == PIXELS]
+        words = ["train-head", self.dataset.name, "--head", "simplecnn"]
+        if held:
+            return [self._line(words, self._choosing(Planned(*held[0], True), "backbone"))]
+        pixels = f"--backbone {PIXELS} --size {SCRATCH_SIZE}"
+        return [self._extract(pixels), self._line(words, f"--backbone {PIXELS}")]
+
+    def features(self) -> str:
+        """Features of the default network, of two taps."""
+        return self._extract("--tap block4_pool --tap block5_pool")
+
+    @property
+    def cache(self) -> str:
+        """The option that names the cache, after a blank; empty where it is the default."""
+        return "".join(f" {shlex.quote(word)}" for word in self._cache)
+
+    def _extract(self, options: str, *more: str) -> str:
+        source, shares = self.dataset.source, self.dataset.info.split
+        words = ["extract", source.spec, "--name", self.dataset.name]
+        if source.kind == "list" and _folder_of(source.spec) != source.root:
+            words += ["--root", source.root]
+        if not isinstance(shares, str) and tuple(shares) != DEFAULT_SPLIT:
+            words += ["--split", ",".join(f"{share:g}" for share in shares)]
+        return self._line([*words, *more], options)
+
+    def _line(self, words: Sequence[str], options: str) -> str:
+        return " ".join(filter(None, [shlex.join(["featpipe", *words, *self._cache]), options]))
+
+    def _options(self, space: FeatureSpace, weights: str) -> dict[str, Any]:
+        return {**space_options(self.dataset, space), "weights": weights}
+
+    def _choosing(self, planned: Planned, always: str) -> str:
+        """The fewest options, one of them ``always``, that no other features of view 0 have."""
+        wanted = self._options(planned.space, planned.weights)
+        others = [self._options(s, w) for s, w in self._held]
+        others = [other for other in others if other != wanted]
+        names = [n for n in _BY_USE if n != always]
+        for count in range(len(names) + 1):
+            for chosen in itertools.combinations(names, count):
+                asked = (always, *chosen)
+                if not any(all(o[n] == wanted[n] for n in asked) for o in others):
+                    return " ".join(f"{flag(n)} {shlex.quote(str(wanted[n]))}" for n in asked)
+        return f"--space {planned.space.id}"
+
+
+_BY_USE = ("pool", "backbone", "size", "resize", "precision", "weights", *SpaceQuery.option_names())
+_BY_USE = tuple(n for n in dict.fromkeys(_BY_USE) if n not in ("view", "space"))
+"""Fields that choose a feature space, those that people know best first."""
+
+
+def commands_for(
+    write: CommandWriter, best: TapRows | None, measured: Sequence[TapRows], suffix: bool
+) -> Commands:
+    """The commands of every advice.
+
+    Parameters
+    ----------
+    write : CommandWriter
+    best : TapRows or None
+        The rows whose linear head is best; None where there is no network's features.
+    measured : sequence of TapRows
+    suffix : bool
+        Whether views are for a suffix, which needs maps; else for a linear head.
+    """
+    if best is None:
+        return {"extract": [write.features()]}
+    pooling = "avg" if best.how == MEAN else best.space.pooling
+    rows = write.planned(best.space, best.weights, pooling=pooling)
+    found: Commands = {
+        "linear": [*write.extract_missing(rows), write.train("logistic", rows)],
+        "mlp": [*write.extract_missing(rows), write.train("mlp", rows)],
+        "pictures": [write.extract(rows)],
+        "scratch": write.scratch(),
+    }
+    maps = suffix_maps(write, best, measured)
+    found["taps"] = [write.extract(maps), f"featpipe advise {write.dataset.name}{write.cache}"]
+    found["suffix"] = [*write.extract_missing(maps), *_suffix(write, maps)]
+    base, train = (maps, _suffix) if suffix else (rows, _linear)
+    found["views"] = [
+        *write.extract_missing(base),
+        *_extract_views(write, base),
+        *train(write, base),
+    ]
+    return found
+
+
+def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]) -> Planned:
+    """The maps that a suffix is trained on: those of the best tap that has layers behind it.
+
+    That is the best tap itself unless it is the deepest; else the latest earlier tap with maps;
+    else one that is not cached, with about the last block behind it; where the network cannot be
+    asked for its taps, the deepest one, behind which its own classifier lies.
+    """
+    mine = [rows for rows in measured if rows.network == best.network]
+    deepest = max(rows.depth for rows in mine)
+    if best.depth < deepest:
+        return write.planned(best.space, best.weights, pooling="none")
+    earlier = [rows for rows in mine if rows.depth < deepest and rows.how in (MEAN, FLAT)]
+    if earlier:
+        latest = max(earlier, key=lambda rows: rows.depth)
+        return write.planned(latest.space, latest.weights, pooling="none")
+    backbone, _ = opened(best.space.backbone)
+    tap = None if backbone is None else retrained_tap(backbone, best.space.tap)
+    return write.planned(best.space, best.weights, tap=tap or best.space.tap, pooling="none")
+
+
+def _suffix(write: CommandWriter, maps: Planned) -> list[str]:
+    return [write.train("suffix", maps, "--top", "linear")]
+
+
+def _linear(write: CommandWriter, rows: Planned) -> list[str]:
+    return [write.train("linear", rows)]
+
+
+def _extract_views(write: CommandWriter, base: Planned) -> list[str]:
+    held = [FeatureSpace.from_json(text) for text in write.dataset.spaces]
+    if any(space.view and space.original == base.space for space in held):
+        return []
+    views = ["--views", str(VIEWS), "--augment", AUGMENT, "--views-of", "train"]
+    return [write.extract(base, *views)]
+
+
+def _folder_of(spec: str) -> str:
+    return os.path.dirname(os.path.abspath(spec))
