@@ -8,6 +8,7 @@
 ``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
 ``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
+``metrics-scales-180-224.json``, …      those of pictures of several sizes; it ends their names
 ======================================  ================================================
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,13 @@ class Run:
 
     @staticmethod
     def evaluation_name(
-        on: str | None, dataset: str, split: str, *, is_fallback: bool = False
+        on: str | None,
+        dataset: str,
+        split: str,
+        *,
+        is_fallback: bool = False,
+        sizes: Sequence[int] = (),
+        frame: str = "own",
     ) -> str:
         """What the files of an evaluation are told apart by.
 
@@ -129,9 +136,16 @@ class Run:
             What is evaluated.
         is_fallback : bool
             Whether the split is evaluated because there is no test split.
+        sizes : sequence of int
+            Sizes of the pictures; empty for that of training alone.
+        frame : {"own", "whole"}
+            What pictures of those sizes show.
         """
         is_own = on is None and (split == "test" or is_fallback)
-        return "" if is_own else f"-{dataset}-{split}"
+        name = "" if is_own else f"-{dataset}-{split}"
+        if sizes:
+            name += f"-scales-{'-'.join(map(str, sizes))}{'-whole' * (frame == 'whole')}"
+        return name
 
     @property
     def has_head(self) -> bool:

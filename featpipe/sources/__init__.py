@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from featpipe.base.errors import DataError, NotFoundError, UsageError
 from featpipe.base.locations import read
@@ -25,6 +25,7 @@ __all__ = [
     "image_reader",
     "label_warnings",
     "list_pictures",
+    "locator",
     "open_source",
 ]
 
@@ -134,6 +135,22 @@ def has_files(kind: str) -> bool:
     return kind in OPENERS and OPENERS[kind].has_files
 
 
+def locator(kind: str, root: str) -> Locate:
+    """Where the pictures of a data set are, by their paths in it.
+
+    Parameters
+    ----------
+    kind, root : str
+        See :func:`image_reader`.
+
+    Raises
+    ------
+    DataError
+        This featpipe knows no such source.
+    """
+    return OPENERS[kind].locate_in(root) if kind in OPENERS else _refuse(kind, root)
+
+
 def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
     """A function that returns an image's bytes for its path in a data set.
 
@@ -150,7 +167,7 @@ def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
     return lambda path: read(locate(path))
 
 
-def _refuse(kind: str, path: str) -> bytes:
+def _refuse(kind: str, path: str) -> NoReturn:
     raise DataError(
         f"expected a source of {', '.join(OPENERS)}, found {kind!r} for {path!r}; update featpipe"
     )

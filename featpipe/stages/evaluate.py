@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.reports.documents import EvaluationDocument, Metrics
+from featpipe.base.progress import Progress, no_progress
+from featpipe.reports.documents import EvaluationDocument, Metrics, ScaleScore, ScalesDocument
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
 from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
@@ -17,7 +18,8 @@ from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
 from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
-from featpipe.stages.scoring import Scored, score_head
+from featpipe.stages.scales import score_as
+from featpipe.stages.scoring import Scored
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Evaluation:
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
+    scales : list of ScaleScore
+        Scores of each size of the pictures, where they are averaged over several.
+    frame : {"own", "whole"}
+        What pictures of those sizes show.
     """
 
     head: str
@@ -55,9 +61,14 @@ class Evaluation:
     predictions: Path
     report: Path
     seconds: float
+    scales: list[ScaleScore] = field(default_factory=list)
+    frame: str = "own"
 
     def as_json(self) -> EvaluationDocument:
         """The result as the command prints it."""
+        averaged: ScalesDocument = {}
+        if self.scales:
+            averaged = {"scales": self.scales, "frame": self.frame}
         return {
             "head": self.head,
             "dataset": self.dataset,
@@ -69,10 +80,13 @@ class Evaluation:
             "report": str(self.report),
             "seconds": self.seconds,
             **self.metrics,
+            **averaged,
         }
 
 
-def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
+def evaluate(
+    head: Path, spec: EvaluateSpec, *, cache: Path, progress: Progress = no_progress
+) -> Evaluation:
     """Score a head on a split; write metrics, predictions and a report into its run folder.
 
     Parameters
@@ -81,6 +95,7 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
         Run folder.
     spec : EvaluateSpec
     cache : Path
+    progress : Progress
 
     Raises
     ------
@@ -89,10 +104,13 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     SpaceMismatchError
         The data set has no features of the head's space.
     DataError
-        Nothing to score, or a class the head does not know.
+        Nothing to score, or a class the head does not know; or pictures that ``scales`` needs are
+        missing.
+    UsageError
+        The head cannot take pictures of the ``scales``.
     """
     started = time.perf_counter()
-    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+    scored = score_as(head, spec, cache=cache, progress=progress)
     return evaluate_scored(scored, spec, started=started)
 
 
@@ -115,7 +133,12 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         notes.append(on_own_pictures(trained, split, len(scored.y), len(seen)))
     is_new = not seen or (own and split == "val")
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
-    evaluated = run.evaluation_name(spec.on, dataset.name, split, is_fallback=scored.is_fallback)
+    evaluated = run.evaluation_name(
+        *(spec.on, dataset.name, split),
+        is_fallback=scored.is_fallback,
+        sizes=[row["size"] for row in scored.scales],
+        frame=spec.frame,
+    )
     predictions = run.predictions_path(evaluated)
     write_predictions(
         predictions, scored.pictures(), scored.y, scored.probabilities, scored.classes
@@ -131,6 +154,8 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         predictions=predictions,
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
+        scales=scored.scales,
+        frame=spec.frame,
     )
     run.save_metrics(evaluated, result.as_json(), head=trained.digest)
     thresholds = threshold_counts(scored.y, scored.probabilities)
