@@ -72,6 +72,8 @@ def write_report(
         space=" + ".join(space.name for space in trained.spaces),
         classes=classes,
         tta=_tta_words(evaluation),
+        scales=evaluation.get("scales", []),
+        frame=evaluation.get("frame", ""),
         notes=evaluation["notes"],
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
         hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),

@@ -165,12 +165,13 @@ class TrainDocument(TypedDict):
 
 
 class PredictionDocument(TypedDict):
-    """A line of ``predict --json``."""
+    """A line of ``predict --json``; ``map``, with ``--maps``, is the path of its score map."""
 
     path: str
     label: str | None
     probability: float | None
     error: str | None
+    map: NotRequired[str | None]
     probabilities: NotRequired[dict[str, float] | None]
 
 
