@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featpipe.advising.documents import Commands
+from featpipe.advising.documents import Try
 from featpipe.advising.tap_rows import FLAT, MEAN, TapRows, opened, retrained_tap
 from featpipe.backbones.pixels import PIXELS
 from featpipe.base.cache import default_cache
@@ -80,7 +80,7 @@ class CommandWriter:
     def train(self, head: str, planned: Planned, *more: str) -> str:
         """Train a head on features; the fewest options that choose them among all."""
         words = ["train-head", self.dataset.name, "--head", head, *more]
-        return self._line(words, self._choosing(planned, "tap"))
+        return self._line(words, self._choosing(planned, "tap", "pool"))
 
     def scratch(self) -> list[str]:
         """Cache the pixels, unless they are there, and train a small network on them."""
@@ -115,15 +115,18 @@ class CommandWriter:
     def _options(self, space: FeatureSpace, weights: str) -> dict[str, Any]:
         return {**space_options(self.dataset, space), "weights": weights}
 
-    def _choosing(self, planned: Planned, always: str) -> str:
-        """The fewest options, one of them ``always``, that no other features of view 0 have."""
+    def _choosing(self, planned: Planned, *always: str) -> str:
+        """The fewest options, ``always`` among them, that no other features of view 0 have.
+
+        Tap and pooling are always named: a command may be run after others that add features.
+        """
         wanted = self._options(planned.space, planned.weights)
         others = [self._options(s, w) for s, w in self._held]
         others = [other for other in others if other != wanted]
-        names = [n for n in _BY_USE if n != always]
+        names = [n for n in _BY_USE if n not in always]
         for count in range(len(names) + 1):
             for chosen in itertools.combinations(names, count):
-                asked = (always, *chosen)
+                asked = (*always, *chosen)
                 if not any(all(o[n] == wanted[n] for n in asked) for o in others):
                     return " ".join(f"{flag(n)} {shlex.quote(str(wanted[n]))}" for n in asked)
         return f"--space {planned.space.id}"
@@ -134,10 +137,8 @@ _BY_USE = tuple(n for n in dict.fromkeys(_BY_USE) if n not in ("view", "space"))
 """Fields that choose a feature space, those that people know best first."""
 
 
-def commands_for(
-    write: CommandWriter, best: TapRows | None, measured: Sequence[TapRows], suffix: bool
-) -> Commands:
-    """The commands of every advice.
+class Commands:
+    """The commands of every advice on one data set; making them asks the network for its taps.
 
     Parameters
     ----------
@@ -148,26 +149,59 @@ def commands_for(
     suffix : bool
         Whether views are for a suffix, which needs maps; else for a linear head.
     """
-    if best is None:
-        return {"extract": [write.features()]}
-    pooling = "avg" if best.how == MEAN else best.space.pooling
-    rows = write.planned(best.space, best.weights, pooling=pooling)
-    found: Commands = {
-        "linear": [*write.extract_missing(rows), write.train("logistic", rows)],
-        "mlp": [*write.extract_missing(rows), write.train("mlp", rows)],
-        "pictures": [write.extract(rows)],
-        "scratch": write.scratch(),
-    }
-    maps = suffix_maps(write, best, measured)
-    found["taps"] = [write.extract(maps), f"featpipe advise {write.dataset.name}{write.cache}"]
-    found["suffix"] = [*write.extract_missing(maps), *_suffix(write, maps)]
-    base, train = (maps, _suffix) if suffix else (rows, _linear)
-    found["views"] = [
-        *write.extract_missing(base),
-        *_extract_views(write, base),
-        *train(write, base),
-    ]
-    return found
+
+    def __init__(
+        self,
+        write: CommandWriter,
+        best: TapRows | None,
+        measured: Sequence[TapRows],
+        *,
+        suffix: bool,
+    ) -> None:
+        self._write, self._best, self._measured = write, best, measured
+        self._suffix_views = suffix
+
+    def __call__(self, what: Try) -> list[str]:
+        """Commands in the order in which they are to be run."""
+        write = self._write
+        if self._best is None:
+            return [write.features()]
+        if what == "scratch":
+            return write.scratch()
+        if what in ("taps", "suffix"):
+            maps = suffix_maps(write, self._best, self._measured)
+            if what == "taps":
+                return [write.extract(maps), f"featpipe advise {write.dataset.name}{write.cache}"]
+            return [*write.extract_missing(maps), self._train_suffix(maps)]
+        if what == "views":
+            return self._views(self._best)
+        rows = self._rows(self._best)
+        if what == "pictures":
+            return [write.extract(rows)]
+        head = "mlp" if what == "mlp" else "logistic"
+        return [*write.extract_missing(rows), write.train(head, rows)]
+
+    def _views(self, best: TapRows) -> list[str]:
+        write = self._write
+        if self._suffix_views:
+            base = suffix_maps(write, best, self._measured)
+            train = self._train_suffix(base)
+        else:
+            base = self._rows(best)
+            train = write.train("linear", base)
+        held = [FeatureSpace.from_json(text) for text in write.dataset.spaces]
+        views = ["--views", str(VIEWS), "--augment", AUGMENT, "--views-of", "train"]
+        is_cached = any(space.view and space.original == base.space for space in held)
+        extract = [] if is_cached else [write.extract(base, *views)]
+        return [*write.extract_missing(base), *extract, train]
+
+    def _train_suffix(self, maps: Planned) -> str:
+        return self._write.train("suffix", maps, "--top", "linear")
+
+    def _rows(self, best: TapRows) -> Planned:
+        """The rows of the best linear head, as they would be stored."""
+        pooling = "avg" if best.how == MEAN else best.space.pooling
+        return self._write.planned(best.space, best.weights, pooling=pooling)
 
 
 def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]) -> Planned:
@@ -188,22 +222,6 @@ def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]
     backbone, _ = opened(best.space.backbone)
     tap = None if backbone is None else retrained_tap(backbone, best.space.tap)
     return write.planned(best.space, best.weights, tap=tap or best.space.tap, pooling="none")
-
-
-def _suffix(write: CommandWriter, maps: Planned) -> list[str]:
-    return [write.train("suffix", maps, "--top", "linear")]
-
-
-def _linear(write: CommandWriter, rows: Planned) -> list[str]:
-    return [write.train("linear", rows)]
-
-
-def _extract_views(write: CommandWriter, base: Planned) -> list[str]:
-    held = [FeatureSpace.from_json(text) for text in write.dataset.spaces]
-    if any(space.view and space.original == base.space for space in held):
-        return []
-    views = ["--views", str(VIEWS), "--augment", AUGMENT, "--views-of", "train"]
-    return [write.extract(base, *views)]
 
 
 def _folder_of(spec: str) -> str:
