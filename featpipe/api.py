@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featpipe.advising.documents import AdviseDocument
 from featpipe.base.cache import default_cache
@@ -20,6 +20,7 @@ from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.specs.export import ExportSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
@@ -29,6 +30,7 @@ from featpipe.stages import advise as advising
 from featpipe.stages import audit as auditing
 from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
+from featpipe.stages import export as exporting
 from featpipe.stages import extract as extraction
 from featpipe.stages import list_runs as runs
 from featpipe.stages import predict as prediction
@@ -43,6 +45,9 @@ from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
 from featpipe.stages.relabel import RelabelResult
 from featpipe.stages.train_result import TrainResult
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import ModelExportDocument, TableExportDocument
 
 PathLike = str | os.PathLike[str]
 
@@ -239,6 +244,36 @@ def compare(
     spec = CompareSpec.from_options(options)
     with permitted(spec.allow_code):
         return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
+
+
+def export(
+    what: PathLike, *, cache: PathLike | None = None, **options: Any
+) -> ModelExportDocument | TableExportDocument:
+    """Write a head with its backbone as one network, or a data set's features as one file.
+
+    Parameters
+    ----------
+    what : path or str
+        Run folder of a head, or name of a data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``format`` and ``out``, which must be given, and the rest of
+        :class:`featpipe.specs.export.ExportSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe export --json`` prints.
+
+    Raises
+    ------
+    FeatpipeError
+        See the classes in :mod:`featpipe.base.errors`; there is no new file then.
+    """
+    spec = ExportSpec.from_options(options)
+    with permitted(spec.allow_code):
+        return exporting.export(what, spec, cache=_root(cache))
 
 
 def audit(

@@ -21,7 +21,7 @@ LAYERS = [
     ["sources", "decoding", "heads"],
     ["weights", "datasets", "runs", "auditing"],
     ["store", "reports"],
-    ["engine", "advising"],
+    ["engine", "exports", "advising"],
     ["stages", "integrations"],
     ["api"],
     ["bench"],
@@ -143,7 +143,10 @@ def test_stages_meet_only_through_files() -> None:
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
     # Parts of training, which is more than one module can hold.
     allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
+    allowed |= {("train", "training_views"), ("scoring", "averaged_views")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}
+    # An export is one of a head or one of a data set.
+    allowed |= {("export", "export_table")}
     allowed |= {(stage, "train_result") for stage in ("train", "recipe")}
     stages = [path for path in MODULES if dotted(path).startswith("stages.")]
     edges = {

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
     "advise": "Say what to try next, from linear heads on every cached tap.",
+    "export": "Write a head as ONNX or for torch, or features as npz or Parquet.",
     "audit": "Find duplicates, probable label errors and outliers of a data set.",
     "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",

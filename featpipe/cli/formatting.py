@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.csv_rows import CsvWriter
 from featpipe.base.text import escape
+from featpipe.base.views import counted_views, views_words
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_compared_heads, of_pairs_of_heads
 from featpipe.cli.tables import aligned
@@ -106,10 +107,11 @@ def _counted(counts: dict[str, int]) -> str:
 def of_training(done: TrainResult) -> str:
     """What a training gave; of a sweep, the best combinations first."""
     lines = [] if done.sweep is None else [*_sweep_table(done.sweep), ""]
+    with_views = "" if done.views is None else f", with {views_words(done.views)}"
     if done.n_shot is not None:
         lines += [*probes.shot_table(done.n_shot), ""]
     lines += [
-        f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
+        f"{done.kind} head in {done.seconds:.1f} s{with_views}: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
         f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
         *probes.over_seeds(done.sweep),
@@ -199,6 +201,9 @@ def of_evaluation(done: Evaluation) -> str:
         f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
+    if (tta := done.tta) is not None:
+        views = counted_views(tta["views"], tta["policy"], tta["seed"])
+        lines.append(f"  probabilities averaged over each picture and its {views}")
     lines += [f"  {escape(note)}" for note in done.notes]
     if done.duplicates:
         shown = ", ".join(map(escape, done.duplicates[:3]))

@@ -233,7 +233,7 @@ class Extractor:
         batch, self._batch = self._batch, []
         if batch:
             pixels = [picture.pixels for picture in batch if picture.pixels is not None]
-            self._inference_pool().submit(np.stack(pixels), batch)
+            self._inference_pool().submit(np.concatenate(pixels), batch)
 
     def _collect(self, on_outcome: OnOutcome, leave: int | None = None) -> None:
         """Keep the rows of batches that are computed; wait until at most ``leave`` are not."""

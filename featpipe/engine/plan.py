@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featpipe.backbones.base import Backbone, NetworkInput
 from featpipe.backbones.catalog import get_backbone
-from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS
+from featpipe.base.choices import ALL_CHANNELS, DECODERS, INTERPOLATIONS, RESIZES
 from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.own_code import is_own_code
@@ -115,6 +115,7 @@ def plan_for_spaces(
     """
     prep = spaces[0].preprocessing
     for what, known, found in (
+        ("a resizing", RESIZES, prep.resize),
         ("a decoder", DECODERS, prep.decoder),
         ("an interpolation", INTERPOLATIONS, prep.interpolation),
         ("channels", ALL_CHANNELS, prep.channels),

@@ -32,6 +32,24 @@ class Standardise(nn.Module):
         return (maps - self.mean) / self.scale
 
 
+class Average(nn.Module):
+    """The average of maps over their places: what features with pooling ``avg`` are.
+
+    Parameters
+    ----------
+    axes : tuple of int
+        Those of the places, counted with the batch's.
+    """
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return maps.mean(dim=self.axes)
+
+
 def on_flat_rows(
     layers: Sequence[tuple[np.ndarray, np.ndarray]],
     mean: NDArray[np.float32],

@@ -378,6 +378,15 @@ def widths_of(X: Any) -> tuple[int, ...]:
     return widths
 
 
+def views_of(X: Any) -> tuple[Any, ...]:
+    """The same rows in their other views, arrays like X; none unless its attribute ``views`` says.
+
+    X itself is view 0.
+    """
+    views: tuple[Any, ...] = getattr(X, "views", ())
+    return views
+
+
 def columns_of(widths: Sequence[int]) -> list[slice]:
     """Which features of flat rows come from each tap, by their numbers."""
     ends = np.cumsum(widths).tolist()

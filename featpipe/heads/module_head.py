@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ PREFIX = "module."
 _BLOCK_BYTES = 16 * 2**20
 _LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3}
 _MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
+_PATIENCE = 5
 
 
 class ModuleHead(ModuleParams, GradientHead):
@@ -72,6 +74,24 @@ class ModuleHead(ModuleParams, GradientHead):
     def inertia(self) -> float:
         """The momentum: as given, else the optimiser's own default."""
         return _MOMENTA.get(self.optimizer, 0.0) if self.momentum is None else self.momentum
+
+    @property
+    def tolerance(self) -> int:
+        """Epochs without a lower validation loss before training stops.
+
+        As given, else 5. A cosine schedule lowers the loss most in its last epochs, so it stops
+        early only where patience is given.
+        """
+        if self.patience is not None:
+            return self.patience
+        return self.epochs if self.schedule == "cosine" else _PATIENCE
+
+    def rate_factors(self, module: nn.Module) -> Mapping[str, float]:
+        """What the learning rate is multiplied by, by names of the module's parameters.
+
+        1 for those that are not named. Parameters of factor 0 are not trained.
+        """
+        return {}
 
     def map_shape(self, shape: tuple[int, ...]) -> Shape:
         """The shape of rows as one of maps.
@@ -149,13 +169,29 @@ class ModuleHead(ModuleParams, GradientHead):
             self._module = self._with_layers()
         return self._module
 
+    def blank_module(self, shape: Shape) -> nn.Module:
+        """:meth:`new_module`, whose tensors have no memory and no numbers where that is possible.
+
+        No random numbers are taken.
+        """
+        import torch
+
+        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
+        with place, torch.random.fork_rng(devices=[]):
+            return self.new_module(shape)
+
+    def main_layer(self, shape: tuple[int, ...]) -> str:
+        """Where most multiplications are for rows of a shape: ``convolution`` or ``dense``."""
+        from torch.nn.modules.conv import _ConvNd
+
+        layers = self.blank_module(self.map_shape(shape)).modules()
+        return "convolution" if any(isinstance(one, _ConvNd) for one in layers) else "dense"
+
     def _with_layers(self) -> nn.Module:
         import torch
 
         # Without memory of its own: a damaged file could ask for any size.
-        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
-        with place, torch.random.fork_rng(devices=[]):
-            module = self.new_module(self.row_shape_)
+        module = self.blank_module(self.row_shape_)
         expected = module.state_dict()
         state = {}
         for name, tensor in expected.items():

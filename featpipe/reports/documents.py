@@ -43,11 +43,20 @@ class Metrics(TypedDict):
     calibration: Calibration
 
 
+class TTADocument(TypedDict):
+    """Views that probabilities are averaged over, beside each picture itself."""
+
+    policy: str
+    seed: int
+    views: int
+
+
 class EvaluationDocument(Metrics):
     """What ``evaluate`` prints, and ``metrics.json`` holds.
 
     ``notes`` are sentences on what to keep in mind when reading the scores; ``predictions`` is the
-    path of a table with the probabilities of every picture.
+    path of a table with the probabilities of every picture; ``tta`` is null where they are not
+    averaged over views.
     """
 
     head: str
@@ -59,6 +68,7 @@ class EvaluationDocument(Metrics):
     predictions: str
     report: str
     seconds: float
+    tta: TTADocument | None
 
 
 class ComparedHead(TypedDict):

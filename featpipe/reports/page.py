@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from featpipe.base.disk import write_atomically
+from featpipe.base.views import counted_views
 from featpipe.reports import figures
 from featpipe.reports.confusion import (
     LISTED_PAIRS,
@@ -66,6 +67,7 @@ def write_report(
         evaluation=evaluation,
         space=" + ".join(space.name for space in trained.spaces),
         classes=classes,
+        tta=_tta_words(evaluation),
         notes=evaluation["notes"],
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
         hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),
@@ -82,6 +84,11 @@ def write_report(
         origin=origin(trained),
     )
     write_atomically(path, page)
+
+
+def _tta_words(evaluation: EvaluationDocument) -> str:
+    tta = evaluation["tta"]
+    return "" if tta is None else counted_views(tta["views"], tta["policy"], tta["seed"])
 
 
 def _class_rows(scores: list[ClassScores], matrix: list[list[int]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@
 ``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
 ``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
+``metrics-tta.json``, …                 those that average over views; ``-tta`` ends their names
 ======================================  ================================================
 """
 
@@ -114,7 +115,12 @@ class Run:
 
     @staticmethod
     def evaluation_name(
-        on: str | None, dataset: str, split: str, *, is_fallback: bool = False
+        on: str | None,
+        dataset: str,
+        split: str,
+        *,
+        is_fallback: bool = False,
+        averages_views: bool = False,
     ) -> str:
         """What the files of an evaluation are told apart by.
 
@@ -129,9 +135,11 @@ class Run:
             What is evaluated.
         is_fallback : bool
             Whether the split is evaluated because there is no test split.
+        averages_views : bool
+            Whether probabilities are averaged over views.
         """
         is_own = on is None and (split == "test" or is_fallback)
-        return "" if is_own else f"-{dataset}-{split}"
+        return ("" if is_own else f"-{dataset}-{split}") + "-tta" * averages_views
 
     @property
     def has_head(self) -> bool:

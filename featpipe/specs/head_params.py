@@ -13,10 +13,13 @@ from featpipe.specs.value_kinds import Choice, Number, Whole
 
 MAX_HIDDEN = 65_536
 CLASS_WEIGHTS = ("none", "balanced")
+SCHEDULES = ("constant", "cosine")
+COMPUTES = ("auto", "fp32", "bf16")
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 INITS = ("default", "xavier", "kaiming", "normal")
 LOGISTIC_SOLVERS = ("featpipe", "sklearn")
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
+_PATIENCE = "Epochs without a lower validation loss before training stops."
 
 
 @dataclass
@@ -29,10 +32,13 @@ class HeadParams(Spec):
         Whether a seed changes what is trained.
     joins_taps : bool
         Whether it is trained on flat rows, so that those of several taps can lie side by side.
+    draws_views : bool
+        Whether it is trained in epochs, each of which takes one of the views of every picture.
     """
 
     draws_numbers: ClassVar[bool] = True
     joins_taps: ClassVar[bool] = True
+    draws_views: ClassVar[bool] = True
 
     class_weight: str = option(
         Choice(CLASS_WEIGHTS),
@@ -51,9 +57,7 @@ class GradientParams(HeadParams):
     )
     batch_size: int = option(Whole(), "Rows per step.", default=128)
     epochs: int = option(Whole(), _EPOCHS, default=200)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=10
-    )
+    patience: int = option(Whole(), _PATIENCE, default=10)
 
 
 @dataclass
@@ -77,6 +81,7 @@ class LogisticParams(HeadParams):
     """Hyper-parameters of ``logistic``: exact L2-regularised logistic regression."""
 
     draws_numbers = False
+    draws_views = False
 
     C: float | None = option(
         Number(above=True),
@@ -110,6 +115,7 @@ class KNNParams(HeadParams):
     """Hyper-parameters of ``knn``: weighted k nearest neighbours by cosine similarity."""
 
     draws_numbers = False
+    draws_views = False
 
     k: int | None = option(
         Whole(), "Neighbours that vote.", default_text="the best of 8 from 1 to 200", default=None
@@ -134,8 +140,22 @@ class ModuleParams(GradientParams):
         default=None,
     )
     epochs: int = option(Whole(), _EPOCHS, default=50)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=5
+    patience: int | None = option(  # type: ignore[assignment]
+        Whole(),
+        _PATIENCE,
+        default_text="5; with --schedule cosine all epochs are made",
+        default=None,
+    )
+    schedule: str = option(
+        Choice(SCHEDULES),
+        "Learning rate over the steps of --epochs: constant, or cosine, from --learning-rate to 0.",
+        default="constant",
+    )
+    compute: str = option(
+        Choice(COMPUTES),
+        "Precision of the arithmetic in training: fp32; bf16, with fp32 weights, gradients and "
+        "validation; auto: bf16 where this hardware is faster in it.",
+        default="fp32",
     )
     optimizer: str = option(Choice(OPTIMIZERS), "adamw, sgd or rmsprop.", default="adamw")
     momentum: float | None = option(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from featpipe.base.views import ViewsDocument
+from featpipe.exports.documents import CheckDocument
 from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
 from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
@@ -115,7 +117,8 @@ class CalibrationDocument(TypedDict):
 class TrainDocument(TypedDict):
     """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
 
-    ``warnings`` say what casts doubt on the head.
+    ``views`` are those that its epochs drew from, null without; ``warnings`` say what casts doubt
+    on the head.
     """
 
     head: str
@@ -127,6 +130,7 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    views: ViewsDocument | None
     warnings: list[str]
     epoch_seconds: NotRequired[float]
     sweep: NotRequired[SweepDocument]
@@ -244,4 +248,40 @@ class RelabelDocument(TypedDict):
     data: str | None
     root: str
     extract_options: list[str]
+    seconds: float
+
+
+class ModelExportDocument(TypedDict):
+    """``export`` of a head; ``libraries`` are versions by name."""
+
+    format: str
+    file: str
+    bytes: int
+    sha256: str
+    card: str
+    head: str
+    kind: str
+    classes: list[str]
+    size: int
+    dense: bool
+    check: CheckDocument
+    libraries: dict[str, str]
+    seconds: float
+
+
+class TableExportDocument(TypedDict):
+    """``export`` of a data set; ``shape`` is that of all features, rows first."""
+
+    format: str
+    file: str
+    bytes: int
+    dataset: str
+    space: str
+    tap: str
+    pool: str
+    shape: list[int]
+    dtype: str
+    classes: list[str]
+    splits: dict[str, int]
+    features_sha256: str
     seconds: float

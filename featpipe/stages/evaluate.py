@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.reports.documents import EvaluationDocument, Metrics
+from featpipe.reports.documents import EvaluationDocument, Metrics, TTADocument
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
 from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
@@ -43,6 +43,8 @@ class Evaluation:
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
+    tta : TTADocument, optional
+        The views that probabilities are averaged over; None: they are those of the pictures.
     """
 
     head: str
@@ -55,6 +57,7 @@ class Evaluation:
     predictions: Path
     report: Path
     seconds: float
+    tta: TTADocument | None = None
 
     def as_json(self) -> EvaluationDocument:
         """The result as the command prints it."""
@@ -68,6 +71,7 @@ class Evaluation:
             "predictions": str(self.predictions),
             "report": str(self.report),
             "seconds": self.seconds,
+            "tta": self.tta,
             **self.metrics,
         }
 
@@ -85,14 +89,23 @@ def evaluate(head: Path, spec: EvaluateSpec, *, cache: Path) -> Evaluation:
     Raises
     ------
     NotFoundError
-        No such head, data set or split; or none was asked for and there is neither test nor val.
+        No such head, data set or split; or none was asked for and there is neither test nor val;
+        or no views to average over.
     SpaceMismatchError
         The data set has no features of the head's space.
+    UsageError
+        There are views of several augmentations, and nothing says which are meant.
     DataError
         Nothing to score, or a class the head does not know.
     """
     started = time.perf_counter()
-    scored = score_head(head, on=spec.on, split=spec.split, cache=cache)
+    scored = score_head(
+        head,
+        on=spec.on,
+        split=spec.split,
+        cache=cache,
+        averaged_views=spec.averaged_views,
+    )
     return evaluate_scored(scored, spec, started=started)
 
 
@@ -115,7 +128,9 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         notes.append(on_own_pictures(trained, split, len(scored.y), len(seen)))
     is_new = not seen or (own and split == "val")
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
-    evaluated = run.evaluation_name(spec.on, dataset.name, split, is_fallback=scored.is_fallback)
+    evaluated = run.evaluation_name(
+        spec.on, dataset.name, split, is_fallback=scored.is_fallback, averages_views=spec.tta
+    )
     predictions = run.predictions_path(evaluated)
     write_predictions(
         predictions, scored.pictures(), scored.y, scored.probabilities, scored.classes
@@ -131,11 +146,19 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         predictions=predictions,
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
+        tta=_tta(scored),
     )
     run.save_metrics(evaluated, result.as_json(), head=trained.digest)
     thresholds = threshold_counts(scored.y, scored.probabilities)
     write_report(result.report, trained, result.as_json(), _mistakes(scored), thresholds)
     return result
+
+
+def _tta(scored: Scored) -> TTADocument | None:
+    if scored.views is None:
+        return None
+    one = scored.views.augmentation
+    return {"policy": one.policy, "seed": one.seed, "views": scored.views.number}
 
 
 def _mistakes(scored: Scored) -> list[Mistake]:

@@ -137,7 +137,13 @@ def run_recipe(
         bar = _numbered(progress, number, heads)
         trained = train_head(dataset.name, spec, cache=cache, progress=bar)
         started = time.perf_counter()
-        scored = score_head(trained.head, on=asked.on, split=asked.split, cache=cache)
+        scored = score_head(
+            trained.head,
+            on=asked.on,
+            split=asked.split,
+            cache=cache,
+            averaged_views=asked.averaged_views,
+        )
         scores.append(scored)
         done.append((trained, evaluate_scored(scored, asked, started=started)))
     comparison = None

@@ -12,9 +12,13 @@ from featpipe.base.errors import DataError, NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_spaces
+from featpipe.datasets.views import Views
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.views import ViewChoice
+from featpipe.stages.averaged_views import views_of_split, views_to_average
 from featpipe.store.joined_rows import open_rows
+from featpipe.store.row_array import RowArray
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Scored:
         True classes, as indices into the head's classes.
     probabilities : ndarray of float64, shape (n, classes)
         Rows sum to 1.
+    views : Views, optional
+        The views that the probabilities are averaged over, beside the picture itself; None: they
+        are those of the picture.
     """
 
     run: Run
@@ -46,6 +53,7 @@ class Scored:
     chosen: NDArray[np.intp]
     y: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    views: Views | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -70,7 +78,14 @@ class Scored:
         return [self.dataset.paths[i] for i, image_id in pairs if image_id.tobytes() in seen]
 
 
-def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) -> Scored:
+def score_head(
+    head: Path,
+    *,
+    on: str | None,
+    split: str | None,
+    cache: Path,
+    averaged_views: ViewChoice | None = None,
+) -> Scored:
     """Compute a head's probabilities for the labelled pictures of a split, from cached features.
 
     Parameters
@@ -82,13 +97,18 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
     split : str or None
         None for test where it has labelled pictures, else val.
     cache : Path
+    averaged_views : ViewChoice, optional
+        Average the probabilities over each picture and its views, which have this.
 
     Raises
     ------
     NotFoundError
-        No such head, data set or split; or none was asked for and there is neither test nor val.
+        No such head, data set or split; or none was asked for and there is neither test nor val;
+        or no views to average over.
     SpaceMismatchError
         The data set has no features of one of the head's spaces.
+    UsageError
+        There are views of several augmentations, and nothing says which are meant.
     DataError
         Nothing to score, or a class the head does not know.
     """
@@ -98,7 +118,11 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
     require_spaces(dataset, trained.spaces, trained.weights_name)
     scored = split if split is not None else _split_to_score(dataset)
     chosen = _labelled(dataset, scored)
-    rows = open_rows(cache, trained.spaces, dataset.image_sha256[chosen])
+    y = _labels(dataset, chosen, trained.head.classes_.tolist(), scored)
+    each, views = [open_rows(cache, trained.spaces, dataset.image_sha256[chosen])], None
+    if averaged_views is not None:
+        views = views_to_average(dataset, trained, chosen, scored, averaged_views)
+        each += views_of_split(cache, dataset, trained, views, chosen, scored)
     return Scored(
         run=run,
         trained=trained,
@@ -106,9 +130,19 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
         split=scored,
         is_fallback=split is None and scored != "test",
         chosen=chosen,
-        y=_labels(dataset, chosen, trained.head.classes_.tolist(), scored),
-        probabilities=trained.head.predict_proba(rows),
+        y=y,
+        probabilities=_averaged(trained, each),
+        views=views,
     )
+
+
+def _averaged(trained: TrainedHead, each: list[RowArray]) -> NDArray[np.float64]:
+    """A head's probabilities of rows in several views, averaged over the views."""
+    first, *others = each
+    total = trained.head.predict_proba(first)
+    for rows in others:
+        total += trained.head.predict_proba(rows)
+    return total if not others else total / len(each)
 
 
 def _split_to_score(dataset: Dataset) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featpipe.base.views import ViewsDocument
 from featpipe.heads.base import HistoryRow
 from featpipe.runs.trained_head import SplitScores
 from featpipe.stages.n_shot import NShotResult
@@ -45,6 +46,8 @@ class TrainResult:
         Scores of heads of a few pictures per class, of which it is one.
     calibration : CalibrationDocument, optional
         Its temperature, and validation scores without and with it.
+    views : ViewsDocument, optional
+        The views that its epochs drew from; None where it was trained without.
     warnings : list of str
         What casts doubt on it; also logged, and kept in its run folder.
     """
@@ -63,6 +66,7 @@ class TrainResult:
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
+    views: ViewsDocument | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> TrainDocument:
@@ -77,6 +81,7 @@ class TrainResult:
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
+            "views": self.views,
             "warnings": self.warnings,
         }
         if self.epoch_seconds is not None:

@@ -360,7 +360,7 @@ def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float)
         not in (
             *("dropout", "weight_decay", "learning_rate", "C"),
             *("class_weight", "vote_temperature", "solver"),
-            *("optimizer", "momentum", "init"),
+            *("optimizer", "momentum", "init", "schedule", "compute"),
         )
     ],
 )
@@ -395,6 +395,8 @@ def test_weight_decay_is_not_negative(kind: str, value: float) -> None:
         ("lenet", "optimizer", "adam"),
         ("lenet", "init", "zero"),
         ("lenet", "momentum", 1.0),
+        ("lenet", "schedule", "linear"),
+        ("lenet", "compute", "fp16"),
         ("mlp", "hidden", 2.5),
         ("mlp", "dropout", "half"),
         ("logistic", "C", "large"),

@@ -273,7 +273,9 @@ def test_a_step_stays_on_its_device(optimizer: str, monkeypatch: pytest.MonkeyPa
     head.row_shape_ = (1, 16, 16)
     weights = np.array([0.5, 1.5])
     with FakeTensorMode(), torch.no_grad(), torch.device("cuda:0"):
-        trainer = ModuleTrainer(head, scale=2.0, class_weights=weights, device="cuda:0")
+        trainer = ModuleTrainer(
+            head, scale=2.0, class_weights=weights, planned_steps=1, device="cuda:0"
+        )
         Z, y = torch.empty(8, 256), torch.zeros(8, dtype=torch.int64)
         for learns in (True, False):
             sums = trainer._losses(Z, y, learns=learns)

@@ -19,7 +19,7 @@ from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
-from featpipe.heads.training.loop import EpochLoop, OnEpoch, Schedule, TrainedState
+from featpipe.heads.training.loop import EpochLoop, OnEpoch, Plan, TrainedState
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
 from featpipe.heads.training.threads import threads_for
@@ -116,7 +116,7 @@ def train_all(
         these, own = [heads[i] for i in numbers], [seeds[i] for i in numbers]
         order = np.random.default_rng(own[0] if maps else seed)
         with _trainer(these, own, rows, y, divisor, weights, device) as trainer:
-            loop = EpochLoop(trainer, _schedule(these[0]), rows, val_rows, order, on_epoch)
+            loop = EpochLoop(trainer, _plan(these[0]), rows, val_rows, order, on_epoch)
             found = loop.run(only_best=leaders is not None)
         ends.update(zip(numbers, found, strict=True))
         kept = ends if leaders is None else leaders(ends)
@@ -130,8 +130,11 @@ def lowest(ends: Mapping[int, TrainedState]) -> set[int]:
     return {min(ends, key=lambda i: (ends[i].lowest, i))}
 
 
-def _schedule(head: Any) -> Schedule:
-    return Schedule(head.batch_size, head.epochs, head.patience)
+def _plan(head: Any) -> Plan:
+    if isinstance(head, ModuleHead):
+        anneals = head.schedule != "constant"
+        return Plan(head.batch_size, head.epochs, head.tolerance, anneals=anneals)
+    return Plan(head.batch_size, head.epochs, head.patience)
 
 
 @contextlib.contextmanager
@@ -148,7 +151,13 @@ def _trainer(
     head = heads[0]
     if isinstance(head, ModuleHead):
         with torch.no_grad(), random_numbers(seeds[0], device):
-            trainer = ModuleTrainer(head, scale=scale, class_weights=weights, device=device)
+            trainer = ModuleTrainer(
+                head,
+                scale=scale,
+                class_weights=weights,
+                planned_steps=_plan(head).steps(len(rows)),
+                device=device,
+            )
             with threads_for(head.batch_size * trainer.multiplications):
                 yield trainer
         return
@@ -163,7 +172,7 @@ def _trainer(
         device=device,
     )
     learned = sum(group.parameter_count(one, group.width, group.classes) for one in heads)
-    step = _schedule(head).batch_size * (_READING * group.width + learned)
+    step = _plan(head).batch_size * (_READING * group.width + learned)
     with torch.inference_mode(), threads_for(step):
         yield group
 

@@ -30,7 +30,7 @@ a head that stops early will not need count too), and the best row of this epoch
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Plan:
     """How long a group of heads is trained.
 
     Attributes
@@ -41,11 +41,25 @@ class Schedule:
         Largest number of epochs; each makes at least ``MIN_STEPS`` steps.
     patience : int
         Epochs without a lower validation loss before a head stops.
+    anneals : bool
+        Whether the learning rate falls to 0 over the epochs.
     """
 
     batch_size: int
     epochs: int
     patience: int
+    anneals: bool = False
+
+    def passes(self, rows: int) -> int:
+        """How often an epoch passes over so many rows."""
+        return -(-MIN_STEPS // self._batches(rows))
+
+    def steps(self, rows: int) -> int:
+        """Steps of all epochs over so many rows."""
+        return self.epochs * self.passes(rows) * self._batches(rows)
+
+    def _batches(self, rows: int) -> int:
+        return -(-rows // self.batch_size)
 
 
 @dataclass
@@ -77,7 +91,7 @@ class EpochLoop:
     Parameters
     ----------
     trainer : Trainer
-    schedule : Schedule
+    plan : Plan
     rows, val_rows : FeatureRowSet
     order : Generator
         Shuffles the rows of every epoch.
@@ -87,13 +101,13 @@ class EpochLoop:
     def __init__(
         self,
         trainer: Trainer,
-        schedule: Schedule,
+        plan: Plan,
         rows: FeatureRowSet,
         val_rows: FeatureRowSet,
         order: np.random.Generator,
         on_epoch: OnEpoch,
     ) -> None:
-        self.trainer, self.schedule = trainer, schedule
+        self.trainer, self.plan = trainer, plan
         self.rows, self.val_rows, self.order = rows, val_rows, order
         self.on_epoch = on_epoch
         count = trainer.count
@@ -108,7 +122,7 @@ class EpochLoop:
 
     def run(self, *, only_best: bool) -> list[TrainedState]:
         """Train until every head is done."""
-        epochs = self.schedule.epochs
+        epochs = self.plan.epochs
         for epoch in range(1, epochs + 1):
             running = len(self.running)
             judged = self._judge_all(epoch, self._train_epoch())
@@ -120,7 +134,7 @@ class EpochLoop:
                 break
             self._drop_finished()
         for history in self.histories:
-            history.warnings += epoch_doubts(history, epochs)
+            history.warnings += epoch_doubts(history, epochs, anneals=self.plan.anneals)
         ends = [TrainedState(*end, {}) for end in zip(self.histories, self.diverged, strict=True)]
         everyone = range(len(ends))
         for k in (min(everyone, key=lambda k: ends[k].lowest),) if only_best else everyone:
@@ -130,8 +144,7 @@ class EpochLoop:
 
     def _train_epoch(self) -> list[list[float]]:
         """Train on every batch; training loss and accuracy, then validation's, of each head."""
-        batch_size, n = self.schedule.batch_size, len(self.rows)
-        passes = -(-MIN_STEPS // -(-n // batch_size))
+        batch_size, passes = self.plan.batch_size, self.plan.passes(len(self.rows))
         started = time.perf_counter()
         learned = [
             self.trainer.learn(*batch)
@@ -184,7 +197,7 @@ class EpochLoop:
         if row.selection_loss < self.best_loss[k]:
             self.best_loss[k], history.best = row.selection_loss, len(history.rows) - 1
             self.best_steps[k] = self.trainer.steps
-        elif len(history.rows) - 1 - history.best >= self.schedule.patience:
+        elif len(history.rows) - 1 - history.best >= self.plan.patience:
             self.running.discard(k)
         return row
 
