@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featpipe.advising.documents import Try
 from featpipe.advising.tap_rows import FLAT, MEAN, TapRows, opened, retrained_tap
 from featpipe.backbones.pixels import PIXELS
@@ -18,13 +21,11 @@ from featpipe.base.cache import default_cache
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.spaces import extract_options, space_options, spaces_of
+from featpipe.datasets.views import ADVISED_POLICY, ADVISED_VIEWS, find_views
 from featpipe.specs.extract import DEFAULT_SPLIT
 from featpipe.specs.fields import flag
 from featpipe.specs.spaces import SpaceQuery
 
-VIEWS = 4
-"""Augmented views per training picture: the network runs so many more times over train."""
-AUGMENT = "light"
 SCRATCH_SIZE = 128
 """Side of the pixels for a small network of its own, pixels."""
 
@@ -54,10 +55,12 @@ class CommandWriter:
     dataset : Dataset
     cache : Path
         Named in each command unless it is the default.
+    train : ndarray of int
+        Row numbers of the training pictures, of which views are made.
     """
 
-    def __init__(self, dataset: Dataset, cache: Path) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, cache: Path, train: NDArray[np.intp]) -> None:
+        self.dataset, self._train = dataset, train
         self._cache = [] if cache == default_cache() else ["--cache", str(cache)]
         self._held = [(s, w) for s, w in spaces_of(dataset) if s.view == 0]
 
@@ -76,6 +79,13 @@ class CommandWriter:
     def extract_missing(self, planned: Planned) -> list[str]:
         """The same, if they are not cached."""
         return [] if planned.is_cached else [self.extract(planned)]
+
+    def extract_views(self, planned: Planned) -> list[str]:
+        """Compute augmented views of the training pictures, unless there are some."""
+        if planned.is_cached and find_views(self.dataset, [planned.space], self._train):
+            return []
+        views = ["--views", str(ADVISED_VIEWS), "--augment", ADVISED_POLICY, "--views-of", "train"]
+        return [self.extract(planned, *views)]
 
     def train(self, head: str, planned: Planned, *more: str) -> str:
         """Train a head on features; the fewest options that choose them among all."""
@@ -189,11 +199,7 @@ class Commands:
         else:
             base = self._rows(best)
             train = write.train("linear", base)
-        held = [FeatureSpace.from_json(text) for text in write.dataset.spaces]
-        views = ["--views", str(VIEWS), "--augment", AUGMENT, "--views-of", "train"]
-        is_cached = any(space.view and space.original == base.space for space in held)
-        extract = [] if is_cached else [write.extract(base, *views)]
-        return [*write.extract_missing(base), *extract, train]
+        return [*write.extract_missing(base), *write.extract_views(base), train]
 
     def _train_suffix(self, maps: Planned) -> str:
         return self._write.train("suffix", maps, "--top", "linear")

@@ -155,12 +155,18 @@ def _is_map(backbone: Backbone, tap: str) -> bool:
 
 def _tap_order(backbone: Backbone | None, spaces: Sequence[FeatureSpace]) -> list[str]:
     """Names of the spaces' taps, the shallowest first."""
-    if backbone is not None:
-        here = {space.tap for space in spaces}
-        return [tap for tap in backbone.taps if tap in here]
-    # Networks make their maps smaller on the way.
-    largest = sorted(spaces, key=lambda space: -int(np.prod(space.shape[1:])))
-    return list(dict.fromkeys(space.tap for space in largest))
+    # Networks make their maps smaller on the way; pooled rows say nothing of their map.
+    places: dict[str, int] = {}
+    for space in spaces:
+        places[space.tap] = max(places.get(space.tap, 0), int(np.prod(space.shape[1:])))
+    if backbone is None:
+        return sorted(places, key=lambda tap: -places[tap])
+    # A deeper tap depends on more tensors; VGG knows those without torch, its whole list not.
+    tensors = {tap: len(backbone.parameters(tap)) for tap in places}
+    if len(set(tensors.values())) == len(places):
+        return sorted(places, key=lambda tap: tensors[tap])
+    order = list(backbone.taps)
+    return sorted(places, key=order.index)
 
 
 def _places(backbone: Backbone | None, space: FeatureSpace) -> tuple[int, ...]:

@@ -76,7 +76,7 @@ def advise(
     facts = work.measure(progress)
     best = None if work.best is None else work.best.rows
     commands = Commands(
-        CommandWriter(work.dataset, cache),
+        CommandWriter(work.dataset, cache, work.train),
         best,
         work.measured,
         suffix=rules.advises_suffix(facts),
