@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.advising.documents import Try
-from featpipe.advising.tap_rows import FLAT, MEAN, TapRows, opened, retrained_tap
+from featpipe.advising.tap_rows import (
+    MEAN,
+    STORED,
+    TapRows,
+    can_be_cut,
+    opened,
+    retrained_tap,
+)
 from featpipe.backbones.pixels import PIXELS
 from featpipe.base.cache import default_cache
 from featpipe.base.space import FeatureSpace
@@ -219,14 +226,17 @@ def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]
     """
     mine = [rows for rows in measured if rows.network == best.network]
     deepest = max(rows.depth for rows in mine)
-    if best.depth < deepest:
-        return write.planned(best.space, best.weights, pooling="none")
-    earlier = [rows for rows in mine if rows.depth < deepest and rows.how in (MEAN, FLAT)]
-    if earlier:
-        latest = max(earlier, key=lambda rows: rows.depth)
-        return write.planned(latest.space, latest.weights, pooling="none")
     backbone, _ = opened(best.space.backbone)
-    tap = None if backbone is None else retrained_tap(backbone, best.space.tap)
+    size = best.space.preprocessing.size
+    earlier = [rows for rows in mine if rows.depth < deepest]
+    # The best tap first, then those that have maps, the latest first.
+    earlier.sort(key=lambda rows: (rows is not best, rows.how == STORED, -rows.depth))
+    for rows in earlier:
+        if rows is not best and rows.how == STORED:
+            break
+        if backbone is None or can_be_cut(backbone, rows.space.tap, size):
+            return write.planned(rows.space, rows.weights, pooling="none")
+    tap = None if backbone is None else retrained_tap(backbone, best.space.tap, size)
     return write.planned(best.space, best.weights, tap=tap or best.space.tap, pooling="none")
 
 

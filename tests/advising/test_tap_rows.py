@@ -75,12 +75,17 @@ def test_taps_of_a_network_that_cannot_be_asked_come_by_the_size_of_their_maps()
 
 @pytest.mark.parametrize(
     ("name", "deepest", "tap"),
-    [("vgg16", "block5_pool", "block4_pool"), ("vgg16", "block4_pool", "block4_conv1")],
+    [
+        ("vgg16", "block5_pool", "block4_pool"),
+        ("vgg16", "block4_pool", "block4_conv1"),
+        # What a shortcut goes past is no cut.
+        ("resnet18", "layer4", "layer4.0"),
+    ],
 )
 def test_about_the_last_block_is_retrained(name: str, deepest: str, tap: str) -> None:
-    assert retrained_tap(get_backbone(name), deepest) == tap
+    assert retrained_tap(get_backbone(name), deepest, 64) == tap
 
 
 def test_nothing_lies_before_the_first_tap() -> None:
     vgg = get_backbone("vgg16")
-    assert retrained_tap(vgg, next(iter(vgg.taps))) is None
+    assert retrained_tap(vgg, next(iter(vgg.taps)), 64) is None
