@@ -142,8 +142,8 @@ def test_stages_meet_only_through_files() -> None:
     # What is known beforehand, for the extraction and for its plan.
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
     # Parts of training, which is more than one module can hold.
-    allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
-    allowed |= {("train", "training_views"), ("scoring", "averaged_views")}
+    parts = ("calibration", "n_shot", "starting_tensors", "sweep_result", "training_views")
+    allowed |= {("train", part) for part in parts} | {("scoring", "averaged_views")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}
     # An export is one of a head or one of a data set.
     allowed |= {("export", "export_table")}

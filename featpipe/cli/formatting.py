@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.csv_rows import CsvWriter
-from featpipe.base.text import escape
+from featpipe.base.text import escape, some_of
 from featpipe.base.views import counted_views, views_words
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_compared_heads, of_pairs_of_heads
@@ -16,6 +16,7 @@ from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
+    from featpipe.heads.base import StartDocument
     from featpipe.stages.dry_run import DryRun
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract import ExtractResult
@@ -114,11 +115,20 @@ def of_training(done: TrainResult) -> str:
         f"{done.kind} head in {done.seconds:.1f} s{with_views}: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
         f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
+        *_start(done.start),
         *probes.over_seeds(done.sweep),
         *probes.calibrated(done.calibration),
         f"  {done.head}",
     ]
     return "\n".join(lines)
+
+
+def _start(start: StartDocument | None) -> list[str]:
+    """Which layers of a suffix started from the backbone's weights."""
+    if start is None:
+        return []
+    pretrained, drawn = some_of(start["pretrained"]), some_of(start["drawn"])
+    return [f"{start['top']} top; pretrained: {pretrained or 'none'}; drawn: {drawn}"]
 
 
 _MEASURES = {

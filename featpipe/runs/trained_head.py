@@ -293,6 +293,7 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
     spaces = _spaces(document)
     head = new_head(document["kind"], document["params"])
+    head.attach(spaces)
     try:
         tensors = load(data)
     except SafetensorError as error:
