@@ -14,10 +14,11 @@ from support.advising import tapped_set, vgg_space
 from support.samples import in_splits, small_space, stored_set
 
 from featpipe import api
-from featpipe.base.errors import DataError, NotFoundError, UsageError
+from featpipe.base.errors import DamageError, DataError, NotFoundError, UsageError
 from featpipe.base.space import Augmentation
 from featpipe.datasets.dataset import Status
-from featpipe.datasets.files import save_dataset
+from featpipe.datasets.files import load_dataset, save_dataset
+from featpipe.store.feature_store import FeatureStore
 
 EARLY, DEEP = vgg_space("block4_pool"), vgg_space("block5_pool")
 MEAN_EARLY = vgg_space("block4_pool", pooling="avg", shape=(16,))
@@ -280,3 +281,17 @@ def test_copies_count_once_in_the_learning_curve(cache: Path, advise: Any) -> No
     curve = advise()["facts"]["learning_curve"]
     assert [p["pictures"] for p in curve] == [1 + 2, 1 + 4, 16]
     assert np.isfinite([p["val_log_loss"] for p in curve]).all()
+
+
+def test_a_damaged_row_is_never_measured(cache: Path, advise: Any) -> None:
+    tapped_set(cache, in_splits(train=9, val=9), {EARLY: 2.0, DEEP: 2.0})
+    (segment,) = FeatureStore(cache, EARLY).segments_folder.iterdir()
+    data = bytearray(segment.read_bytes())
+    places = [
+        data.find(np.asarray(row).tobytes())
+        for row in FeatureStore(cache, EARLY).rows(load_dataset(cache, "set").image_sha256[:1])
+    ]
+    data[places[0]] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(DamageError, match="expected checksum"):
+        advise()
