@@ -409,6 +409,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "evaluate": (["evaluate", "run"], "on split cache".split()),
     "compare": (["compare", "run", "again", "--out", "compared"], "on split cache".split()),
     "runs": (["runs", "."], ["sort"]),
+    "advise": (["advise", "colours"], "val seed max-pictures allow-code cache".split()),
     "audit": (
         ["audit", "colours", "--out", "audited", "--overwrite"],
         "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
@@ -436,6 +437,7 @@ ARGUMENTS = {
     "evaluate": 1,
     "compare": 2,
     "runs": 1,
+    "advise": 1,
     "audit": 1,
     "relabel": 2,
     "predict": 2,
@@ -530,6 +532,7 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["compare", "@", "run"],
         ["runs", "@"],
         ["relabel", "colours", "@"],
+        ["advise", "colours", "--cache=@"],
         ["audit", "colours", "--cache=@"],
         ["run", "@"],
         ["extract", "@", "--name", "x", *TINY_FLAGS],
