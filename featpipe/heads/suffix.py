@@ -196,6 +196,8 @@ class SuffixHead(SuffixParams, ModuleHead):
                 f"expected rows of {self.suffixes.rows} at {self.space.tap}, and a top, found "
                 f"{tuple(row_shape)} and {self.top}"
             )
+        if self.mean_.shape != tuple(row_shape[:1]) or self.mean_.any() or (self.scale_ != 1).any():
+            raise DamageError("expected rows as they are, found a mean or a scale for them")
         self.row_shape_ = tuple(row_shape)
         try:
             self.set_layers(layers)
