@@ -39,7 +39,7 @@ from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
-from featpipe.stages.extract import ExtractResult
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
