@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.csv_rows import CsvWriter
-from featpipe.base.text import escape
+from featpipe.base.text import escape, some_of
 from featpipe.base.views import counted_views, views_words
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_compared_heads, of_pairs_of_heads
@@ -16,6 +16,7 @@ from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
+    from featpipe.heads.base import StartDocument
     from featpipe.stages.dry_run import DryRun, PlannedViews
     from featpipe.stages.evaluate import Evaluation
     from featpipe.stages.extract_result import ExtractResult, ViewsResult
@@ -139,11 +140,20 @@ def of_training(done: TrainResult) -> str:
         f"{done.kind} head in {done.seconds:.1f} s{with_views}: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
         f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
+        *_start(done.start),
         *probes.over_seeds(done.sweep),
         *probes.calibrated(done.calibration),
         f"  {done.head}",
     ]
     return "\n".join(lines)
+
+
+def _start(start: StartDocument | None) -> list[str]:
+    """Which layers of a suffix started from the backbone's weights."""
+    if start is None:
+        return []
+    pretrained, drawn = some_of(start["pretrained"]), some_of(start["drawn"])
+    return [f"{start['top']} top; pretrained: {pretrained or 'none'}; drawn: {drawn}"]
 
 
 _MEASURES = {
@@ -229,6 +239,8 @@ def of_evaluation(done: Evaluation) -> str:
     if (tta := done.tta) is not None:
         views = counted_views(tta["views"], tta["policy"], tta["seed"])
         lines.append(f"  probabilities averaged over each picture and its {views}")
+    if done.scales:
+        lines.append(f"  probabilities averaged over {_sizes(done)}")
     lines += [f"  {escape(note)}" for note in done.notes]
     if done.duplicates:
         shown = ", ".join(map(escape, done.duplicates[:3]))
@@ -236,6 +248,12 @@ def of_evaluation(done: Evaluation) -> str:
             f"  warning: {done.trained_on} of them were also trained on or validated with: {shown}"
         )
     return "\n".join([*lines, f"  predictions: {done.predictions}", f"  report: {done.report}"])
+
+
+def _sizes(done: Evaluation) -> str:
+    """``180 px (98.20%), 224 px (98.60%)``."""
+    shown = ", ".join(f"{row['size']} px ({row['accuracy']:.2%})" for row in done.scales)
+    return f"whole pictures of {shown}" if done.frame == "whole" else shown
 
 
 def of_recipe(done: RecipeResult) -> str:
@@ -303,12 +321,18 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool) -> int:
+def write_csv(
+    predictions: Iterable[Prediction],
+    stream: TextIO,
+    *,
+    all_classes: bool,
+    with_maps: bool = False,
+) -> int:
     """Write predictions as CSV with a header; returns how many had an error."""
     table = CsvWriter(stream)
     errors, has_header = 0, False
     classes: list[str] = []
-    header = ["path", "label", "probability", "error"]
+    header = ["path", "label", "probability", "error", *(["map"] if with_maps else [])]
     for prediction in predictions:
         if not has_header:
             has_header = True
@@ -318,6 +342,8 @@ def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes:
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
         extra = [f"{every[name]:.6f}" if name in every else "" for name in classes]
         errors += prediction.error is not None
+        if with_maps:
+            extra.insert(0, "" if prediction.map is None else str(prediction.map))
         table.write(
             [prediction.path, prediction.label or "", probability, prediction.error or "", *extra]
         )
@@ -327,11 +353,16 @@ def write_csv(predictions: Iterable[Prediction], stream: TextIO, *, all_classes:
 
 
 def write_json_lines(
-    predictions: Iterable[Prediction], stream: TextIO, *, all_classes: bool
+    predictions: Iterable[Prediction],
+    stream: TextIO,
+    *,
+    all_classes: bool,
+    with_maps: bool = False,
 ) -> int:
     """Write predictions as JSON lines; returns how many had an error."""
     errors = 0
     for prediction in predictions:
         errors += prediction.error is not None
-        stream.write(json.dumps(prediction.as_json(all_classes=all_classes)) + "\n")
+        line = prediction.as_json(all_classes=all_classes, with_map=with_maps)
+        stream.write(json.dumps(line) + "\n")
     return errors

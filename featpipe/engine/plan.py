@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preproc
     size = options.size or trained_on.size
     resize_to = None
     if options.resize == "crop" and trained_on.resize_to is not None:
-        resize_to = round(size * trained_on.resize_to / trained_on.size)
+        resize_to = _scaled(trained_on.resize_to, trained_on.size, size)
     return Preprocessing(
         size=size,
         resize=options.resize,
@@ -108,8 +109,45 @@ def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preproc
         channels="grey" if options.channels == "grey" else trained_on.channels,
         decoder=options.decoder,
         interpolation=trained_on.interpolation,
-        # Left out where it is what everybody does, so that ids stay as they were.
-        resize_to=None if resize_to == usual_short_side(size) else resize_to,
+        resize_to=resize_to,
+    )
+
+
+def _scaled(resize_to: int, size: int, wanted: int) -> int | None:
+    """The shorter side before the crop, for another size of the crop.
+
+    None where it is what everybody does, so that ids stay as they were.
+    """
+    side = round(wanted * resize_to / size)
+    return None if side == usual_short_side(wanted) else side
+
+
+def at_size(space: FeatureSpace, size: int, weights_name: str) -> FeatureSpace:
+    """The feature space that pictures of another size have, all else being the same.
+
+    It is the one that ``extract --size`` would fill.
+
+    Raises
+    ------
+    UsageError
+        The network does not take pictures of this size.
+    """
+    prep, backbone = space.preprocessing, get_backbone(space.backbone)
+    if size == prep.size:
+        return space
+    resize_to = None
+    if prep.resize_to is not None:
+        resize_to = _scaled(prep.resize_to, prep.size, size)
+        usual = backbone.input_of(backbone.weights_called(weights_name))
+        side = usual.resize_to
+        # From the sides of the weights where they are the same: those of the space are rounded.
+        if side is not None and _scaled(side, usual.size, prep.size) == prep.resize_to:
+            resize_to = _scaled(side, usual.size, size)
+    channels = "grey" if prep.channels == "grey" else "rgb"
+    return dataclasses.replace(
+        space,
+        preprocessing=dataclasses.replace(prep, size=size, resize_to=resize_to),
+        shape=backbone.output_shape(space.tap, space.pooling, size, channels),
     )
 
 

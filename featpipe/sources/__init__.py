@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from featpipe.base.errors import DataError, NotFoundError, UsageError
-from featpipe.base.locations import Location, read
+from featpipe.base.locations import read
 from featpipe.base.text import escape
 from featpipe.sources.digits import DIGITS, locate_digit, open_digits
 from featpipe.sources.folder import list_pictures, open_folder
@@ -164,7 +164,7 @@ def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
     return lambda path: read(locate(path))
 
 
-def _refuse(kind: str, path: str) -> Location:
+def _refuse(kind: str, path: str) -> NoReturn:
     raise DataError(
         f"expected a source of {', '.join(OPENERS)}, found {kind!r} for {path!r}; update featpipe"
     )

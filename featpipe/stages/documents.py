@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from featpipe.base.views import ViewsDocument
 from featpipe.exports.documents import CheckDocument
+from featpipe.heads.base import StartDocument
 from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
 from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
@@ -160,15 +161,17 @@ class TrainDocument(TypedDict):
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]
     calibration: NotRequired[CalibrationDocument]
+    start: NotRequired[StartDocument]
 
 
 class PredictionDocument(TypedDict):
-    """A line of ``predict --json``."""
+    """A line of ``predict --json``; ``map``, with ``--maps``, is the path of its score map."""
 
     path: str
     label: str | None
     probability: float | None
     error: str | None
+    map: NotRequired[str | None]
     probabilities: NotRequired[dict[str, float] | None]
 
 

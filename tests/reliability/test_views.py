@@ -1,237 +1,130 @@
-"""Views in a cache keep every promise that rows of pictures keep.
-
-The pass that computes them is cut after any call to the disk, meets a power loss, a disk that
-fails, damage, and kills at random instants; then the same command goes on to what it would have
-given undisturbed.
-"""
+"""Views of pictures: damaged, noted wrongly in a head, and averaged over on a full disk."""
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
-from collections.abc import Callable, Iterator
+import json
+import resource
 from pathlib import Path
 from typing import Any
 
-import h5py
+import numpy as np
 import pytest
-from support.faulty_disk import (
-    FaultyDisk,
-    JournalDisk,
-    PowerLoss,
-    PowerLossModel,
-    build_tree,
-)
-from support.samples import class_picture
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from support.command import Run
+from support.crash import flip
+from support.library import train_head
+from support.runs import rewrite
+from support.samples import in_splits, small_space, stored_set
 from support.tally import NewTally, Scale
+from support.views import stored_views
 
-from featpipe import api
-from featpipe.base.disk import use_disk
-from featpipe.base.errors import DamageError, FeatpipeError, StorageError
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.files import load_dataset
-from featpipe.engine import extractor, writer
-from featpipe.stages.maintain import repair, verify
+from featpipe.base.views import views_in
 from featpipe.store.feature_store import FeatureStore
+from featpipe.store.segments import read_segment
 
-Rows = dict[tuple[str, bytes], bytes]
-VIEWS = 2
-TRAIN = 4
-
-
-@pytest.fixture(autouse=True)
-def every_batch_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "COMMIT_BYTES", 1)
-    # What was seen of the pictures is trusted, though they were made a moment ago.
-    monkeypatch.setattr(extractor, "_SETTLED_NS", 0)
-
-
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """Four pictures in train, two in test."""
-    for split, seeds in (("train", (0, 1)), ("test", (2,))):
-        for label in (0, 1):
-            folder = tmp_path / "few" / split / str(label)
-            folder.mkdir(parents=True)
-            for seed in seeds:
-                class_picture(label, seed).save(folder / f"{seed}.png")
-    return tmp_path / "few"
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.sampled_from([-1, 0, 1, 2, 2**70, 1.5, "light", "", "\x1b[31m", "\udce9"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
+)
+NOTED = {"policy": "light", "version": 1, "seed": 0, "number": 2}
 
 
 @pytest.fixture
-def go(few: Path) -> Callable[..., Any]:
-    """Extract into a cache, with views."""
-
-    def extract(cache: Path, views: int = VIEWS) -> Any:
-        options = {"backbone": "pixels", "size": 8, "workers": 1, "batch_size": 3}
-        return api.extract(few, name="x", cache=cache, views=views, **options)
-
-    return extract
+def views(tmp_path: Path, cache: Path) -> list[FeatureSpace]:
+    """The spaces of two views of train and test; of them, a head in ``run/``."""
+    dataset = stored_set(cache, in_splits(train=8, val=4, test=4))
+    made = stored_views(cache, dataset, of=["train", "test"])
+    train_head("set", cache=cache, out=tmp_path / "run", params={"epochs": 1}, device="cpu")
+    return made
 
 
-@pytest.fixture
-def start(tmp_path: Path, go: Any) -> Path:
-    """A cache with the pictures, and no views."""
-    go(tmp_path / "start", views=0)
-    return tmp_path / "start"
-
-
-def rows_in(cache: Path) -> Rows:
-    """Every row of every segment by its store and image id, read without featpipe."""
-    found: Rows = {}
-    for path in cache.glob("spaces/*/segments/[0-9a-f]*.h5"):
-        with h5py.File(path) as file:
-            for image_id, row in zip(file["image_sha256"], file["features"], strict=True):
-                key = path.parents[1].name, image_id.tobytes()
-                assert found.setdefault(key, row.tobytes()) == row.tobytes()
-    return found
-
-
-def state_of(cache: Path) -> tuple[Rows, str, set[str], dict[str, tuple[str, ...]]]:
-    dataset = load_dataset(cache, "x")
-    return rows_in(cache), dataset.digest(), set(dataset.spaces), dataset.info.covers
-
-
-def assert_listed_views_are_whole(cache: Path) -> None:
-    """A view that a data set lists has all rows that it promises."""
-    dataset = load_dataset(cache, "x")
-    for text in dataset.spaces:
-        space = FeatureSpace.from_json(text)
-        ids = dataset.image_sha256[dataset.covered_by(space)]
-        assert len(ids) == (TRAIN if space.view else TRAIN + 2)
-        assert FeatureStore(cache, space).contains(ids).all()
-
-
-def calls_of(start: Path, whole: Path, go: Any) -> list[str]:
-    """The disk calls of an undisturbed pass, which leaves ``whole``."""
-    shutil.copytree(start, whole)
-    disk = FaultyDisk(syncs=False)
-    with use_disk(disk):
-        go(whole)
-    return disk.calls
-
-
-def some(count: int, wanted: int) -> list[int]:
-    """All numbers below ``count``, or as many as wanted."""
-    return [*range(count)] if wanted >= count else sorted(random.sample(range(count), wanted))
-
-
-def test_views_cut_after_any_call_go_on_where_they_were(
-    start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
+def test_a_damaged_row_of_a_view_is_refused(
+    cache: Path, views: list[FeatureSpace], inside: Run, tally: NewTally, scale: Scale
 ) -> None:
-    calls = calls_of(start, tmp_path / "whole", go)
-    expected = state_of(tmp_path / "whole")
-    assert len(expected[0]) == TRAIN + 2 + VIEWS * TRAIN
-    t = tally("1 Killed at any instant", "each call of a pass over views")
-    for number in some(len(calls), scale(5, 10**9)):
-        cache = tmp_path / f"{number}"
-        shutil.copytree(start, cache)
-        with t.case(f"cut after call {number}, {calls[number]}"):
-            with use_disk(FaultyDisk(lose_power_after=number, syncs=False)):
-                with pytest.raises(PowerLoss):
-                    go(cache)
-            assert [d.problem for d in verify(cache)[1] if d.path.name != "space.json"] == []
-            assert_listed_views_are_whole(cache)
-            committed = rows_in(cache)
-            assert committed.items() <= expected[0].items()
-            done = go(cache)
-            assert done.computed == 0
-            kept = len(committed) - (TRAIN + 2)
-            assert done.views.computed == VIEWS * TRAIN - kept, "a committed row was made again"
-            assert state_of(cache) == expected
-            assert verify(cache)[1] == []
-            assert [*cache.rglob(".tmp-*")] == []
-        shutil.rmtree(cache)
+    t = tally("4 Damage is found", "flipped rows of views: refused in training and evaluation")
+    rng = np.random.default_rng(0)
+    train = "train-head", "set", "--epochs", 1, "--out", "new", "--overwrite", "--device", "cpu"
+    for number in range(scale(4, 60)):
+        space = views[number % 2]
+        (path,) = FeatureStore(cache, space).segments_folder.iterdir()
+        segment, whole = read_segment(path, space), path.read_bytes()
+        nbytes = small_space().shape[0] * np.dtype(space.dtype).itemsize
+        row = int(rng.integers(len(segment.ids)))
+        with t.case(f"view {space.view}, row {row}"):
+            flip(path, segment.offset + row * nbytes + int(rng.integers(nbytes)))
+            found = [
+                inside(*command, "--cache", cache, "-q").returncode
+                for command in (train, ("evaluate", "run", "--tta"))
+            ]
+            # The row is of train or of test.
+            assert sorted(found) == [0, 13], f"found {found}"
+            assert inside(*train, "--no-views", "--cache", cache, "-q").returncode == 0
+            assert inside("evaluate", "run", "--cache", cache, "-q").returncode == 0
+        path.write_bytes(whole)
 
 
-def test_views_survive_a_power_loss_at_any_instant(
-    start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
+def test_whatever_a_head_notes_of_views_it_is_used_or_refused(
+    cache: Path,
+    tmp_path: Path,
+    views: list[FeatureSpace],
+    inside: Run,
+    tally: NewTally,
+    scale: Scale,
 ) -> None:
-    calls_of(start, tmp_path / "whole", go)
-    expected = state_of(tmp_path / "whole")
-    shutil.copytree(start, tmp_path / "recorded")
-    journal = JournalDisk(tmp_path / "recorded")
-    with use_disk(journal):
-        go(tmp_path / "recorded")
-    t = tally("2 Power loss", "states of a disk on which views were written")
-    rng = random.Random(6)
-    for number in range(scale(4, 200)):
-        length = rng.randint(0, len(journal.operations))
-        tree = PowerLossModel(journal.start, journal.operations[:length]).after_power_loss(rng)
-        cache = tmp_path / "state"
-        with t.case(f"state {number}, after call {length}"):
-            build_tree(cache, tree)
-            assert_listed_views_are_whole(cache)
-            assert rows_in(cache).items() <= expected[0].items()
-            go(cache)
-            assert state_of(cache) == expected
-        shutil.rmtree(cache)
+    t = tally("10 Bad input", "heads that note any views, digest right")
+    used = 0
+
+    @settings(
+        max_examples=scale(40, 1000),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(ANYTHING | st.tuples(st.sampled_from([*NOTED, "x"]), ANYTHING))
+    def each(value: Any) -> None:
+        nonlocal used
+        noted = {**NOTED, value[0]: value[1]} if isinstance(value, tuple) else value
+        with t.case(ascii(noted)):
+            found = views_in({"views": noted})
+            assert found is None or json.loads(json.dumps(found)) == {
+                name: noted[name] for name in NOTED
+            }
+            used += 1
+            if used % scale(10, 20) == 0:
+                rewrite(tmp_path / "run", lambda document: document["info"].update(views=noted))
+                for command in (["evaluate", "run", "--tta"], ["runs", "."]):
+                    done = inside(*command, *(["--cache", cache] if len(command) > 2 else []))
+                    assert done.returncode == 0, done.stderr
+
+    each()
 
 
-def test_every_call_of_a_pass_over_views_that_fails_is_told_and_costs_nothing(
-    start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
+def test_a_full_disk_leaves_the_plain_evaluation_as_it_is(
+    cache: Path, tmp_path: Path, views: list[FeatureSpace], inside: Run, tally: NewTally
 ) -> None:
-    calls = calls_of(start, tmp_path / "whole", go)
-    expected = state_of(tmp_path / "whole")
-    t = tally("3 Disk full and write errors", "each call to the disk failing: views")
-    for number in some(len(calls), scale(4, 10**9)):
-        cache = tmp_path / f"{number}"
-        shutil.copytree(start, cache)
-        with t.case(f"{calls[number]} number {number}"):
-            full = OSError(28, os.strerror(28))
-            told = ""
-            with use_disk(FaultyDisk(fail_at=number, fail_with=full, syncs=False)):
-                try:
-                    go(cache)
-                except StorageError as error:
-                    told = str(error)
-            # The index can be made again, and a file system may have no locks.
-            assert told == "" or (str(cache) in told and "\n" not in told)
-            assert_listed_views_are_whole(cache)
-            assert rows_in(cache).items() <= expected[0].items()
-            go(cache)
-            assert state_of(cache) == expected
-            assert [*cache.rglob(".tmp-*")] == []
-        shutil.rmtree(cache)
-
-
-def segments_of_views(cache: Path) -> Iterator[tuple[FeatureSpace, Path]]:
-    for text in load_dataset(cache, "x").spaces:
-        space = FeatureSpace.from_json(text)
-        if space.view:
-            for path in sorted(FeatureStore(cache, space).segments_folder.iterdir()):
-                yield space, path
-
-
-def test_damage_of_a_view_is_found_and_its_rows_alone_are_made_again(
-    start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
-) -> None:
-    go(start)
-    expected = state_of(start)
-    t = tally("4 Damage is found", "flipped rows of views: named, refused, repaired")
-    segments = [*segments_of_views(start)]
-    rng = random.Random(7)
-    for number in range(scale(2, 60)):
-        cache = tmp_path / "damaged"
-        shutil.copytree(start, cache)
-        space, path = segments[rng.randrange(len(segments))]
-        path = cache / path.relative_to(start)
-        with t.case(f"{number}, {path.name}"):
-            with h5py.File(path) as file:
-                offset, ids = file["features"].id.get_offset(), file["image_sha256"][:]
-            data = bytearray(path.read_bytes())
-            data[offset + rng.randrange(8 * 8 * 3)] ^= 1 << rng.randrange(8)
-            path.chmod(0o644)
-            path.write_bytes(data)
-            (found,) = verify(cache)[1]
-            assert (found.path, found.rows) == (path, [0])
-            with pytest.raises(FeatpipeError, match="checksum") as refused:
-                FeatureStore(cache, space).rows(ids[:1])[:]
-            assert refused.value.exit_code == DamageError.exit_code
-            repair(cache)
-            done = go(cache)
-            assert (done.computed, done.views.computed) == (0, 1)
-            shutil.rmtree(cache / "aside")
-            assert state_of(cache) == expected
-        shutil.rmtree(cache)
+    t = tally("3 Disk full and write errors", "limits of file size: evaluate --tta")
+    command = "evaluate", "run", "--cache", cache, "-q"
+    assert inside(*command).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for limit in (0, 300, 1500, 20_000):
+        with t.case(f"{limit} bytes"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                done = inside(*command, "--tta")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            assert done.returncode == 74 and done.stderr.count("\n") == 1, done.stderr
+            assert {p: d for p, d in before.items() if p.read_bytes() == d} == before
+            for path in (tmp_path / "run").glob("*-tta*"):
+                assert path.name == "predictions-tta.csv" or path.name == "metrics-tta.json"
+    with t.case("room again"):
+        assert inside(*command, "--tta").returncode == 0
+        assert json.loads((tmp_path / "run" / "metrics-tta.json").read_text())["tta"]["views"] == 2
