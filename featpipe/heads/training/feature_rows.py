@@ -30,18 +30,21 @@ _BLOCKS_AT_ONCE = 4
 """Blocks that are in memory at the same time, their rows shuffled together."""
 
 
-def feature_rows(X: Any, y: NDArray[np.int64], device: str) -> FeatureRowSet:
-    """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed."""
-    if fits(X, device):
+def feature_rows(X: Any, y: NDArray[np.int64], device: str, *, reserved: int = 0) -> FeatureRowSet:
+    """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed.
+
+    ``reserved`` is the part of the device's free memory (bytes) that training itself will take.
+    """
+    if fits(X, device, reserved=reserved):
         return HeldRows(X, y, device, home=device)
     if device != "cpu" and fits(X, "cpu"):
         return HeldRows(X, y, device, home="cpu")
     return StreamedRows(X, y, device)
 
 
-def fits(X: Any, device: str) -> bool:
+def fits(X: Any, device: str, *, reserved: int = 0) -> bool:
     """Whether rows in their stored dtype fit into the share of a device's free memory."""
-    return _row_bytes(X) * len(X) <= HELD_SHARE * free_memory(device)
+    return _row_bytes(X) * len(X) <= HELD_SHARE * (free_memory(device) - reserved)
 
 
 class FeatureRowSet(ABC):
@@ -57,11 +60,14 @@ class FeatureRowSet(ABC):
         Features that come from each tap; they sum to d.
     home : str
         The device whose memory the rows are read from.
+    whereabouts : str
+        Where the rows lie during training, for messages.
     """
 
     X: Any
     y: torch.Tensor
     home = "cpu"
+    whereabouts = "streamed from the cache"
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.device = X, device
@@ -75,6 +81,11 @@ class FeatureRowSet(ABC):
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows as they are stored."""
+        return len(self) * self.width * self.dtype.itemsize
 
     def centre_on(self, mean: NDArray[np.float32]) -> None:
         """Subtract ``mean`` (d,) from the rows of all later batches."""
@@ -163,7 +174,7 @@ class HeldRows(FeatureRowSet):
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str, *, home: str) -> None:
         super().__init__(X, y, device)
-        self.home = home
+        self.home, self.whereabouts = home, f"held in memory ({home})"
         self._rows = torch.empty(len(X), self.width, dtype=self.dtype, device=home)
         for start, stop in _blocks(X):
             block = np.asarray(X[start:stop]).reshape(stop - start, -1)
