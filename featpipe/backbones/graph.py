@@ -183,15 +183,19 @@ class ShapeRun(fx.Interpreter):
 
     def run_shapes(self, batch: int, size: int) -> ShapeRun:
         """Run it on pictures (batch, 3, size, size) of no content."""
+        return self.run_on((batch, 3, size, size))
+
+    def run_on(self, shape: tuple[int, ...]) -> ShapeRun:
+        """Run it on an input of a shape and of no content."""
         state = self.module.state_dict().values()
         if all(tensor.is_meta for tensor in state):
             with torch.no_grad():
-                self.run(torch.empty(batch, 3, size, size, device="meta"))
+                self.run(torch.empty(shape, device="meta"))
         else:
             from torch._subclasses.fake_tensor import FakeTensorMode
 
             with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                self.run(torch.empty(batch, 3, size, size))
+                self.run(torch.empty(shape))
         return self
 
     def run_node(self, n: fx.Node) -> Any:

@@ -12,23 +12,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import re
 import socket
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from featpipe.base.errors import StorageError
 
-Block = bytes | memoryview
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
 _REMOVED = ".removed-"
 """How the name of a folder begins that is being deleted."""
 _NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
+_COLLECTED_BYTES = 2**20
+"""Bytes that are written at once where they come in small pieces."""
 _STALE_AFTER_S = 24 * 3600.0
 """Age after which another host's unlocked temporary file counts as abandoned."""
 
@@ -100,36 +103,109 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
         The system refused the write (disk full, read-only, no permission). ``target`` is
         unchanged, or already new if only the last step failed: the fsync of its folder.
     """
-    write_blocks_atomically(target, lambda: (data,), size=len(data), mode=mode)
+    with writing_atomically(target, size=len(data), mode=mode) as stream:
+        stream.write(data)
 
 
-def write_blocks_atomically(
-    target: Path, blocks: Callable[[], Iterable[Block]], *, size: int, mode: int = 0o644
-) -> None:
-    """As :func:`write_atomically`, of data that need not be in memory as a whole.
+@contextlib.contextmanager
+def writing_atomically(
+    target: Path, *, size: int = 0, mode: int = 0o644
+) -> Iterator[TemporaryStream]:
+    """Open a file that becomes ``target``, durably, when the block ends without an error.
 
     Parameters
     ----------
     target : Path
-    blocks : callable
-        Gives the data from its beginning, as often as it is called: another process may delete a
-        file that is not locked yet, and then it is written again.
     size : int
-        Bytes of all blocks, to say how much room is needed.
+        Room that will be needed, bytes, for messages; 0 where nobody knows.
     mode : int
+        Permissions.
 
     Raises
     ------
     StorageError
+        As :func:`write_atomically`.
     """
+    stream: TemporaryStream | None = None
     try:
         _make_folder(target.parent)
         remove_leftovers(target.parent)
-        while not _try_write(target, blocks, mode):
-            pass
+        while stream is None:
+            temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
+            with _temporary_file(temporary, mode) as fd:
+                if not _lock_temporary(fd):
+                    continue
+                stream = TemporaryStream(fd, temporary)
+                yield stream
+                stream.drain()
+                _disk.fsync(fd)
+                _disk.rename(temporary, target)
         _disk.fsync_folder(target.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        raise _storage_error(error, target, size) from error
+        needed = max(size, stream.size if stream is not None else 0)
+        raise _storage_error(error, target, needed) from error
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path, mode: int) -> Iterator[int]:
+    """Open a new file; it is deleted if an error ends the block."""
+    fd = -1
+    try:
+        fd = _disk.open(path, mode)
+        yield fd
+    except FileExistsError:
+        raise  # another writer's file has this name: do not delete it
+    except BaseException:
+        # Delete by name: an interrupt may arrive after the file exists but before ``fd`` is set.
+        with contextlib.suppress(OSError):
+            _disk.unlink(path)
+        raise
+    finally:
+        if fd >= 0:
+            _disk.close(fd)
+
+
+class TemporaryStream(io.RawIOBase):
+    """The bytes of a file that is being written, from first to last; small ones are collected.
+
+    Attributes
+    ----------
+    size : int
+        Bytes so far.
+    path : Path
+        Where they can be read once they are drained, until the file gets its final name.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        super().__init__()
+        self.size, self.path = 0, path
+        self._fd, self._collected = fd, bytearray()
+
+    def writable(self) -> bool:
+        """Whether bytes can be written."""
+        return True
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self.size
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything that has a buffer of them."""
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        self.size += len(view)
+        if len(self._collected) + len(view) < _COLLECTED_BYTES:
+            self._collected += view
+        else:
+            self.drain()
+            _write_all(self._fd, view)
+        return len(view)
+
+    def drain(self) -> None:
+        """Hand what was collected to the system."""
+        collected, self._collected = bytes(self._collected), bytearray()
+        _write_all(self._fd, memoryview(collected))
 
 
 def _make_folder(folder: Path) -> None:
@@ -144,34 +220,6 @@ def _make_folder(folder: Path) -> None:
             _disk.fsync_folder(folder.parent)
 
 
-def _try_write(target: Path, blocks: Callable[[], Iterable[Block]], mode: int) -> bool:
-    """Write a temporary file and rename it to ``target``; False if the caller must try again.
-
-    The attempt fails if another process deletes the file as abandoned before it is locked.
-    """
-    temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
-    fd = -1
-    try:
-        fd = _disk.open(temporary, mode)
-        if not _lock_temporary(fd):
-            return False
-        for block in blocks():
-            _write_all(fd, block)
-        _disk.fsync(fd)
-        _disk.rename(temporary, target)
-        return True
-    except FileExistsError:
-        raise  # another writer's file has this name: do not delete it
-    except BaseException:
-        # Delete by name: an interrupt may arrive after the file exists but before ``fd`` is set.
-        with contextlib.suppress(OSError):
-            _disk.unlink(temporary)
-        raise
-    finally:
-        if fd >= 0:
-            _disk.close(fd)
-
-
 def _lock_temporary(fd: int) -> bool:
     """Lock a new temporary file; False if another process is deleting or has deleted it."""
     try:
@@ -184,8 +232,7 @@ def _lock_temporary(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write_all(fd: int, data: Block) -> None:
-    rest = memoryview(data)
+def _write_all(fd: int, rest: memoryview) -> None:
     while rest:
         rest = rest[_disk.write(fd, rest) :]
 

@@ -19,8 +19,17 @@ MAX_ASPECT = 8
 CROP_MARGIN = (256, 224)
 """``crop`` makes the shorter side this much larger than the square it then cuts out, unless the
 preprocessing says how long."""
+WHOLE = "whole"
+"""A way of resizing that shows all of a picture: its shorter side becomes the size, the longer one
+keeps its proportion. No feature space has it, because rows have one shape: it is for score maps."""
 JPEG_SCALES = (2, 4, 8)
 """By what ``pillow-draft`` may divide the sides of a JPEG while decoding it."""
+
+
+def largest_shape(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width that hold the pixels of any picture: of the square, or of a strip."""
+    size = preprocessing.size
+    return (size, MAX_ASPECT * size if preprocessing.resize == WHOLE else size)
 
 
 class Grey16(TypedDict):
@@ -72,7 +81,7 @@ def usual_short_side(size: int) -> int:
 
 def short_side(preprocessing: Preprocessing) -> int:
     """Shorter side of the resized image before it is cropped, pixels."""
-    if preprocessing.resize == "squash":
+    if preprocessing.resize in ("squash", WHOLE):
         return preprocessing.size
     return preprocessing.resize_to or usual_short_side(preprocessing.size)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.base.disk import open_regular, write_blocks_atomically
+from featpipe.base.disk import open_regular, writing_atomically
 
 BLOCK_BYTES = 8 * 2**20
 """What is written, read or hashed at once."""
@@ -71,18 +71,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
     order = sorted(arrays, key=lambda name: (_RANK[arrays[name].dtype], name))
     header = _header({name: arrays[name] for name in order})
     digest = hashlib.sha256()
-
-    def blocks() -> Iterator[memoryview]:
-        nonlocal digest
-        digest = hashlib.sha256()
-        parts: list[bytes | np.ndarray] = [header, *(arrays[name] for name in order)]
+    size = len(header) + sum(array.nbytes for array in arrays.values())
+    parts: list[bytes | np.ndarray] = [header, *(arrays[name] for name in order)]
+    with writing_atomically(path, size=size) as stream:
         for part in parts:
             for block in _blocks_of(part):
                 digest.update(block)
-                yield block
-
-    size = len(header) + sum(array.nbytes for array in arrays.values())
-    write_blocks_atomically(path, blocks, size=size)
+                stream.write(block)
     return digest.hexdigest()
 
 
@@ -108,12 +103,13 @@ def _header(arrays: Mapping[str, np.ndarray]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _blocks_of(part: bytes | memoryview | np.ndarray) -> Iterator[memoryview]:
+def _blocks_of(part: bytes | np.ndarray) -> Iterator[memoryview]:
     # A tensor that is not contiguous is copied when its turn comes, so that one copy exists.
     if isinstance(part, np.ndarray):
-        part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-    for start in range(0, len(part), BLOCK_BYTES):
-        yield memoryview(part)[start : start + BLOCK_BYTES]
+        part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+    whole = memoryview(part)  # type: ignore[arg-type]
+    for start in range(0, len(whole), BLOCK_BYTES):
+        yield whole[start : start + BLOCK_BYTES]
 
 
 def read_tensors(path: Path) -> StoredTensors:

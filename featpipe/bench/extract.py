@@ -175,7 +175,7 @@ def _pixels(files: list[Path], plan: FeaturePlan) -> NDArray[np.uint8]:
     tasks = [Task(key, str(file)) for key, file in enumerate(files[:_DECODED])]
     with DecodePool(preprocessing, workers=1, known=_NO_KNOWN_IDS) as pool:
         decoded = [done.pixels for done in pool.decode(tasks) if done is not None]
-    different = np.stack([pixels for pixels in decoded if pixels is not None])
+    different = np.concatenate([pixels for pixels in decoded if pixels is not None])
     wanted = max(len(different), _BATCHES * default_batch_size(plan.device, preprocessing.size))
     return different[np.arange(wanted) % len(different)]
 

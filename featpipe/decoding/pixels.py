@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from featpipe.base.errors import BadImageError
-from featpipe.base.preprocessing import MAX_ASPECT, WHITE, WHITE_16, short_side
+from featpipe.base.preprocessing import MAX_ASPECT, WHITE, WHITE_16, WHOLE, short_side
 from featpipe.base.space import Preprocessing
 from featpipe.decoding.reasons import too_many_pixels, unreadable
 from featpipe.decoding.signatures import READ_FORMATS
@@ -43,7 +43,7 @@ def load_pixels(
     Returns
     -------
     ndarray of uint8, shape (size, size, 3)
-        RGB, 0..255.
+        RGB, 0..255. With ``resize="whole"`` one side is longer, up to 8 times.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * WHITE + WHITE_16 // 2) // WHITE_16).astype(np.uint8))
 
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -155,7 +155,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
     ``crop`` gives exactly the pixels of torchvision's ``Resize`` and ``CenterCrop``, except that
     an image longer than 8:1 is first cropped to 8:1, because resizing it whole could exhaust the
-    memory.
+    memory. ``whole`` does the same with the size as the shorter side, and leaves out the last crop.
 
     Parameters
     ----------
@@ -164,20 +164,35 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     preprocessing : Preprocessing
         Its ``size``, ``resize``, ``resize_to`` and ``interpolation`` apply.
     """
-    size, resampling = preprocessing.size, _FILTERS[preprocessing.interpolation]
+    size, resampling = preprocessing.size, FILTERS[preprocessing.interpolation]
     if preprocessing.resize == "squash":
         return image if image.size == (size, size) else image.resize((size, size), resampling)
+    scaled = scale(image, preprocessing)
+    return scaled if preprocessing.resize == WHOLE else _center_crop(scaled, size, size)
+
+
+def scale(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize an RGB image in proportion, before its central square is cut out.
+
+    An image longer than 8:1 is first cropped to 8:1.
+    """
+    image = cap_aspect(image)
     width, height = image.size
-    max_side = MAX_ASPECT * min(width, height)
-    if max(width, height) > max_side:
-        width, height = min(width, max_side), min(height, max_side)
-        image = _center_crop(image, width, height)
     side = short_side(preprocessing)
     if width <= height:
         scaled_size = (side, int(side * height / width))
     else:
         scaled_size = (int(side * width / height), side)
-    return _center_crop(image.resize(scaled_size, resampling), size, size)
+    return image.resize(scaled_size, FILTERS[preprocessing.interpolation])
+
+
+def cap_aspect(image: Image.Image) -> Image.Image:
+    """Crop the ends off an image that is longer than ``MAX_ASPECT`` times its shorter side."""
+    width, height = image.size
+    max_side = MAX_ASPECT * min(width, height)
+    if max(width, height) <= max_side:
+        return image
+    return _center_crop(image, min(width, max_side), min(height, max_side))
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

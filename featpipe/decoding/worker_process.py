@@ -47,21 +47,33 @@ class Task:
     payload : bytes
     part : tuple of int, optional
         Offset and length, in bytes, of the image within the file; default: all of it.
+    views : tuple of int, optional
+        Which of the pool's views are wanted; default: all of them.
+    image_id : bytes, optional
+        SHA-256 that the image must have; another content is bad.
     """
 
     key: int
     path: str | None
     payload: bytes = b""
     part: tuple[int, int] | None = None
+    views: tuple[int, ...] | None = None
+    image_id: bytes | None = None
 
     @classmethod
-    def at(cls, key: int, location: Location) -> Self:
+    def at(
+        cls,
+        key: int,
+        location: Location,
+        *,
+        views: tuple[int, ...] | None = None,
+        image_id: bytes | None = None,
+    ) -> Self:
         """The task to decode the image at a location."""
         if isinstance(location, Encoded):
-            return cls(key, None, location.data)
-        if isinstance(location, Slice):
-            return cls(key, location.path, part=(location.offset, location.length))
-        return cls(key, location.path)
+            return cls(key, None, location.data, None, views, image_id)
+        part = (location.offset, location.length) if isinstance(location, Slice) else None
+        return cls(key, location.path, b"", part, views, image_id)
 
 
 class DecodedKind(enum.StrEnum):
@@ -86,8 +98,11 @@ class Decoded:
     kind : DecodedKind
     image_id : bytes or None
         SHA-256 of the image file; None where it could not be read or its worker process ended.
-    pixels : ndarray of uint8, shape (size, size, 3), or None
-        RGB, 0..255; only for ``PIXELS``.
+    pixels : ndarray of uint8, shape (views, height, width, 3), or None
+        RGB, 0..255; only for ``PIXELS``. Height and width are the size, except that with
+        ``resize="whole"`` one of them is larger.
+    views : tuple of int
+        Which views the task asked for.
     stage, reason : str
         The step that failed and why; only for ``BAD``.
     detail : str
@@ -108,6 +123,7 @@ class Decoded:
     stat: tuple[int, ...] | None = None
     read_s: float = 0.0
     decode_s: float = 0.0
+    views: tuple[int, ...] = (0,)
 
 
 def shared_memory(nbytes: int) -> BinaryIO:
@@ -146,9 +162,9 @@ class WorkerProcess:
     Parameters
     ----------
     setup : dict
-        First message to the process: preprocessing, limits, known ids.
-    slot_shape : tuple of int
-        Shape of one picture's pixels.
+        First message to the process: preprocessing, views, limits, known ids.
+    slot_bytes : int
+        Most bytes that the pixels of one task take.
 
     Attributes
     ----------
@@ -160,15 +176,15 @@ class WorkerProcess:
         Whether the process has finished its imports.
     """
 
-    def __init__(self, setup: dict[str, Any], slot_shape: tuple[int, ...]) -> None:
-        slots = int(np.clip(_SLOT_BYTES // math.prod(slot_shape), _SLOTS, _MAX_SLOTS))
+    def __init__(self, setup: dict[str, Any], slot_bytes: int) -> None:
+        slots = int(np.clip(_SLOT_BYTES // slot_bytes, _SLOTS, _MAX_SLOTS))
         try:
-            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
+            shared = shared_memory(PROGRESS_BYTES + slots * slot_bytes)
         except StorageError:
             # More slots save time only: a low limit on file sizes must not end the job for them.
             slots = _SLOTS
-            shared = shared_memory(PROGRESS_BYTES + slots * math.prod(slot_shape))
-        shape = (slots, *slot_shape)
+            shared = shared_memory(PROGRESS_BYTES + slots * slot_bytes)
+        shape = (slots, slot_bytes)
         with shared:
             memory = mmap.mmap(shared.fileno(), PROGRESS_BYTES + math.prod(shape))
             self._begun, self._since = progress_in(memory)
@@ -190,6 +206,7 @@ class WorkerProcess:
             self.free = list(range(slots))
             self.splitter = messages.Splitter()
             self.is_ready = False
+            self._views: tuple[int, ...] = setup["views"]
             self._unsent: list[tuple[Task, int]] = []
             self._batch = max(1, slots // 2)
             self._answered = 0
@@ -256,7 +273,14 @@ class WorkerProcess:
         if not self._unsent:
             return
         tasks = [
-            {"path": task.path, "slot": slot, "part": task.part, "size": len(task.payload)}
+            {
+                "path": task.path,
+                "slot": slot,
+                "part": task.part,
+                "size": len(task.payload),
+                "views": task.views,
+                "image_id": task.image_id.hex() if task.image_id else None,
+            }
             for task, slot in self._unsent
         ]
         payloads = b"".join(task.payload for task, _ in self._unsent)
@@ -269,7 +293,8 @@ class WorkerProcess:
         self._payload_bytes -= len(task.payload)
         kind = DecodedKind(reply.pop("kind"))
         image_id, stat = reply.pop("id"), reply.pop("stat", None)
-        pixels = self.slots[slot].copy() if kind is DecodedKind.PIXELS else None
+        shape = reply.pop("shape", None)
+        pixels = None if shape is None else self._pixels(slot, shape)
         self.free.append(slot)
         return Decoded(
             task.key,
@@ -277,8 +302,13 @@ class WorkerProcess:
             bytes.fromhex(image_id) if image_id else None,
             pixels,
             stat=tuple(stat) if stat else None,
+            views=task.views or self._views,
             **reply,
         )
+
+    def _pixels(self, slot: int, shape: list[int]) -> NDArray[np.uint8]:
+        """A copy of the pixels in a slot, which the process uses again."""
+        return self.slots[slot, : math.prod(shape)].reshape(shape).copy()
 
     def _send(self, data: bytes) -> None:
         # The end of the worker process's stdout reports its death; see DecodePool.decode.

@@ -6,6 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,8 +19,8 @@ from featpipe.specs.head_params import ModuleParams
 if TYPE_CHECKING:
     from torch import nn
 
-Shape = tuple[int, int, int]
-"""Channels, height and width of a row."""
+Shape = tuple[int, ...]
+"""Channels, height and width of a row; of a suffix whatever its tap gives."""
 
 PREFIX = "module."
 """Begins the names of a module's tensors, which could otherwise be those of other tensors."""
@@ -45,14 +46,14 @@ class ModuleHead(ModuleParams, GradientHead):
     }
     smallest_side: ClassVar[int] = 1
     """Height and width of the smallest maps that the network takes, pixels."""
+    standardises: ClassVar[bool] = True
+    """Whether rows are centred and scaled; else they are taken as they are."""
     builds_without_memory: ClassVar[bool] = True
     """Whether all tensors of the module are in its state, so that it can be built without them."""
     smaller_network: ClassVar[str] = "smaller maps (a smaller --size) or a smaller network"
     """What to train instead where the network does not fit into memory."""
     row_shape_: Shape
     _module: nn.Module | None = None
-    _widest = 0
-    """Numbers of the widest activation of a row, known once there is a module."""
 
     @abstractmethod
     def build(self, shape: Shape, classes: int) -> nn.Module:
@@ -89,6 +90,9 @@ class ModuleHead(ModuleParams, GradientHead):
         if self.patience is not None:
             return self.patience
         return self.epochs if self.schedule == "cosine" else _PATIENCE
+
+    def begin(self, module: nn.Module) -> None:
+        """Set the tensors of a new module that are not drawn, before it is trained."""
 
     def rate_factors(self, module: nn.Module) -> Mapping[str, float]:
         """What the learning rate is multiplied by, by names of the module's parameters.
@@ -133,6 +137,8 @@ class ModuleHead(ModuleParams, GradientHead):
     def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
         """Rows (n, channels, height, width) or flat ones → (n, c, h, w) float32, standardised."""
         maps = block.reshape(len(block), *self.row_shape_).astype(np.float32)
+        if not self.standardises:
+            return maps
         maps -= self.mean_[:, None, None]
         maps /= self.scale_
         return maps
@@ -155,6 +161,8 @@ class ModuleHead(ModuleParams, GradientHead):
 
         from featpipe.heads.as_module import Standardise
 
+        if not self.standardises:
+            return nn.Sequential(self._evaluating()).eval()
         return nn.Sequential(Standardise(self.mean_, self.scale_), self._evaluating()).eval()
 
     def running(self, what: str) -> AbstractContextManager[None]:
@@ -166,6 +174,11 @@ class ModuleHead(ModuleParams, GradientHead):
         """Rows that the module is given at once where it does not learn."""
         width = max(1, int(np.prod(self.row_shape_)), self._widest)
         return max(16, min(1024, _BLOCK_BYTES // (4 * width)))
+
+    @cached_property
+    def _widest(self) -> int:
+        """Numbers of the widest activation of a row."""
+        return widest_activation(self._evaluating(), self.row_shape_)
 
     def _evaluating(self) -> nn.Module:
         """The module with its learned tensors, made when it is first needed."""
@@ -209,8 +222,7 @@ class ModuleHead(ModuleParams, GradientHead):
         if len(self.layers_) > len(expected):
             raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
         module.load_state_dict(state, assign=True)
-        self._widest = widest_activation(module.eval(), self.row_shape_)
-        return module
+        return module.eval()
 
     def layers(self) -> dict[str, np.ndarray]:
         """The module's state: parameters and buffers, their names behind ``module.``."""

@@ -8,6 +8,8 @@
 ``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
 ``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
+``metrics-tta.json``, …                 those that average over views; ``-tta`` ends their names
+``metrics-scales-180-224.json``, …      those of pictures of several sizes; it ends their names
 ======================================  ================================================
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,14 @@ class Run:
 
     @staticmethod
     def evaluation_name(
-        on: str | None, dataset: str, split: str, *, is_fallback: bool = False
+        on: str | None,
+        dataset: str,
+        split: str,
+        *,
+        is_fallback: bool = False,
+        averages_views: bool = False,
+        sizes: Sequence[int] = (),
+        frame: str = "own",
     ) -> str:
         """What the files of an evaluation are told apart by.
 
@@ -131,9 +140,18 @@ class Run:
             What is evaluated.
         is_fallback : bool
             Whether the split is evaluated because there is no test split.
+        averages_views : bool
+            Whether probabilities are averaged over views.
+        sizes : sequence of int
+            Sizes of the pictures; empty for that of training alone.
+        frame : {"own", "whole"}
+            What pictures of those sizes show.
         """
         is_own = on is None and (split == "test" or is_fallback)
-        return "" if is_own else f"-{dataset}-{split}"
+        name = "" if is_own else f"-{dataset}-{split}"
+        if sizes:
+            name += f"-scales-{'-'.join(map(str, sizes))}{'-whole' * (frame == 'whole')}"
+        return name + "-tta" * averages_views
 
     @property
     def has_head(self) -> bool:

@@ -293,6 +293,7 @@ def decode_head(text: bytes, stored: StoredTensors) -> TrainedHead:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
     spaces = _spaces(document)
     head = new_head(document["kind"], document["params"])
+    head.attach(spaces)
     tensors = dict(stored.tensors)
     train_ids = tensors.pop("train_image_sha256")
     if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:

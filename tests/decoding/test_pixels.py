@@ -464,3 +464,29 @@ def test_a_failing_resize_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pixels, "fit", fail)
     with pytest.raises(BadImageError, match="resize: damaged JPEG: its pixels cannot be resized"):
         load_pixels(jpeg_bytes(1), preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("picture", "shape"),
+    [
+        ((40, 30), (24, 32)),
+        ((30, 41), (32, 24)),
+        ((24, 24), (24, 24)),
+        ((5, 5), (24, 24)),
+        ((2000, 10), (24, 24 * 8)),
+        ((3, 400), (24 * 8, 24)),
+    ],
+)
+def test_whole_keeps_the_aspect_up_to_a_limit(
+    picture: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    found = load_pixels(jpeg_bytes(0, picture), preprocessing(24, "whole"))
+    assert found.shape == (*shape, 3)
+
+
+def test_whole_is_a_crop_without_its_last_cut() -> None:
+    data = jpeg_bytes(1, (90, 60))
+    whole = load_pixels(data, preprocessing(40, "whole"))
+    crop = load_pixels(data, dataclasses.replace(preprocessing(40, "crop"), resize_to=40))
+    assert whole.shape == (40, 60, 3)
+    assert np.array_equal(whole[:, 10:50], crop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import os
 import signal
@@ -114,7 +115,7 @@ def test_every_task_gives_exactly_one_result(tmp_path: Path) -> None:
         assert result.stat == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if key % 5:
             assert result.kind == "pixels"
-            assert np.array_equal(result.pixels, load_pixels(data, PREPROCESSING))
+            assert np.array_equal(result.pixels[0], load_pixels(data, PREPROCESSING))
         else:
             assert (result.kind, result.stage, result.pixels) == ("bad", "open", None)
 
@@ -130,7 +131,7 @@ def test_pixels_stay_after_the_slot_is_used_again() -> None:
         results = [result for result in workers.decode(payloads(*contents)) if result]
     for result in results:
         expected = load_pixels(contents[result.key], PREPROCESSING)
-        assert np.array_equal(result.pixels, expected)
+        assert np.array_equal(result.pixels[0], expected)
 
 
 def test_payloads_need_no_file() -> None:
@@ -150,7 +151,7 @@ def test_an_image_may_be_a_part_of_a_file(tmp_path: Path) -> None:
     assert [found[key].image_id for key in (0, 1, 4)] == [
         hashlib.sha256(data).digest() for data in (first, second, second)
     ]
-    assert np.array_equal(found[1].pixels, load_pixels(second, PREPROCESSING))
+    assert np.array_equal(found[1].pixels[0], load_pixels(second, PREPROCESSING))
     assert found[0].stat == found[3].stat is not None
     assert (found[2].stage, found[2].reason) == ("read", "the file ends too early")
 
@@ -199,7 +200,7 @@ def test_a_dying_worker_costs_exactly_its_image(saboteur: None) -> None:
             assert result.reason == f"its decoder died twice ({how})"
         else:
             expected = load_pixels(contents[key], PREPROCESSING)
-            assert np.array_equal(result.pixels, expected)
+            assert np.array_equal(result.pixels[0], expected)
 
 
 def test_only_deadly_images_still_end(saboteur: None) -> None:
@@ -215,7 +216,7 @@ def test_a_worker_killed_from_outside_costs_nothing(saboteur: None, tmp_path: Pa
         contents[key] = b"ONCE %s " % os.fsencode(tmp_path / str(key)) + contents[key]
     found = decode_all(payloads(*contents), workers=2)
     assert kinds(found) == ["pixels"] * 6
-    assert np.array_equal(found[3].pixels, load_pixels(jpeg_bytes(3), PREPROCESSING))
+    assert np.array_equal(found[3].pixels[0], load_pixels(jpeg_bytes(3), PREPROCESSING))
 
 
 def test_a_segmentation_fault_costs_exactly_its_image(saboteur: None) -> None:
@@ -261,7 +262,9 @@ def test_small_images_in_memory_share_messages(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(WorkerProcess, "_send", counted)
     small = [jpeg_bytes(k, (4, 4)) for k in range(200)]
     found = decode_all(payloads(*small))
-    assert all(np.array_equal(found[k].pixels, load_pixels(small[k], PREPROCESSING)) for k in found)
+    assert all(
+        np.array_equal(found[k].pixels[0], load_pixels(small[k], PREPROCESSING)) for k in found
+    )
     assert len(sent) < 200 / 4
     # More than the pipe of a busy process holds would block the pool.
     assert max(sent) < 1 << 15
@@ -390,7 +393,7 @@ def test_the_sample_folder_of_bad_images_ends_as_listed(shared: Path) -> None:
         # Other versions of Pillow read a few of these files that this one refuses.
         assert not wrong
     pixels = load_pixels(good, PREPROCESSING)
-    assert all(np.array_equal(found[2 * k + 1].pixels, pixels) for k in range(len(rows)))
+    assert all(np.array_equal(found[2 * k + 1].pixels[0], pixels) for k in range(len(rows)))
     assert not [r for r in found.values() if r.stage == "worker"]
 
 
@@ -414,3 +417,17 @@ def test_known_ids_that_end_in_zero_bytes_are_recognised() -> None:
     assert not worker._is_known(known, bytes([3]) * 30 + b"\0\1")
     assert not worker._is_known(known, b"\xff" * 32)
     assert not worker._is_known(known[:0], b"\0" * 32)
+
+
+def test_pictures_of_several_shapes_come_back_with_their_own() -> None:
+    preprocessing = dataclasses.replace(PREPROCESSING, resize="whole")
+    contents = [jpeg_bytes(0, (48, 40)), jpeg_bytes(1, (40, 90)), jpeg_bytes(2, (900, 20))]
+    with DecodePool(preprocessing, workers=1, known=NOTHING_KNOWN) as workers:
+        found = {result.key: result for result in workers.decode(payloads(*contents)) if result}
+    for key, content in enumerate(contents):
+        assert np.array_equal(found[key].pixels[0], load_pixels(content, preprocessing))
+    assert [found[key].pixels.shape for key in range(3)] == [
+        (1, 16, 19, 3),
+        (1, 36, 16, 3),
+        (1, 16, 128, 3),
+    ]

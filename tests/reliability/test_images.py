@@ -227,7 +227,7 @@ def test_damaged_pictures_are_decoded_or_refused_with_a_reason(
                     assert result.reason.isprintable()
                 else:
                     assert result.pixels is not None
-                    assert result.pixels.shape == (24, 24, 3)
+                    assert result.pixels.shape == (1, 24, 24, 3)
     assert len(seen) == len(contents)
 
 

@@ -106,7 +106,11 @@ def train_all(
     val_rows = feature_rows(X_val, y_val, device, reserved=reserved)
     if maps:
         log.info("rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
-    mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
+    first = heads[0]
+    if isinstance(first, ModuleHead) and not first.standardises:
+        mean, scale = np.zeros(maps[0][0], np.float32), np.ones(1, np.float32)
+    else:
+        mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
     for head in heads:
         head.mean_, head.scale_ = mean, scale
         if isinstance(head, ModuleHead):
@@ -133,7 +137,7 @@ def train_all(
     return [ends[i] for i in range(len(heads))]
 
 
-def _checked_memory(head: Any, shape: tuple[int, int, int], device: str) -> int:
+def _checked_memory(head: Any, shape: tuple[int, ...], device: str) -> int:
     needed = training_memory(head, shape)
     check_memory(needed, head, device)
     return needed.total

@@ -65,7 +65,7 @@ class TrainingMemory:
         return f"{in_mib(self.total)} ({parts})"
 
 
-def training_memory(head: ModuleHead, shape: tuple[int, int, int]) -> TrainingMemory:
+def training_memory(head: ModuleHead, shape: tuple[int, ...]) -> TrainingMemory:
     """What the training of a head on rows of a shape takes besides its rows.
 
     The module is built and run without memory where it can be, so that one of any size is measured.

@@ -66,6 +66,7 @@ class ModuleTrainer:
             self._class_weights = torch.from_numpy(class_weights).float().to(device)
         module = head.new_module(head.row_shape_)
         initialise(module, head.init)
+        head.begin(module)
         self.multiplications = multiplications(module, head.row_shape_)
         with head.running("to take a row"):
             widest = widest_activation(module.eval(), head.row_shape_)
