@@ -131,15 +131,11 @@ def test_the_schema_is_printed(featpipe: Run) -> None:
         (lambda empty, **options: api.evaluate(empty / "run", **options), EvaluateSpec),
         (lambda empty, **options: api.predict(empty / "run", [], **options), PredictSpec),
         (lambda empty, **options: api.export("pets", **options), ExportSpec),
-        (lambda empty, **options: api.audit("pets", **options), AuditSpec),
-        (lambda empty, **options: api.relabel("pets", empty / "fixes", **options), RelabelSpec),
-    ],
-    ids=["extract", "train_head", "evaluate", "predict", "export", "audit", "relabel"],
         (lambda empty, **options: api.advise("pets", **options), AdviseSpec),
         (lambda empty, **options: api.audit("pets", **options), AuditSpec),
         (lambda empty, **options: api.relabel("pets", empty / "fixes", **options), RelabelSpec),
     ],
-    ids=["extract", "train_head", "evaluate", "predict", "advise", "audit", "relabel"],
+    ids=["extract", "train_head", "evaluate", "predict", "export", "advise", "audit", "relabel"],
 )
 def test_python_takes_the_fields_and_nothing_else(
     call: Any, spec: type[Spec], tmp_path: Path
