@@ -689,6 +689,7 @@ COMMANDS = {
     "train-head": ["train-head", "colours", "--device", "cpu", "--epochs", "1"],
     "evaluate": ["evaluate", "run"],
     "audit": ["audit", "colours"],
+    "export": ["export", "colours", "--format", "npz", "--out", "x.npz"],
     "predict": ["predict", "run", "photos/red/00.png", "--device", "cpu", "--workers", "1"],
     "extract": ["extract", "photos", "--name", "colours", "--workers", "1", *TINY_FLAGS],
     "info": ["cache", "info", "colours"],
