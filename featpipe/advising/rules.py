@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from featpipe.advising.documents import (
     AdviceDocument,
     AgainstDocument,
-    Commands,
     FactsDocument,
     GapFact,
     TapFact,
@@ -59,20 +58,27 @@ Rule = Callable[[FactsDocument, TapFact, GapFact], Verdict | None]
 
 
 def judge(
-    facts: FactsDocument, commands: Commands
+    facts: FactsDocument, commands: Callable[[Try], list[str]]
 ) -> tuple[list[AdviceDocument], list[AgainstDocument]]:
-    """What to try next, the most promising first, and what not to try now."""
+    """What to try next, the most promising first, and what not to try now.
+
+    Parameters
+    ----------
+    facts : FactsDocument
+    commands : callable
+        Gives the commands to copy of an advice; it is asked for those that are advised alone.
+    """
     best, gap = best_tap(facts), facts["gap"]
     if best is None or gap is None:
         why = "only pixels are cached: frozen features of a pretrained network come first"
-        return [advice("extract", why, commands["extract"])], []
+        return [advice("extract", why, commands("extract"))], []
     advised, not_advised = [], []
     for what, rule in RULES:
         verdict = rule(facts, best, gap)
         if verdict is None:
             continue
         if verdict.is_advised:
-            advised.append(advice(what, verdict.why, commands.get(what, [])))
+            advised.append(advice(what, verdict.why, commands(what)))
         else:
             not_advised.append(against(what, verdict.why))
     return advised, not_advised

@@ -18,8 +18,8 @@ from featpipe.specs.head_params import ModuleParams
 if TYPE_CHECKING:
     from torch import nn
 
-Shape = tuple[int, int, int]
-"""Channels, height and width of a row."""
+Shape = tuple[int, ...]
+"""Channels, height and width of a row; of a suffix whatever its tap gives."""
 
 PREFIX = "module."
 """Begins the names of a module's tensors, which could otherwise be those of other tensors."""
@@ -45,6 +45,8 @@ class ModuleHead(ModuleParams, GradientHead):
     }
     smallest_side: ClassVar[int] = 1
     """Height and width of the smallest maps that the network takes, pixels."""
+    standardises: ClassVar[bool] = True
+    """Whether rows are centred and scaled; else they are taken as they are."""
     builds_without_memory: ClassVar[bool] = True
     """Whether all tensors of the module are in its state, so that it can be built without them."""
     row_shape_: Shape
@@ -85,6 +87,9 @@ class ModuleHead(ModuleParams, GradientHead):
         if self.patience is not None:
             return self.patience
         return self.epochs if self.schedule == "cosine" else _PATIENCE
+
+    def begin(self, module: nn.Module) -> None:
+        """Set the tensors of a new module that are not drawn, before it is trained."""
 
     def rate_factors(self, module: nn.Module) -> Mapping[str, float]:
         """What the learning rate is multiplied by, by names of the module's parameters.
@@ -129,6 +134,8 @@ class ModuleHead(ModuleParams, GradientHead):
     def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
         """Rows (n, channels, height, width) or flat ones → (n, c, h, w) float32, standardised."""
         maps = block.reshape(len(block), *self.row_shape_).astype(np.float32)
+        if not self.standardises:
+            return maps
         maps -= self.mean_[:, None, None]
         maps /= self.scale_
         return maps
@@ -151,6 +158,8 @@ class ModuleHead(ModuleParams, GradientHead):
 
         from featpipe.heads.as_module import Standardise
 
+        if not self.standardises:
+            return nn.Sequential(self._evaluating()).eval()
         return nn.Sequential(Standardise(self.mean_, self.scale_), self._evaluating()).eval()
 
     def running(self, what: str) -> AbstractContextManager[None]:
@@ -200,7 +209,8 @@ class ModuleHead(ModuleParams, GradientHead):
                 raise ValueError(
                     f"{PREFIX + name} of {tuple(tensor.shape)}, found one of {found.shape}"
                 )
-            state[name] = torch.from_numpy(np.array(found))
+            # The head's own memory: an evaluating module changes nothing.
+            state[name] = torch.from_numpy(np.require(found, requirements=["C", "W"]))
         if len(self.layers_) > len(expected):
             raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
         module.load_state_dict(state, assign=True)

@@ -18,6 +18,14 @@ COMPUTES = ("auto", "fp32", "bf16")
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 INITS = ("default", "xavier", "kaiming", "normal")
 LOGISTIC_SOLVERS = ("featpipe", "sklearn")
+_SCHEDULE = (
+    "Learning rate over the steps of --epochs: constant, or cosine, from --learning-rate to 0."
+)
+_COMPUTE = (
+    "Precision of the arithmetic in training: fp32; bf16, with fp32 weights, gradients and "
+    "validation; auto: bf16 where this hardware is faster in it."
+)
+OWN, LINEAR = TOPS = ("own", "linear")
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
 _PATIENCE = "Epochs without a lower validation loss before training stops."
 
@@ -148,13 +156,12 @@ class ModuleParams(GradientParams):
     )
     schedule: str = option(
         Choice(SCHEDULES),
-        "Learning rate over the steps of --epochs: constant, or cosine, from --learning-rate to 0.",
+        _SCHEDULE,
         default="constant",
     )
     compute: str = option(
         Choice(COMPUTES),
-        "Precision of the arithmetic in training: fp32; bf16, with fp32 weights, gradients and "
-        "validation; auto: bf16 where this hardware is faster in it.",
+        _COMPUTE,
         default="fp32",
     )
     optimizer: str = option(Choice(OPTIMIZERS), "adamw, sgd or rmsprop.", default="adamw")
@@ -214,6 +221,34 @@ class SimpleCNNParams(DropoutParams):
 
 
 @dataclass
+class SuffixParams(ModuleParams):
+    """Hyper-parameters of ``suffix``: the backbone's layers behind a tap, from its weights."""
+
+    batch_size: int = option(Whole(), "Rows per step.", default=32)
+    epochs: int = option(Whole(), _EPOCHS, default=10)
+    schedule: str = option(Choice(SCHEDULES), _SCHEDULE, default="cosine")
+    compute: str = option(Choice(COMPUTES), _COMPUTE, default="auto")
+    top: str | None = option(
+        Choice(TOPS),
+        "own: the network's own layers behind its last map, the last one replaced; linear: the "
+        "average over the places of that map, and one matrix.",
+        default_text="own where the pretrained tensors of these layers are there, else linear",
+        default=None,
+    )
+    dropout: float | None = option(
+        Number(high=1.0),
+        "Share of hidden units that are silenced in training.",
+        default_text="the network's own; 0 for a linear top",
+        default=None,
+    )
+    backbone_rate_factor: float = option(
+        Number(),
+        "Learning rate of pretrained layers, as a multiple of that of new ones; 0 freezes them.",
+        default=0.03,
+    )
+
+
+@dataclass
 class OwnNetworkParams(ModuleParams):
     """Hyper-parameters of a network of the user's own, ``package.module:factory``."""
 
@@ -227,6 +262,7 @@ HEAD_PARAMS: dict[str, type[HeadParams]] = {
     "lenet3x3": LeNet3x3Params,
     "mnist-cnn": MNISTCNNParams,
     "simplecnn": SimpleCNNParams,
+    "suffix": SuffixParams,
 }
 """Hyper-parameters of every kind of head that comes with featpipe."""
 HEAD_KINDS = tuple(HEAD_PARAMS)

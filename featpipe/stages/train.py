@@ -40,6 +40,7 @@ from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
 from featpipe.stages.calibration import calibrate
 from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
+from featpipe.stages.starting_tensors import StartingTensors
 from featpipe.stages.sweep_result import sweep_result, sweep_table
 from featpipe.stages.train_result import TrainResult
 from featpipe.stages.training_views import TrainingViews
@@ -104,6 +105,7 @@ class _Training:
         self.views = TrainingViews(cache, self.dataset, train, spec)
         self.data = self._rows_of(self.spaces, self.weights_name)
         self.model = new_head(spec.head, spec.params)
+        self._starting = StartingTensors(self.spaces, self.weights_name, cache)
         self.history = History("epoch")
         self.sweep: Sweep | None = None
         self.winning_seed = spec.seed
@@ -123,6 +125,7 @@ class _Training:
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
         device = resolve_device(self.spec.device)
+        self._starting.give(self.model)
         self._choose_compute(device)
         options: dict[str, Any] = {"seed": self.spec.seed, "device": device}
         if self.spec.n_shot is not None:
@@ -153,6 +156,9 @@ class _Training:
         done: list[tuple[Joined, Sweep]] = []
         for spaces, weights_name in self.choices:
             grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
+            starting = StartingTensors(spaces, weights_name, self.cache)
+            for head in grid.heads:
+                starting.give(head)
             data = self._rows_of(spaces, weights_name)
             sweep = _fit_all(grid, data, self.classes, progress, options)
             if not done or sweep.rank < min(earlier.rank for _, earlier in done):
@@ -164,7 +170,9 @@ class _Training:
 
     def _fit_few(self, progress: Progress) -> None:
         ids = self.dataset.image_sha256[self.train]
-        kept, self.shots = train_n_shot(self.spec, self.data, ids, self.classes, progress)
+        kept, self.shots = train_n_shot(
+            self.spec, self.data, ids, self.classes, progress, prepare=self._starting.give
+        )
         self.kept_try, self.model, self.history = kept, kept.head, kept.history
         self.train = self.train[kept.rows]
 
@@ -185,6 +193,8 @@ class _Training:
         if epoch_seconds is not None:
             info["epoch_seconds"] = epoch_seconds
         run = self.run or Run.next_free(f"{self.dataset.name}-{spec.slug}")
+        if self.model.start is not None:
+            info["start"] = self.model.start
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
@@ -235,6 +245,7 @@ class _Training:
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
+            start=self.model.start,
             views=views,
             warnings=warnings,
         )

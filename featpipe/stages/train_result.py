@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe.base.views import ViewsDocument
-from featpipe.heads.base import HistoryRow
+from featpipe.heads.base import HistoryRow, StartDocument
 from featpipe.runs.trained_head import SplitScores
 from featpipe.stages.n_shot import NShotResult
 from featpipe.stages.sweep_result import SweepResult
@@ -46,6 +46,8 @@ class TrainResult:
         Scores of heads of a few pictures per class, of which it is one.
     calibration : CalibrationDocument, optional
         Its temperature, and validation scores without and with it.
+    start : StartDocument, optional
+        Which layers of a suffix started from the backbone's weights, and which were drawn.
     views : ViewsDocument, optional
         The views that its epochs drew from; None where it was trained without.
     warnings : list of str
@@ -66,6 +68,7 @@ class TrainResult:
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
+    start: StartDocument | None = None
     views: ViewsDocument | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -94,4 +97,6 @@ class TrainResult:
             document["n_shot"] = self.n_shot.as_json()
         if self.calibration is not None:
             document["calibration"] = self.calibration
+        if self.start is not None:
+            document["start"] = self.start
         return document

@@ -424,6 +424,7 @@ def test_commands_refuse_payloads_with_one_line(
         "evaluate": ("run/head.json", ["evaluate", "run"]),
         "compare": ("run/head.safetensors", ["compare", "run", "other"]),
         "relabel": ("fixes.csv", ["relabel", "colours", "fixes.csv"]),
+        "advise": ("cache/datasets/colours.h5", ["advise", "colours"]),
         "audit": ("cache/datasets/colours.h5", ["audit", "colours"]),
         "export": (
             "run/head.safetensors",

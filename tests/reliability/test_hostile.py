@@ -688,6 +688,7 @@ COMMANDS = {
     "verify --quick": ["cache", "verify", "--quick"],
     "train-head": ["train-head", "colours", "--device", "cpu", "--epochs", "1"],
     "evaluate": ["evaluate", "run"],
+    "advise": ["advise", "colours"],
     "audit": ["audit", "colours"],
     "export": ["export", "colours", "--format", "npz", "--out", "x.npz"],
     "predict": ["predict", "run", "photos/red/00.png", "--device", "cpu", "--workers", "1"],

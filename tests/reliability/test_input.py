@@ -135,8 +135,9 @@ TOML_VALUES = st.recursive(
 KEYS = {
     "dataset": "name data root split max_bad",
     "extract": "backbone weights tap pool size resize precision dtype device batch_size workers",
-    "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter",
-    "evaluate": "on split",
+    "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter "
+    "no_views augment augment_seed",
+    "evaluate": "on split tta augment augment_seed",
 }
 FITTING: dict[str, dict[str, Any]] = {
     "dataset": {"name": "x", "data": "photos"},
@@ -396,7 +397,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         ["train-head", "colours", "--epochs", "2", "--out", "new", "--overwrite"],
         "head tap pool learning-rate weight-decay batch-size epochs patience hidden dropout C "
         "max-iter seed val device cache space class-weight folds seeds n-shot tries k "
-        "vote-temperature".split(),
+        "vote-temperature augment augment-seed".split(),
     ),
     "train-head mlp": (
         ["train-head", "colours", "--head", "mlp", "--epochs", "1", "--out", "new", "--overwrite"],
@@ -406,9 +407,11 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         ["train-head", "colours", "--head", "knn", "--out", "new", "--overwrite"],
         "k vote-temperature class-weight n-shot tries val".split(),
     ),
-    "evaluate": (["evaluate", "run"], "on split cache".split()),
+    "evaluate": (["evaluate", "run"], "on split cache augment".split()),
+    "evaluate --tta": (["evaluate", "run", "--tta"], "on split augment augment-seed".split()),
     "compare": (["compare", "run", "again", "--out", "compared"], "on split cache".split()),
     "runs": (["runs", "."], ["sort"]),
+    "advise": (["advise", "colours"], "val seed max-pictures allow-code cache".split()),
     "audit": (
         ["audit", "colours", "--out", "audited", "--overwrite"],
         "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
@@ -444,6 +447,7 @@ ARGUMENTS = {
     "evaluate": 1,
     "compare": 2,
     "runs": 1,
+    "advise": 1,
     "audit": 1,
     "relabel": 2,
     "export": 1,
@@ -540,6 +544,7 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["compare", "@", "run"],
         ["runs", "@"],
         ["relabel", "colours", "@"],
+        ["advise", "colours", "--cache=@"],
         ["audit", "colours", "--cache=@"],
         ["export", "@", "--format", "torch", "--out", "x"],
         ["run", "@"],

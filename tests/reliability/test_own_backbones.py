@@ -61,6 +61,7 @@ def test_a_cache_of_ones_own_network_is_used_without_importing_it(
         ("train-head", "own", "--backbone", NAME, "--tap", "1", "--out", head.parent / "other"),
         ("compare", head, head),
         ("audit", "own"),
+        ("advise", "own"),
         ("cache", "verify"),
         ("cache", "list"),
         ("runs", head.parent),

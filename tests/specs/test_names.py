@@ -16,6 +16,7 @@ from featpipe.base.errors import UsageError
 from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
+from featpipe.specs.advise import AdviseSpec
 from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
@@ -62,6 +63,7 @@ def options_on_the_command_line(command: str) -> dict[str, Any]:
         ),
         ("runs", set(RunsSpec.option_names()), set()),
         ("export", set(ExportSpec.option_names()), set()),
+        ("advise", set(AdviseSpec.option_names()), set()),
         ("audit", set(AuditSpec.option_names()), set()),
         ("relabel", set(RelabelSpec.option_names()), set()),
     ],
@@ -80,6 +82,7 @@ def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) ->
         ("compare", CompareSpec),
         ("runs", RunsSpec),
         ("export", ExportSpec),
+        ("advise", AdviseSpec),
         ("audit", AuditSpec),
         ("relabel", RelabelSpec),
     ],
@@ -128,10 +131,11 @@ def test_the_schema_is_printed(featpipe: Run) -> None:
         (lambda empty, **options: api.evaluate(empty / "run", **options), EvaluateSpec),
         (lambda empty, **options: api.predict(empty / "run", [], **options), PredictSpec),
         (lambda empty, **options: api.export("pets", **options), ExportSpec),
+        (lambda empty, **options: api.advise("pets", **options), AdviseSpec),
         (lambda empty, **options: api.audit("pets", **options), AuditSpec),
         (lambda empty, **options: api.relabel("pets", empty / "fixes", **options), RelabelSpec),
     ],
-    ids=["extract", "train_head", "evaluate", "predict", "export", "audit", "relabel"],
+    ids=["extract", "train_head", "evaluate", "predict", "export", "advise", "audit", "relabel"],
 )
 def test_python_takes_the_fields_and_nothing_else(
     call: Any, spec: type[Spec], tmp_path: Path

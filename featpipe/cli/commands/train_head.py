@@ -40,6 +40,8 @@ def train_head(
     compute: Annotated[str | None, hyper_parameter("compute")] = None,
     optimizer: Annotated[str | None, hyper_parameter("optimizer")] = None,
     momentum: Annotated[float | None, hyper_parameter("momentum")] = None,
+    top: Annotated[str | None, hyper_parameter("top")] = None,
+    backbone_rate_factor: Annotated[float | None, hyper_parameter("backbone_rate_factor")] = None,
     init: Annotated[str | None, hyper_parameter("init")] = None,
     hidden: Annotated[int | None, hyper_parameter("hidden")] = None,
     dropout: Annotated[float | None, hyper_parameter("dropout")] = None,

@@ -226,7 +226,7 @@ class HeldRows(FeatureRowSet):
 
     def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start in range(0, len(self), size):
-            yield start, self._rows[start : start + size]
+            yield start, self._rows[start : min(start + size, len(self))]
 
 
 class StreamedRows(FeatureRowSet):

@@ -98,7 +98,11 @@ def train_all(
     """
     maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
     rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
-    mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
+    first = heads[0]
+    if isinstance(first, ModuleHead) and not first.standardises:
+        mean, scale = np.zeros(maps[0][0], np.float32), np.ones(1, np.float32)
+    else:
+        mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
     for head in heads:
         head.mean_, head.scale_ = mean, scale
         if isinstance(head, ModuleHead):

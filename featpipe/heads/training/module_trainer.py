@@ -65,6 +65,7 @@ class ModuleTrainer:
             self._class_weights = torch.from_numpy(class_weights).float().to(device)
         module = head.new_module(head.row_shape_)
         initialise(module, head.init)
+        head.begin(module)
         self.multiplications = multiplications(module, head.row_shape_)
         self.module = module.to(device)
         factors = freeze(self.module, head.rate_factors(self.module))
