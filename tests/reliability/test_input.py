@@ -417,6 +417,14 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
     ),
     "relabel": (["relabel", "colours", "fixes.csv", "--overwrite"], "name out cache".split()),
+    "export": (
+        ["export", "colours", "--format", "npz", "--out", "x.npz", "--overwrite"],
+        "format out tap pool weights size space view cache".split(),
+    ),
+    "export a head": (
+        ["export", "run", "--format", "torch", "--out", "x.pt2", "--overwrite"],
+        "format out weights pool cache".split(),
+    ),
     "predict": (
         ["predict", "run", "photos/red/00.png"],
         "weights device batch-size workers cache".split(),
@@ -442,6 +450,8 @@ ARGUMENTS = {
     "advise": 1,
     "audit": 1,
     "relabel": 2,
+    "export": 1,
+    "export a head": 1,
     "predict": 2,
     "run": 1,
     "backbones": 1,
@@ -536,6 +546,7 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["relabel", "colours", "@"],
         ["advise", "colours", "--cache=@"],
         ["audit", "colours", "--cache=@"],
+        ["export", "@", "--format", "torch", "--out", "x"],
         ["run", "@"],
         ["extract", "@", "--name", "x", *TINY_FLAGS],
         ["extract", "photos", "--name", "x", *TINY_FLAGS, "--weights", "@.safetensors"],
