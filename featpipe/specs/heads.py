@@ -198,8 +198,8 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
 
     @property
     def own_code(self) -> tuple[str, ...]:
-        """Code that whoever writes these options by hand permits: also the head that they name."""
-        return (self.head, *self.allow_code)
+        """Code that whoever writes these options by hand permits: also what they name in them."""
+        return (self.head, *([] if self.backbone is None else [self.backbone]), *self.allow_code)
 
     @property
     def ranging(self) -> tuple[str, ...]:
