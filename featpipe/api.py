@@ -39,7 +39,7 @@ from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
-from featpipe.stages.extract import ExtractResult
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
@@ -122,7 +122,13 @@ def train_head(
         return training.train_head(name, spec, cache=_root(cache), progress=as_progress(progress))
 
 
-def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -> Evaluation:
+def evaluate(
+    head: PathLike,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress | bool = False,
+    **options: Any,
+) -> Evaluation:
     """Score a head on a split; write metrics, predictions and a report into its run folder.
 
     Parameters
@@ -131,16 +137,22 @@ def evaluate(head: PathLike, *, cache: PathLike | None = None, **options: Any) -
         Run folder.
     cache : path, optional
         Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
     **options
-        ``on``, ``split`` and ``allow_code``; see :class:`featpipe.specs.evaluate.EvaluateSpec`.
+        As in ``featpipe evaluate``; see :class:`featpipe.specs.evaluate.EvaluateSpec`.
 
     Raises
     ------
     NotFoundError, SpaceMismatchError, DataError, DamageError, StorageError
+        With ``scales`` or ``maps`` also UsageError and WeightsError.
     """
     spec = EvaluateSpec.from_options(options)
     with permitted(spec.allow_code):
-        return evaluation.evaluate(Path(head), spec, cache=_root(cache))
+        return evaluation.evaluate(
+            Path(head), spec, cache=_root(cache), progress=as_progress(progress)
+        )
 
 
 def load_head(head: PathLike, **options: Any) -> TrainedHead:

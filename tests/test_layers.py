@@ -138,9 +138,15 @@ def test_imports_point_down(path: Path) -> None:
 def test_stages_meet_only_through_files() -> None:
     # A recipe chains the others; those that score heads share how it is done.
     allowed = {("recipe", stage) for stage in ("extract", "train", "evaluate", "compare")}
-    allowed |= {(stage, "scoring") for stage in ("recipe", "evaluate", "compare")}
+    allowed |= {(stage, "scoring") for stage in ("evaluate", "compare", "scales")}
+    allowed |= {(stage, "scales") for stage in ("recipe", "evaluate")}
+    allowed |= {(stage, "score_maps") for stage in ("predict", "evaluate")}
     # What is known beforehand, for the extraction and for its plan.
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
+    # Parts of an extraction: its second pass, and which spaces a data set lists then.
+    allowed |= {("extract", part) for part in ("extract_result", "held_spaces", "views")}
+    allowed |= {("views", part) for part in ("extract_result", "held_spaces")}
+    allowed |= {("dry_run", "views"), ("recipe", "extract_result")}
     # Parts of training, which is more than one module can hold.
     parts = ("calibration", "n_shot", "starting_tensors", "sweep_result", "training_views")
     allowed |= {("train", part) for part in parts} | {("scoring", "averaged_views")}

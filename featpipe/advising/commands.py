@@ -11,20 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featpipe.advising.documents import Commands
-from featpipe.advising.tap_rows import FLAT, MEAN, TapRows, opened, retrained_tap
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.advising.documents import Try
+from featpipe.advising.tap_rows import (
+    MEAN,
+    STORED,
+    TapRows,
+    can_be_cut,
+    opened,
+    retrained_tap,
+)
 from featpipe.backbones.pixels import PIXELS
 from featpipe.base.cache import default_cache
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.spaces import extract_options, space_options, spaces_of
+from featpipe.datasets.views import ADVISED_POLICY, ADVISED_VIEWS, find_views
 from featpipe.specs.extract import DEFAULT_SPLIT
 from featpipe.specs.fields import flag
 from featpipe.specs.spaces import SpaceQuery
 
-VIEWS = 4
-"""Augmented views per training picture: the network runs so many more times over train."""
-AUGMENT = "light"
 SCRATCH_SIZE = 128
 """Side of the pixels for a small network of its own, pixels."""
 
@@ -54,10 +62,12 @@ class CommandWriter:
     dataset : Dataset
     cache : Path
         Named in each command unless it is the default.
+    train : ndarray of int
+        Row numbers of the training pictures, of which views are made.
     """
 
-    def __init__(self, dataset: Dataset, cache: Path) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, cache: Path, train: NDArray[np.intp]) -> None:
+        self.dataset, self._train = dataset, train
         self._cache = [] if cache == default_cache() else ["--cache", str(cache)]
         self._held = [(s, w) for s, w in spaces_of(dataset) if s.view == 0]
 
@@ -77,10 +87,17 @@ class CommandWriter:
         """The same, if they are not cached."""
         return [] if planned.is_cached else [self.extract(planned)]
 
+    def extract_views(self, planned: Planned) -> list[str]:
+        """Compute augmented views of the training pictures, unless there are some."""
+        if planned.is_cached and find_views(self.dataset, [planned.space], self._train):
+            return []
+        views = ["--views", str(ADVISED_VIEWS), "--augment", ADVISED_POLICY, "--views-of", "train"]
+        return [self.extract(planned, *views)]
+
     def train(self, head: str, planned: Planned, *more: str) -> str:
         """Train a head on features; the fewest options that choose them among all."""
         words = ["train-head", self.dataset.name, "--head", head, *more]
-        return self._line(words, self._choosing(planned, "tap"))
+        return self._line(words, self._choosing(planned, "tap", "pool"))
 
     def scratch(self) -> list[str]:
         """Cache the pixels, unless they are there, and train a small network on them."""
@@ -115,15 +132,18 @@ class CommandWriter:
     def _options(self, space: FeatureSpace, weights: str) -> dict[str, Any]:
         return {**space_options(self.dataset, space), "weights": weights}
 
-    def _choosing(self, planned: Planned, always: str) -> str:
-        """The fewest options, one of them ``always``, that no other features of view 0 have."""
+    def _choosing(self, planned: Planned, *always: str) -> str:
+        """The fewest options, ``always`` among them, that no other features of view 0 have.
+
+        Tap and pooling are always named: a command may be run after others that add features.
+        """
         wanted = self._options(planned.space, planned.weights)
         others = [self._options(s, w) for s, w in self._held]
         others = [other for other in others if other != wanted]
-        names = [n for n in _BY_USE if n != always]
+        names = [n for n in _BY_USE if n not in always]
         for count in range(len(names) + 1):
             for chosen in itertools.combinations(names, count):
-                asked = (always, *chosen)
+                asked = (*always, *chosen)
                 if not any(all(o[n] == wanted[n] for n in asked) for o in others):
                     return " ".join(f"{flag(n)} {shlex.quote(str(wanted[n]))}" for n in asked)
         return f"--space {planned.space.id}"
@@ -134,10 +154,8 @@ _BY_USE = tuple(n for n in dict.fromkeys(_BY_USE) if n not in ("view", "space"))
 """Fields that choose a feature space, those that people know best first."""
 
 
-def commands_for(
-    write: CommandWriter, best: TapRows | None, measured: Sequence[TapRows], suffix: bool
-) -> Commands:
-    """The commands of every advice.
+class Commands:
+    """The commands of every advice on one data set; making them asks the network for its taps.
 
     Parameters
     ----------
@@ -148,26 +166,55 @@ def commands_for(
     suffix : bool
         Whether views are for a suffix, which needs maps; else for a linear head.
     """
-    if best is None:
-        return {"extract": [write.features()]}
-    pooling = "avg" if best.how == MEAN else best.space.pooling
-    rows = write.planned(best.space, best.weights, pooling=pooling)
-    found: Commands = {
-        "linear": [*write.extract_missing(rows), write.train("logistic", rows)],
-        "mlp": [*write.extract_missing(rows), write.train("mlp", rows)],
-        "pictures": [write.extract(rows)],
-        "scratch": write.scratch(),
-    }
-    maps = suffix_maps(write, best, measured)
-    found["taps"] = [write.extract(maps), f"featpipe advise {write.dataset.name}{write.cache}"]
-    found["suffix"] = [*write.extract_missing(maps), *_suffix(write, maps)]
-    base, train = (maps, _suffix) if suffix else (rows, _linear)
-    found["views"] = [
-        *write.extract_missing(base),
-        *_extract_views(write, base),
-        *train(write, base),
-    ]
-    return found
+
+    def __init__(
+        self,
+        write: CommandWriter,
+        best: TapRows | None,
+        measured: Sequence[TapRows],
+        *,
+        suffix: bool,
+    ) -> None:
+        self._write, self._best, self._measured = write, best, measured
+        self._suffix_views = suffix
+
+    def __call__(self, what: Try) -> list[str]:
+        """Commands in the order in which they are to be run."""
+        write = self._write
+        if self._best is None:
+            return [write.features()]
+        if what == "scratch":
+            return write.scratch()
+        if what in ("taps", "suffix"):
+            maps = suffix_maps(write, self._best, self._measured)
+            if what == "taps":
+                return [write.extract(maps), f"featpipe advise {write.dataset.name}{write.cache}"]
+            return [*write.extract_missing(maps), self._train_suffix(maps)]
+        if what == "views":
+            return self._views(self._best)
+        rows = self._rows(self._best)
+        if what == "pictures":
+            return [write.extract(rows)]
+        head = "mlp" if what == "mlp" else "logistic"
+        return [*write.extract_missing(rows), write.train(head, rows)]
+
+    def _views(self, best: TapRows) -> list[str]:
+        write = self._write
+        if self._suffix_views:
+            base = suffix_maps(write, best, self._measured)
+            train = self._train_suffix(base)
+        else:
+            base = self._rows(best)
+            train = write.train("linear", base)
+        return [*write.extract_missing(base), *write.extract_views(base), train]
+
+    def _train_suffix(self, maps: Planned) -> str:
+        return self._write.train("suffix", maps, "--top", "linear")
+
+    def _rows(self, best: TapRows) -> Planned:
+        """The rows of the best linear head, as they would be stored."""
+        pooling = "avg" if best.how == MEAN else best.space.pooling
+        return self._write.planned(best.space, best.weights, pooling=pooling)
 
 
 def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]) -> Planned:
@@ -179,31 +226,18 @@ def suffix_maps(write: CommandWriter, best: TapRows, measured: Sequence[TapRows]
     """
     mine = [rows for rows in measured if rows.network == best.network]
     deepest = max(rows.depth for rows in mine)
-    if best.depth < deepest:
-        return write.planned(best.space, best.weights, pooling="none")
-    earlier = [rows for rows in mine if rows.depth < deepest and rows.how in (MEAN, FLAT)]
-    if earlier:
-        latest = max(earlier, key=lambda rows: rows.depth)
-        return write.planned(latest.space, latest.weights, pooling="none")
     backbone, _ = opened(best.space.backbone)
-    tap = None if backbone is None else retrained_tap(backbone, best.space.tap)
+    size = best.space.preprocessing.size
+    earlier = [rows for rows in mine if rows.depth < deepest]
+    # The best tap first, then those that have maps, the latest first.
+    earlier.sort(key=lambda rows: (rows is not best, rows.how == STORED, -rows.depth))
+    for rows in earlier:
+        if rows is not best and rows.how == STORED:
+            break
+        if backbone is None or can_be_cut(backbone, rows.space.tap, size):
+            return write.planned(rows.space, rows.weights, pooling="none")
+    tap = None if backbone is None else retrained_tap(backbone, best.space.tap, size)
     return write.planned(best.space, best.weights, tap=tap or best.space.tap, pooling="none")
-
-
-def _suffix(write: CommandWriter, maps: Planned) -> list[str]:
-    return [write.train("suffix", maps, "--top", "linear")]
-
-
-def _linear(write: CommandWriter, rows: Planned) -> list[str]:
-    return [write.train("linear", rows)]
-
-
-def _extract_views(write: CommandWriter, base: Planned) -> list[str]:
-    held = [FeatureSpace.from_json(text) for text in write.dataset.spaces]
-    if any(space.view and space.original == base.space for space in held):
-        return []
-    views = ["--views", str(VIEWS), "--augment", AUGMENT, "--views-of", "train"]
-    return [write.extract(base, *views)]
 
 
 def _folder_of(spec: str) -> str:

@@ -146,10 +146,6 @@ class AdviseDocument(TypedDict):
     seconds: float
 
 
-Commands = dict[Try, list[str]]
-"""Commands to copy, by what they try."""
-
-
 def advice(what: Try, why: str, commands: list[str]) -> AdviceDocument:
     """An advice; ``try`` is no name in Python."""
     return {"try": what, "why": why, "commands": commands}

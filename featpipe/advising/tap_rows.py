@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featpipe.backbones.base import Backbone
 from featpipe.backbones.catalog import get_backbone
 from featpipe.backbones.pixels import PIXELS
-from featpipe.base.errors import FeatpipeError
+from featpipe.base.errors import FeatpipeError, UsageError
 from featpipe.base.space import FeatureSpace
 from featpipe.heads.base import blocks_of
 
@@ -134,8 +134,21 @@ def opened(name: str) -> tuple[Backbone | None, str]:
         return None, f"the taps of {name} are taken in the order of their maps' sizes: {error}"
 
 
-def retrained_tap(backbone: Backbone, deepest: str) -> str | None:
-    """The latest tap behind which a third of the weights up to the deepest cached tap lies."""
+def retrained_tap(backbone: Backbone, deepest: str, size: int) -> str | None:
+    """The latest map behind which a third of the weights up to the deepest cached tap lies.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    deepest : str
+    size : int
+        Side of the pictures, pixels.
+
+    Returns
+    -------
+    str or None
+        None if there is no such tap, or the network cannot be cut there.
+    """
     shapes = backbone.tensor_shapes
 
     def size_of(tap: str) -> int:
@@ -144,23 +157,36 @@ def retrained_tap(backbone: Backbone, deepest: str) -> str | None:
     taps = list(backbone.taps)
     whole = size_of(deepest)
     for tap in reversed(taps[: taps.index(deepest)]):
-        if whole - size_of(tap) >= RETRAINED_SHARE * whole and _is_map(backbone, tap):
+        if whole - size_of(tap) < RETRAINED_SHARE * whole:
+            continue
+        if backbone.pooled_axes(tap, size) and can_be_cut(backbone, tap, size):
             return tap
     return None
 
 
-def _is_map(backbone: Backbone, tap: str) -> bool:
-    return bool(backbone.pooled_axes(tap, backbone.default_size))
+def can_be_cut(backbone: Backbone, tap: str, size: int) -> bool:
+    """Whether everything behind a tap is computed from it alone, as a suffix needs."""
+    try:
+        backbone.suffix(tap, size)
+    except UsageError:
+        return False
+    return True
 
 
 def _tap_order(backbone: Backbone | None, spaces: Sequence[FeatureSpace]) -> list[str]:
     """Names of the spaces' taps, the shallowest first."""
-    if backbone is not None:
-        here = {space.tap for space in spaces}
-        return [tap for tap in backbone.taps if tap in here]
-    # Networks make their maps smaller on the way.
-    largest = sorted(spaces, key=lambda space: -int(np.prod(space.shape[1:])))
-    return list(dict.fromkeys(space.tap for space in largest))
+    # Networks make their maps smaller on the way; pooled rows say nothing of their map.
+    places: dict[str, int] = {}
+    for space in spaces:
+        places[space.tap] = max(places.get(space.tap, 0), int(np.prod(space.shape[1:])))
+    if backbone is None:
+        return sorted(places, key=lambda tap: -places[tap])
+    # A deeper tap depends on more tensors; VGG knows those without torch, its whole list not.
+    tensors = {tap: len(backbone.parameters(tap)) for tap in places}
+    if len(set(tensors.values())) == len(places):
+        return sorted(places, key=lambda tap: tensors[tap])
+    order = list(backbone.taps)
+    return sorted(places, key=order.index)
 
 
 def _places(backbone: Backbone | None, space: FeatureSpace) -> tuple[int, ...]:

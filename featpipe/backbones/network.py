@@ -39,6 +39,9 @@ class Network:
     batch_size : int
         Pictures that are handed over together. They are computed together only where their number
         does not change a row's bits.
+    fixed_batch : bool
+        Whether fewer pictures are padded where their number would change a row's bits. Without,
+        pictures that are computed one by one take no more time than they need.
 
     Attributes
     ----------
@@ -54,6 +57,7 @@ class Network:
         *,
         device: str,
         batch_size: int,
+        fixed_batch: bool = True,
     ) -> None:
         self.spaces = list(spaces)
         self.device = torch.device(device)
@@ -66,7 +70,8 @@ class Network:
             int(np.prod(node.meta["shape"])) for node in module.graph.nodes if "shape" in node.meta
         )
         self.activation_bytes = 3 * 4 * largest
-        self._has_fixed_batch = self.device.type != "cpu" or backbone.bits_depend_on_batch
+        depends = self.device.type != "cpu" or backbone.bits_depend_on_batch
+        self._has_fixed_batch = fixed_batch and depends
         self._limit = BatchLimit(
             compute_batch(device, size, self.activation_bytes)
             if self._has_fixed_batch

@@ -20,6 +20,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,25 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file to read it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, or is a folder, a device or a pipe; reading a pipe could block.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
 def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a regular file, or ``length`` of them from ``offset`` on.
 
@@ -296,13 +316,7 @@ def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> b
         The file cannot be read, ends before it holds ``length`` bytes, or is a folder, a device or
         a pipe; reading a pipe could block.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path) as file:
         file.seek(offset)
         data = file.read(length)
         if length is not None and len(data) < length:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featpipe.backbones.base import Backbone, NetworkInput
@@ -13,7 +14,8 @@ from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.own_code import is_own_code
 from featpipe.base.preprocessing import usual_short_side
-from featpipe.base.space import FeatureSpace, Preprocessing
+from featpipe.base.space import Augmentation, FeatureSpace, Preprocessing
+from featpipe.decoding.augmentation import is_known
 from featpipe.engine.precision import choose_precision
 from featpipe.specs.extract import FeatureOptions
 from featpipe.weights import Weights, open_weights
@@ -33,6 +35,15 @@ class FeaturePlan:
     spaces: list[FeatureSpace]
     weights: Weights
     device: str
+
+    def of_views(self, augmentation: Augmentation, views: Sequence[int]) -> FeaturePlan:
+        """The plan that fills views of these spaces, view by view."""
+        spaces = [
+            replace(space, view=view, augmentation=augmentation)
+            for view in views
+            for space in self.spaces
+        ]
+        return replace(self, spaces=spaces)
 
 
 def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True) -> FeaturePlan:
@@ -89,7 +100,7 @@ def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preproc
     size = options.size or trained_on.size
     resize_to = None
     if options.resize == "crop" and trained_on.resize_to is not None:
-        resize_to = round(size * trained_on.resize_to / trained_on.size)
+        resize_to = _scaled(trained_on.resize_to, trained_on.size, size)
     return Preprocessing(
         size=size,
         resize=options.resize,
@@ -98,8 +109,45 @@ def _preprocessing(options: FeatureOptions, trained_on: NetworkInput) -> Preproc
         channels="grey" if options.channels == "grey" else trained_on.channels,
         decoder=options.decoder,
         interpolation=trained_on.interpolation,
-        # Left out where it is what everybody does, so that ids stay as they were.
-        resize_to=None if resize_to == usual_short_side(size) else resize_to,
+        resize_to=resize_to,
+    )
+
+
+def _scaled(resize_to: int, size: int, wanted: int) -> int | None:
+    """The shorter side before the crop, for another size of the crop.
+
+    None where it is what everybody does, so that ids stay as they were.
+    """
+    side = round(wanted * resize_to / size)
+    return None if side == usual_short_side(wanted) else side
+
+
+def at_size(space: FeatureSpace, size: int, weights_name: str) -> FeatureSpace:
+    """The feature space that pictures of another size have, all else being the same.
+
+    It is the one that ``extract --size`` would fill.
+
+    Raises
+    ------
+    UsageError
+        The network does not take pictures of this size.
+    """
+    prep, backbone = space.preprocessing, get_backbone(space.backbone)
+    if size == prep.size:
+        return space
+    resize_to = None
+    if prep.resize_to is not None:
+        resize_to = _scaled(prep.resize_to, prep.size, size)
+        usual = backbone.input_of(backbone.weights_called(weights_name))
+        side = usual.resize_to
+        # From the sides of the weights where they are the same: those of the space are rounded.
+        if side is not None and _scaled(side, usual.size, prep.size) == prep.resize_to:
+            resize_to = _scaled(side, usual.size, size)
+    channels = "grey" if prep.channels == "grey" else "rgb"
+    return dataclasses.replace(
+        space,
+        preprocessing=dataclasses.replace(prep, size=size, resize_to=resize_to),
+        shape=backbone.output_shape(space.tap, space.pooling, size, channels),
     )
 
 
@@ -125,6 +173,13 @@ def plan_for_spaces(
                 f"expected {what} of {', '.join(known)}, found {found!r} in the feature space; "
                 "update featpipe, or extract anew and train another head"
             )
+    drawn = spaces[0].augmentation
+    if drawn is not None and not is_known(drawn):
+        raise SpaceMismatchError(
+            f"expected an augmentation that this featpipe knows, found version {drawn.version} of "
+            f"{drawn.policy!r} in the feature space; update featpipe, or extract anew and train "
+            "another head"
+        )
     backbone = get_backbone(spaces[0].backbone)
     weights = open_weights(weights_name, backbone, cache)
     advice = "give the right ones with --weights"

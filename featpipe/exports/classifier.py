@@ -4,6 +4,7 @@ decoder.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from featpipe.base.joined_spaces import joined_shape
 from featpipe.base.preprocessing import WHITE
 from featpipe.base.space import FeatureSpace
 from featpipe.heads.base import Head
+from featpipe.heads.dense import dense_head
 
 
 class PictureClassifier(nn.Module):
@@ -53,6 +55,42 @@ class PictureClassifier(nn.Module):
             rows = torch.cat([part.flatten(1) for part in parts], dim=1)
         logits = self.head(rows) / self.temperature
         return logits, logits.softmax(dim=1)
+
+
+class ScoreMapClassifier(nn.Module):
+    """Normalisation, backbone and a head as convolutions: pictures of any height and width.
+
+    Parameters
+    ----------
+    rows : nn.Module
+        Pictures → a list of one batch of maps.
+    head : nn.Module
+        Maps → scores; see :class:`featpipe.heads.dense.DenseHead`.
+    temperature : float
+        What the scores are divided by.
+    """
+
+    def __init__(self, rows: nn.Module, head: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.rows, self.head, self.temperature = rows, head, temperature
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classify pictures and their places.
+
+        Parameters
+        ----------
+        image : Tensor of float32, shape (N, 3, height, width)
+            RGB, 0..1; at least as large as in training.
+
+        Returns
+        -------
+        score_map : Tensor of float32, shape (N, classes, rows, columns)
+        probabilities : Tensor of float32, shape (N, classes)
+            The softmax of the scores' average.
+        """
+        (maps,) = self.rows(image)
+        scores = self.head(maps.float()) / self.temperature
+        return scores, scores.mean(dim=(2, 3)).softmax(dim=1)
 
 
 class BackboneRows(nn.Module):
@@ -130,10 +168,29 @@ def picture_classifier(
         The head is no network.
     """
     module = head.to_module(joined_shape(spaces))
-    rows: nn.Module
-    if backbone.has_weights:
-        rows = BackboneRows(backbone, tensors, spaces)
-    else:
-        rows = PixelRows(spaces[0].preprocessing.channels == "grey")
-    whole = PictureClassifier(rows, module, float(head.temperature_))
+    whole = PictureClassifier(_rows(backbone, tensors, spaces), module, float(head.temperature_))
     return whole.eval().requires_grad_(False)
+
+
+def score_map_classifier(
+    backbone: Backbone, tensors: Tensors, spaces: Sequence[FeatureSpace], head: Head
+) -> ScoreMapClassifier:
+    """As :func:`picture_classifier`, for pictures of any height and width.
+
+    Raises
+    ------
+    UsageError
+        The head is not on one map or its average, or cannot be moved over larger ones.
+    """
+    dense = dense_head(head, spaces)
+    # Of averages, only the average was rounded in training.
+    is_map = spaces[0].pooling == "none"
+    maps = dense.space if is_map else dataclasses.replace(dense.space, dtype="float32")
+    rows = _rows(backbone, tensors, [maps])
+    return ScoreMapClassifier(rows, dense.module, float(head.temperature_)).eval()
+
+
+def _rows(backbone: Backbone, tensors: Tensors, spaces: Sequence[FeatureSpace]) -> nn.Module:
+    if backbone.has_weights:
+        return BackboneRows(backbone, tensors, spaces)
+    return PixelRows(spaces[0].preprocessing.channels == "grey")

@@ -15,11 +15,12 @@ from featpipe.backbones.base import Backbone, Tensors
 from featpipe.base.errors import CheckError, FeatpipeError
 from featpipe.base.preprocessing import WHITE
 from featpipe.base.space import FeatureSpace
+from featpipe.base.text import one_line
 from featpipe.datasets.dataset import SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding.pixels import load_pixels
 from featpipe.exports.documents import CheckDocument
-from featpipe.exports.model_files import Answer
+from featpipe.exports.model_files import DENSE_OUTPUTS, Answer
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader
 from featpipe.store.feature_store import FeatureStore
@@ -64,6 +65,12 @@ class Sample:
         """Two pictures, to trace a network with: one alone would fix their number."""
         image = self.image
         return image[:2] if len(image) > 1 else image.repeat(2, axis=0)
+
+    @property
+    def larger(self) -> NDArray[np.float32]:
+        """Two pictures of other sides: (2, 3, 3/2 size, 2 size), repeated beyond their edges."""
+        side = self.pixels.shape[1]
+        return np.pad(self.two, [(0, 0), (0, 0), (0, (side + 1) // 2), (0, side)], mode="wrap")
 
 
 def sample_of(trained: TrainedHead, cache: Path) -> Sample:
@@ -144,7 +151,7 @@ def compare(
     if trained.space.precision != "fp32":
         exact = _computed(sample.pixels, trained, backbone, tensors, precision="fp32")
     # One alone, then all: the number of pictures must be free.
-    parts = [answer(sample.image[:1])[1], answer(sample.image)[1]]
+    parts = [_asked(answer, sample.image[:1])[1], _asked(answer, sample.image)[1]]
     _require(parts[0], exact[:1], sample.source)
     _require(parts[1], exact, sample.source)
     found = parts[1]
@@ -155,6 +162,25 @@ def compare(
         "predict_max_difference": _largest(found, expected),
         "predict_labels_differ": int((found.argmax(1) != expected.argmax(1)).sum()),
     }
+
+
+def compare_larger(answer: Answer, model: Answer, sample: Sample) -> None:
+    """Compare an exported network with what it was made from, on pictures of other sides.
+
+    Raises
+    ------
+    CheckError
+    """
+    for name, found, expected in zip(
+        DENSE_OUTPUTS, _asked(answer, sample.larger), model(sample.larger), strict=True
+    ):
+        spread = max(1.0, float(np.abs(expected).max()))
+        if found.shape != expected.shape or not _largest(found, expected) <= TOLERANCE * spread:
+            raise CheckError(
+                f"expected the exported network to give the {name} of shape {expected.shape} that "
+                f"the head gives of larger pictures, found another of shape {found.shape}; no file "
+                "was written: try the other --format"
+            )
 
 
 def _predicted(
@@ -188,6 +214,17 @@ def _computed(
     return trained.predict_proba(
         np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
     )
+
+
+def _asked(answer: Answer, image: NDArray[np.float32]) -> list[np.ndarray]:
+    try:
+        return answer(image)
+    # Each library has errors of its own.
+    except Exception as error:
+        raise CheckError(
+            f"expected the exported network to take pictures of shape {image.shape}, found: "
+            f"{one_line(error)}; no file was written: try the other --format"
+        ) from error
 
 
 def _largest(found: np.ndarray, expected: np.ndarray) -> float:

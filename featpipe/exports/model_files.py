@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.fx.experimental._config
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,6 +23,8 @@ from featpipe.base.text import one_line
 
 INPUT = "image"
 OUTPUTS = ("logits", "probabilities")
+DENSE_OUTPUTS = ("score_map", "probabilities")
+"""Of pictures of any height and width."""
 _ONNX_BYTES = 2**31 - 2**25
 """Size of the tensors that fit one ONNX file; the format allows 2 GiB for all of it."""
 Answer = Callable[[NDArray[np.float32]], list[np.ndarray]]
@@ -95,13 +98,14 @@ class OnnxFile(ModelFile):
         _check_size(model)
         program = _traced(model, example, dense=dense)
         axes = {0: "batch", **({2: "height", 3: "width"} if dense else {})}
+        outputs = DENSE_OUTPUTS if dense else OUTPUTS
         try:
             with _quiet():
                 made = torch.onnx.export(
                     program,
                     dynamo=True,
                     input_names=[INPUT],
-                    output_names=list(OUTPUTS),
+                    output_names=list(outputs),
                     dynamic_shapes={INPUT: axes},
                     verbose=False,
                 )
@@ -122,7 +126,7 @@ class OnnxFile(ModelFile):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return lambda image: list(session.run(list(OUTPUTS), {INPUT: image}))
+        return lambda image: list(session.run(None, {INPUT: image}))
 
 
 class TorchFile(ModelFile):
@@ -147,13 +151,17 @@ class TorchFile(ModelFile):
     def open(self, data: bytes) -> Answer:
         """See :meth:`ModelFile.open`."""
         with _quiet():
-            program = torch.export.load(io.BytesIO(data)).module()
+            return answer_of(torch.export.load(io.BytesIO(data)).module())
 
-        def answer(image: NDArray[np.float32]) -> list[np.ndarray]:
-            with torch.inference_mode():
-                return [found.numpy() for found in program(torch.from_numpy(image))]
 
-        return answer
+def answer_of(module: nn.Module) -> Answer:
+    """What a torch module answers."""
+
+    def answer(image: NDArray[np.float32]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            return [found.numpy() for found in module(torch.from_numpy(image))]
+
+    return answer
 
 
 FILES: dict[str, ModelFile] = {"onnx": OnnxFile(), "torch": TorchFile()}
@@ -168,11 +176,15 @@ def as_json(value: Any) -> str:
 def _traced(
     model: nn.Module, example: torch.Tensor, *, dense: bool
 ) -> torch.export.ExportedProgram:
-    axes = {0: torch.export.Dim("batch")}
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if dense:
-        axes |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+        axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     try:
-        with _quiet(), torch.no_grad():
+        # Else a size that gives a map of one place would be refused: tracing tells 1 from others.
+        free = torch.fx.experimental._config.patch(  # type: ignore[attr-defined]
+            backed_size_oblivious=dense
+        )
+        with _quiet(), torch.no_grad(), free:
             return torch.export.export(model, (example,), dynamic_shapes={INPUT: axes})
     # The network may be anybody's code.
     except Exception as error:

@@ -294,7 +294,7 @@ class Head(ABC):
             The head is a network of the user's own whose code is not permitted, or does not work.
         """
         for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
+            if not _all_finite(tensor):
                 raise DamageError(f"expected finite numbers in the tensor {name!r}, found others")
         rest = dict(tensors)
         try:
@@ -355,6 +355,13 @@ class MatrixHead(Head):
     def set_layers(self, layers: dict[str, np.ndarray]) -> None:
         """See :meth:`Head.set_layers`."""
         self.weight_, self.bias_ = layers["weight"], layers["bias"]
+
+
+def _all_finite(tensor: np.ndarray) -> bool:
+    """Whether all numbers are finite, without a copy of a large tensor."""
+    flat = tensor.reshape(-1)
+    step = _BLOCK_BYTES // 4
+    return all(np.isfinite(flat[at : at + step]).all() for at in range(0, len(flat), step))
 
 
 def softmax(logits: np.ndarray) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import UsageError
 from featpipe.base.joined_spaces import joined_taps
 from featpipe.base.space import FeatureSpace
-from featpipe.heads.base import Head, blocks_of
+from featpipe.heads.base import Head, blocks_of, softmax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,13 +35,16 @@ class DenseHead:
     window : tuple of int
         Height and width of the part of the last map that a place sees. H' and W' are so much
         smaller, but for one.
+    temperature : float
+        What the logits are divided by.
     """
 
     module: nn.Module
     space: FeatureSpace
     window: tuple[int, int]
+    temperature: float = 1.0
 
-    def scores(self, maps: NDArray) -> NDArray[np.float32]:
+    def scores(self, maps: Any) -> NDArray[np.float32]:
         """Scores (n, classes, H', W') of maps (n, …) of any dtype, on the CPU."""
         import torch
 
@@ -49,10 +52,14 @@ class DenseHead:
             blocks = (torch.from_numpy(block.astype(np.float32)) for block in blocks_of(maps))
             return np.concatenate([self.module(block).numpy() for block in blocks])
 
-    def logits(self, maps: NDArray) -> NDArray[np.float32]:
+    def logits(self, maps: Any) -> NDArray[np.float32]:
         """Scores averaged over places: (n, classes)."""
         means: NDArray[np.float32] = self.scores(maps).mean(axis=(2, 3))
         return means
+
+    def predict_proba(self, maps: Any) -> NDArray[np.float64]:
+        """Class probabilities of the averaged scores: (n, classes)."""
+        return softmax(self.logits(maps) / self.temperature)
 
 
 def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
@@ -90,7 +97,7 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     if space.pooling == "avg":
         layers.insert(0, Average(axes))
     dense = as_convolutions(nn.Sequential(*layers), maps.shape, axes)
-    return DenseHead(dense.module, maps, dense.window)
+    return DenseHead(dense.module, maps, dense.window, head.temperature_)
 
 
 def _maps_of(space: FeatureSpace) -> FeatureSpace:
@@ -111,3 +118,19 @@ def _check_pooling(spaces: Sequence[FeatureSpace]) -> None:
             "which no convolution computes; such a head has no score maps: train one with --pool "
             "none or avg"
         )
+
+
+def smallest_size(maps: FeatureSpace) -> int:
+    """The smallest size of pictures whose maps are as large as those of a space, pixels."""
+    prep, backbone = maps.preprocessing, get_backbone(maps.backbone)
+    channels = "grey" if prep.channels == "grey" else "rgb"
+    size = prep.size
+    while size > 1:
+        try:
+            shape = backbone.output_shape(maps.tap, "none", size - 1, channels)
+        except UsageError:
+            return size
+        if any(side < needed for side, needed in zip(shape, maps.shape, strict=True)):
+            return size
+        size -= 1
+    return size

@@ -51,12 +51,27 @@ class TTADocument(TypedDict):
     views: int
 
 
-class EvaluationDocument(Metrics):
+class ScaleScore(TypedDict):
+    """How accurate a head is on pictures of one size, pixels."""
+
+    size: int
+    accuracy: float
+
+
+class ScalesDocument(TypedDict, total=False):
+    """With ``--scales``: the score of each size, and what pictures of those sizes show."""
+
+    scales: list[ScaleScore]
+    frame: str
+
+
+class EvaluationDocument(Metrics, ScalesDocument):
     """What ``evaluate`` prints, and ``metrics.json`` holds.
 
     ``notes`` are sentences on what to keep in mind when reading the scores; ``predictions`` is the
     path of a table with the probabilities of every picture; ``tta`` is null where they are not
-    averaged over views.
+    averaged over views; where there are ``scales``, all other scores are those of the average over
+    sizes.
     """
 
     head: str

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from featpipe.base.disk import write_atomically
-from featpipe.base.views import counted_views
+from featpipe.base.views import counted_views, views_in
 from featpipe.reports import figures
 from featpipe.reports.confusion import (
     LISTED_PAIRS,
@@ -17,6 +17,7 @@ from featpipe.reports.confusion import (
     confused_pairs,
     filled_cells,
 )
+from featpipe.reports.contact_sheet import ContactSheet
 from featpipe.reports.documents import ClassScores, EvaluationDocument
 from featpipe.reports.mistakes import (
     FIRST_SHOWN,
@@ -40,6 +41,7 @@ def write_report(
     evaluation: EvaluationDocument,
     mistakes: list[Mistake],
     thresholds: list[ThresholdCounts],
+    sheet: ContactSheet | None = None,
 ) -> None:
     """Write the page of one evaluation.
 
@@ -55,6 +57,8 @@ def write_report(
         All wrong predictions, lowest probability of the true class first.
     thresholds : list of ThresholdCounts
         See :func:`featpipe.reports.thresholds.threshold_counts`.
+    sheet : ContactSheet, optional
+        Where views were trained on or averaged over.
     """
     classes = trained.head.classes_.tolist()
     matrix = evaluation["confusion"]
@@ -68,6 +72,8 @@ def write_report(
         space=" + ".join(space.name for space in trained.spaces),
         classes=classes,
         tta=_tta_words(evaluation),
+        scales=evaluation.get("scales", []),
+        frame=evaluation.get("frame", ""),
         notes=evaluation["notes"],
         duplicates=evaluation["duplicates"][:_SHOWN_DUPLICATES],
         hidden_duplicates=max(len(evaluation["duplicates"]) - _SHOWN_DUPLICATES, 0),
@@ -78,6 +84,8 @@ def write_report(
         class_rows=_class_rows(evaluation["per_class"], matrix),
         gallery=_gallery(mistakes, classes),
         thresholds=thresholds,
+        sheet=sheet,
+        is_trained_on_views=views_in(trained.info) is not None,
         curves=Markup(figures.curves(trained.history)),
         calibration=Markup(figures.reliability(calibration["bins"], calibration["ece"])),
         training_notes=training_warnings(trained),
@@ -122,6 +130,7 @@ def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
                 "probability": listed[i].probability,
                 "has_room": i in pictures,
                 "picture": pictures.get(i),
+                "score_map": listed[i].score_map,
             }
             for i in order
         ],
@@ -129,4 +138,5 @@ def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
         "unlisted": len(mistakes) - len(listed),
         "megabytes": PAGE_THUMBNAIL_BYTES // 1_000_000,
         "first_shown": FIRST_SHOWN,
+        "mapped": sum(mistake.score_map is not None for mistake in listed),
     }

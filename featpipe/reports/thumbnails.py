@@ -38,10 +38,15 @@ def thumbnail_uri(read: Callable[[str], bytes], path: str, image_id: bytes) -> M
         data = read(path)
         if hashlib.sha256(data).digest() != image_id:
             return None
-        kind, small = _encoded(decode_rgb(data, smallest=SIDE))
+        return image_uri(decode_rgb(data, smallest=SIDE))
     # Decoders raise all kinds of errors; none of them may prevent the page.
     except Exception:
         return None
+
+
+def image_uri(image: Image.Image) -> Markup:
+    """An image of at most 160 px a side, else a smaller copy, as an address that holds it."""
+    kind, small = _encoded(image)
     return Markup(f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from featpipe.base.errors import DataError, NotFoundError, UsageError
 from featpipe.base.locations import read
@@ -25,6 +25,7 @@ __all__ = [
     "image_reader",
     "label_warnings",
     "list_pictures",
+    "locator",
     "open_source",
 ]
 
@@ -134,8 +135,8 @@ def has_files(kind: str) -> bool:
     return kind in OPENERS and OPENERS[kind].has_files
 
 
-def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
-    """A function that returns an image's bytes for its path in a data set.
+def locator(kind: str, root: str) -> Locate:
+    """A function that says where an image is, from its path in a data set.
 
     Parameters
     ----------
@@ -146,11 +147,24 @@ def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
     """
     if kind not in OPENERS:
         return lambda path: _refuse(kind, path)
-    locate = OPENERS[kind].locate_in(root)
+    return OPENERS[kind].locate_in(root)
+
+
+def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
+    """A function that returns an image's bytes for its path in a data set.
+
+    Parameters
+    ----------
+    kind : str
+        The source's kind, a key of :data:`OPENERS`.
+    root : str
+        The source's root; empty where it has none.
+    """
+    locate = locator(kind, root)
     return lambda path: read(locate(path))
 
 
-def _refuse(kind: str, path: str) -> bytes:
+def _refuse(kind: str, path: str) -> NoReturn:
     raise DataError(
         f"expected a source of {', '.join(OPENERS)}, found {kind!r} for {path!r}; update featpipe"
     )

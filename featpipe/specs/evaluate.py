@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from featpipe.base.errors import UsageError
 from featpipe.specs.code import AllowCode
+from featpipe.specs.extract import MAX_SIZE, EngineOptions
 from featpipe.specs.fields import flag, option, spec
-from featpipe.specs.value_kinds import Flag, Text
+from featpipe.specs.value_kinds import Choice, Flag, Text, Wholes
 from featpipe.specs.views import ViewChoice
+
+FRAMES = ("own", "whole")
 
 
 @spec
-class EvaluateSpec(AllowCode, ViewChoice):
-    """Which pictures a head is scored on."""
+class EvaluateSpec(AllowCode, ViewChoice, EngineOptions):
+    """Which pictures a head is scored on, at which sizes, and in which views."""
 
     on: str | None = option(
         Text(), "Data set.", default_text="the one that the head was trained on", default=None
@@ -24,6 +27,31 @@ class EvaluateSpec(AllowCode, ViewChoice):
         "Average the probabilities over each picture and its views (test-time augmentation), "
         "which extract --views N --views-of test makes.",
         default=False,
+    )
+    scales: tuple[int, ...] | None = option(
+        Wholes(high=MAX_SIZE),
+        "Sizes of the pictures in pixels, such as 180,224,288: scores each of them, and the "
+        "average over them.",
+        default_text="that of training alone",
+        default=None,
+    )
+    frame: str = option(
+        Choice(FRAMES),
+        "own: pictures of --scales are cropped or squashed as in training; whole: all of a "
+        "picture, its shorter side the size; nothing of it is cached.",
+        default="own",
+    )
+    maps: bool = option(
+        Flag(),
+        "Show score maps over the worst mistakes in the report: where the picture looks like the "
+        "class it was given.",
+        default=False,
+    )
+    weights: str | None = option(
+        Text(),
+        "For --scales and --maps: where the backbone's weights are now, if not where they were in "
+        "training.",
+        default=None,
     )
 
     @property
@@ -40,3 +68,13 @@ class EvaluateSpec(AllowCode, ViewChoice):
                     f"expected {flag(name)} only with --tta, found it without; add --tta or leave "
                     "it out"
                 )
+        if self.tta and self.scales is not None:
+            raise UsageError(
+                "expected --tta or --scales, found both; views have the size of training alone: "
+                "leave out one of the two"
+            )
+        if self.frame == "whole" and self.scales is None:
+            raise UsageError(
+                "expected --frame whole only with --scales, found it without; add --scales, such "
+                "as 224,288, or leave it out"
+            )

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from featpipe.advising import findings, rules
-from featpipe.advising.commands import CommandWriter, commands_for
+from featpipe.advising.commands import Commands, CommandWriter
 from featpipe.advising.counts import baseline_of, class_facts, picture_facts, sizes_of
 from featpipe.advising.documents import (
     AdviseDocument,
@@ -75,8 +75,12 @@ def advise(
     work = _Measuring(name, spec, cache)
     facts = work.measure(progress)
     best = None if work.best is None else work.best.rows
-    write = CommandWriter(work.dataset, cache)
-    commands = commands_for(write, best, work.measured, suffix=rules.advises_suffix(facts))
+    commands = Commands(
+        CommandWriter(work.dataset, cache, work.train),
+        best,
+        work.measured,
+        suffix=rules.advises_suffix(facts),
+    )
     advised, not_advised = rules.judge(facts, commands)
     return {
         "dataset": name,

@@ -20,6 +20,7 @@ class SpaceDocument(TypedDict):
     tap: str
     pool: str
     shape: list[int]
+    view: int
 
 
 class PlannedSpaceDocument(TypedDict):
@@ -27,6 +28,14 @@ class PlannedSpaceDocument(TypedDict):
 
     id: str
     tap: str
+    view: int
+
+
+class PlannedViewsDocument(ViewsDocument):
+    """Views, as ``extract --dry-run`` names them; ``to_compute`` is null where it is unknown."""
+
+    of: list[str]
+    to_compute: int | None
 
 
 class BadPictureDocument(TypedDict):
@@ -37,8 +46,20 @@ class BadPictureDocument(TypedDict):
     reason: str
 
 
+class ComputedViewsDocument(ViewsDocument):
+    """Views, as ``extract`` names them; ``complete`` says whether the data set lists them."""
+
+    of: list[str]
+    pictures: int
+    computed: int
+    reused: int
+    complete: bool
+    seconds: float
+    stage_seconds: dict[str, float]
+
+
 class ExtractDocument(TypedDict):
-    """``extract``."""
+    """``extract``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[SpaceDocument]
@@ -54,10 +75,11 @@ class ExtractDocument(TypedDict):
     classes: list[str]
     splits: dict[str, int]
     bad: list[BadPictureDocument]
+    views: NotRequired[ComputedViewsDocument]
 
 
 class DryRunDocument(TypedDict):
-    """``extract --dry-run``."""
+    """``extract --dry-run``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[PlannedSpaceDocument]
@@ -68,6 +90,7 @@ class DryRunDocument(TypedDict):
     classes: dict[str, int]
     split_by: str
     splits: dict[str, int]
+    views: NotRequired[PlannedViewsDocument]
 
 
 class SweepDocument(TypedDict):
@@ -142,12 +165,13 @@ class TrainDocument(TypedDict):
 
 
 class PredictionDocument(TypedDict):
-    """A line of ``predict --json``."""
+    """A line of ``predict --json``; ``map``, with ``--maps``, is the path of its score map."""
 
     path: str
     label: str | None
     probability: float | None
     error: str | None
+    map: NotRequired[str | None]
     probabilities: NotRequired[dict[str, float] | None]
 
 

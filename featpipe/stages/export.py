@@ -61,7 +61,8 @@ def export(
 
 def _check_kind(what: str, spec: ExportSpec, cache: Path) -> None:
     """Refuse a head where a data set is meant, and the other way round."""
-    is_head = Run.at(Path(what)).has_head
+    # os.path returns False for a name that is too long; pathlib would raise OSError.
+    is_head = os.path.exists(Run.at(Path(what)).head_path)
     if not spec.is_model and is_head:
         raise UsageError(
             f"expected a data set for --format {spec.format}, found the head {what}; use --format "
@@ -77,14 +78,14 @@ def _check_kind(what: str, spec: ExportSpec, cache: Path) -> None:
 
 def _is_dataset(name: str, cache: Path) -> bool:
     try:
-        return dataset_path(cache, name).exists()
+        return os.path.exists(dataset_path(cache, name))
     except UsageError:
         return False
 
 
 def _check_free(spec: ExportSpec) -> None:
     """Refuse a folder, and a file that nobody said may be replaced."""
-    if spec.out.is_dir():
+    if os.path.isdir(spec.out):
         raise UsageError(f"expected a file as --out, found the folder {spec.out}; add a name")
     if os.path.lexists(spec.out) and not spec.overwrite:
         raise UsageError(
@@ -103,10 +104,10 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
     from featpipe._version import __version__
     from featpipe.backbones.catalog import get_backbone
     from featpipe.engine.plan import plan_for_spaces
-    from featpipe.exports.classifier import picture_classifier
-    from featpipe.exports.comparison import compare, sample_of
+    from featpipe.exports.classifier import picture_classifier, score_map_classifier
+    from featpipe.exports.comparison import compare, compare_larger, sample_of
     from featpipe.exports.model_card import CardFacts, model_card
-    from featpipe.exports.model_files import FILES, as_json
+    from featpipe.exports.model_files import FILES, answer_of, as_json
 
     file = FILES[spec.format]
     libraries = file.libraries()
@@ -114,16 +115,20 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
     plan = plan_for_spaces(trained.spaces, weights, cache, device="cpu")
     backbone = get_backbone(trained.space.backbone)
     tensors = plan.weights.tensors(list(dict.fromkeys(s.tap for s in trained.spaces)))
-    model = picture_classifier(backbone, tensors, trained.spaces, trained.head)
+    make = score_map_classifier if spec.dense else picture_classifier
+    model = make(backbone, tensors, trained.spaces, trained.head)
     facts = {
         "classes": as_json(trained.classes_.tolist()),
         "preprocessing": as_json(describe(trained.space.preprocessing)),
         "featpipe": as_json({"version": __version__, "head_sha256": trained.digest}),
     }
     sample = sample_of(trained, cache)
-    data = file.encode(model, torch.from_numpy(sample.two), facts, dense=spec.dense)
-    del model
-    check = compare(file.open(data), sample, trained, backbone, tensors, cache)
+    example = sample.larger if spec.dense else sample.two
+    data = file.encode(model, torch.from_numpy(example), facts, dense=spec.dense)
+    answer = file.open(data)
+    check = compare(answer, sample, trained, backbone, tensors, cache)
+    if spec.dense:
+        compare_larger(answer, answer_of(model), sample)
     sha256 = hashlib.sha256(data).hexdigest()
     card = card_path(spec.out)
     text = model_card(

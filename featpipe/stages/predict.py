@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -9,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featpipe.base.errors import NotFoundError
+from featpipe.base.disk import write_atomically
+from featpipe.base.errors import NotFoundError, UsageError
 from featpipe.base.locations import File, Location
 from featpipe.base.progress import Progress, no_progress
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind
 from featpipe.engine.plan import FeaturePlan, plan_for_spaces
+from featpipe.reports.heat_map import as_png
+from featpipe.runs.map_files import map_file_name
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import list_pictures, open_source
@@ -23,6 +28,7 @@ from featpipe.sources.idx import is_idx_folder
 from featpipe.sources.records import Locate
 from featpipe.specs.extract import EngineOptions
 from featpipe.specs.predict import PredictSpec
+from featpipe.stages.score_maps import ScoreMaps
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
 from featpipe.store.lease import shared_lease
@@ -34,6 +40,8 @@ log = logging.getLogger("featpipe")
 
 _CHUNK = 4096
 """Pictures per pass; the predictions of a pass come once its rows are committed."""
+_CHUNK_WITH_MAPS = 32
+"""Where each picture also takes the time of a score map."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Prediction:
         Of every class.
     error : str or None
         Stage and reason, where the file is unreadable.
+    map : Path or None
+        The file of its score map, where one was asked for and could be made.
     """
 
     path: str
@@ -61,8 +71,9 @@ class Prediction:
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     error: str | None = None
+    map: Path | None = None
 
-    def as_json(self, *, all_classes: bool = False) -> PredictionDocument:
+    def as_json(self, *, all_classes: bool = False, with_map: bool = False) -> PredictionDocument:
         """The prediction as the command prints it."""
         line: PredictionDocument = {
             "path": self.path,
@@ -70,6 +81,8 @@ class Prediction:
             "probability": self.probability,
             "error": self.error,
         }
+        if with_map:
+            line["map"] = None if self.map is None else str(self.map)
         if all_classes:
             line["probabilities"] = self.probabilities
         return line
@@ -101,6 +114,8 @@ def predict(
     ------
     NotFoundError
         There is no such head, or nothing at one of the paths.
+    UsageError
+        Score maps are asked for and the head has none.
     SpaceMismatchError, WeightsError, StorageError
         An unreadable picture raises nothing, nor does one that vanishes meanwhile: its prediction
         carries the error.
@@ -115,8 +130,13 @@ def predict(
     trained = Run.at(head).load_head()
     weights = spec.weights or trained.weights_name
     plan = plan_for_spaces(trained.spaces, weights, cache, device=spec.device)
+    maps = None
+    if spec.maps is not None:
+        if os.path.lexists(spec.maps) and not spec.maps.is_dir():
+            raise UsageError(f"expected a folder as --maps, found something else at {spec.maps}")
+        maps = _MapWriter(spec.maps, ScoreMaps(trained, weights, cache, spec))
     pictures = [picture for path in paths for picture in _pictures_of(os.fspath(path))]
-    return _predictions(pictures, trained, plan, cache, spec, progress)
+    return _predictions(pictures, trained, plan, cache, spec, progress, maps)
 
 
 _Pictures = list[tuple[str, Locate]]
@@ -148,15 +168,18 @@ def _predictions(
     cache: Path,
     options: EngineOptions,
     progress: Progress,
+    maps: _MapWriter | None,
 ) -> Iterator[Prediction]:
     if not pictures:
         return
     files = [path for path, _ in pictures]
+    size = _CHUNK if maps is None else _CHUNK_WITH_MAPS
     stores = [FeatureStore(cache, space) for space in plan.spaces]
     with (
         shared_lease(cache),
         progress("predict", len(files)) as bar,
         Extractor(plan, stores, options) as extractor,
+        contextlib.nullcontext() if maps is None else maps.score_maps,
     ):
 
         def on_outcome(outcome: Outcome) -> None:
@@ -164,12 +187,38 @@ def _predictions(
             if outcome.detail:
                 log.debug("%r: %s (%s)", files[start + outcome.key], outcome.reason, outcome.detail)
 
-        for start in range(0, len(files), _CHUNK):
-            chunk = files[start : start + _CHUNK]
-            located = enumerate(pictures[start : start + _CHUNK])
-            tasks = (Task.at(i, locate(path)) for i, (path, locate) in located)
-            found = extractor.compute_ids(tasks, len(chunk), on_outcome)
-            yield from _answers(chunk, found, trained, cache)
+        for start in range(0, len(files), size):
+            chunk = files[start : start + size]
+            located = enumerate(pictures[start : start + size])
+            tasks = [Task.at(i, locate(path)) for i, (path, locate) in located]
+            found = extractor.compute_ids(iter(tasks), len(chunk), on_outcome)
+            answers = _answers(chunk, found, trained, cache)
+            yield from answers if maps is None else maps.written(list(answers), tasks, found)
+
+
+@dataclass(frozen=True)
+class _MapWriter:
+    """Writes the score maps of predictions into a folder."""
+
+    folder: Path
+    score_maps: ScoreMaps
+
+    def written(
+        self, answers: list[Prediction], tasks: list[Task], found: ComputedIds
+    ) -> Iterator[Prediction]:
+        """Predictions in their order, with the paths of their maps, which are written."""
+        readable = [task for task, answer in zip(tasks, answers, strict=True) if answer.label]
+        for picture in self.score_maps.compute(readable):
+            answer = answers[picture.key]
+            drawn = picture.drawn(answer.classes.index(str(answer.label)))
+            if drawn is None or picture.image_id != found.ids[picture.key].tobytes():
+                why = picture.reason or "it has changed meanwhile"
+                log.warning("no score map of %r: %s", answer.path, why)
+                continue
+            path = self.folder / map_file_name(answer.path)
+            write_atomically(path, as_png(drawn))
+            answers[picture.key] = dataclasses.replace(answer, map=path)
+        yield from answers
 
 
 def _answers(

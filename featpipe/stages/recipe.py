@@ -22,8 +22,9 @@ from featpipe.specs.offered_features import Offer, agreed, fitting, ranging
 from featpipe.specs.recipe import Recipe
 from featpipe.stages.compare import Comparison, compare_scored
 from featpipe.stages.evaluate import Evaluation, evaluate_scored
-from featpipe.stages.extract import ExtractResult, extract
-from featpipe.stages.scoring import score_head
+from featpipe.stages.extract import extract
+from featpipe.stages.extract_result import ExtractResult
+from featpipe.stages.scales import score_as
 from featpipe.stages.train import train_head
 from featpipe.stages.train_result import TrainResult
 
@@ -116,16 +117,17 @@ def run_recipe(
             # Before anything is computed: it may not be permitted, or not be there.
             load_factory(head.head, what="head")
     pictures = recipe.data if data is None else data
-    extracts, heads = recipe.extracts, recipe.heads
+    extracts, heads, asked = recipe.extracts, recipe.heads, recipe.evaluate
     if device is not None:
         extracts = tuple(dataclasses.replace(one, device=device) for one in extracts)
         heads = tuple(dataclasses.replace(head, device=device) for head in heads)
+        asked = dataclasses.replace(asked, device=device)
     extracted = [
         extract(pictures, spec, cache=cache, progress=_numbered(progress, number, extracts))
         for number, spec in enumerate(extracts, 1)
     ]
     dataset = load_dataset(cache, extracted[0].dataset)
-    asked, offers = recipe.evaluate, _offers(dataset, extracted)
+    offers = _offers(dataset, extracted)
     if asked.split is not None and asked.on is None:
         # Where that split is missing, it is said before a head is trained.
         dataset.in_split(asked.split)
@@ -137,15 +139,9 @@ def run_recipe(
         bar = _numbered(progress, number, heads)
         trained = train_head(dataset.name, spec, cache=cache, progress=bar)
         started = time.perf_counter()
-        scored = score_head(
-            trained.head,
-            on=asked.on,
-            split=asked.split,
-            cache=cache,
-            averaged_views=asked.averaged_views,
-        )
+        scored = score_as(trained.head, asked, cache=cache, progress=bar)
         scores.append(scored)
-        done.append((trained, evaluate_scored(scored, asked, started=started)))
+        done.append((trained, evaluate_scored(scored, asked, cache=cache, started=started)))
     comparison = None
     if len(done) > 1:
         folder = None if out is None else out / "compare"

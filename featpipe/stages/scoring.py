@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_spaces
 from featpipe.datasets.views import Views
+from featpipe.reports.documents import ScaleScore
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.specs.views import ViewChoice
@@ -22,8 +23,8 @@ from featpipe.store.row_array import RowArray
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A head, and what it says of the labelled pictures of a split.
+class ToScore:
+    """A head, and the labelled pictures of a split that it is to be scored on.
 
     Attributes
     ----------
@@ -38,11 +39,6 @@ class Scored:
         Numbers of the pictures in the data set.
     y : ndarray of int64, shape (n,)
         True classes, as indices into the head's classes.
-    probabilities : ndarray of float64, shape (n, classes)
-        Rows sum to 1.
-    views : Views, optional
-        The views that the probabilities are averaged over, beside the picture itself; None: they
-        are those of the picture.
     """
 
     run: Run
@@ -52,8 +48,6 @@ class Scored:
     is_fallback: bool
     chosen: NDArray[np.intp]
     y: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    views: Views | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -76,6 +70,27 @@ class Scored:
         seen = {row.tobytes() for row in self.trained.train_ids}
         pairs = zip(self.chosen, self.ids, strict=True)
         return [self.dataset.paths[i] for i, image_id in pairs if image_id.tobytes() in seen]
+
+
+@dataclass(frozen=True)
+class Scored(ToScore):
+    """A head, and what it says of the labelled pictures of a split.
+
+    Attributes
+    ----------
+    probabilities : ndarray of float64, shape (n, classes)
+        Rows sum to 1.
+    views : Views, optional
+        The views that the probabilities are averaged over, beside the picture itself; None: they
+        are those of the picture.
+    scales : list of ScaleScore
+        Of each size that the probabilities are averaged over; empty where the pictures have the
+        size of training alone.
+    """
+
+    probabilities: NDArray[np.float64]
+    views: Views | None = None
+    scales: list[ScaleScore] = field(default_factory=list)
 
 
 def score_head(
@@ -112,27 +127,31 @@ def score_head(
     DataError
         Nothing to score, or a class the head does not know.
     """
+    todo = pictures_to_score(head, on=on, split=split, cache=cache)
+    trained = todo.trained
+    require_spaces(todo.dataset, trained.spaces, trained.weights_name)
+    each, views = [open_rows(cache, trained.spaces, todo.ids)], None
+    if averaged_views is not None:
+        views = views_to_average(todo.dataset, trained, todo.chosen, todo.split, averaged_views)
+        each += views_of_split(cache, todo.dataset, trained, views, todo.chosen, todo.split)
+    return Scored(**vars(todo), probabilities=_averaged(trained, each), views=views)
+
+
+def pictures_to_score(head: Path, *, on: str | None, split: str | None, cache: Path) -> ToScore:
+    """Choose the labelled pictures of a split; parameters and errors as :func:`score_head`."""
     run = Run.at(head)
     trained = run.load_head()
     dataset = load_dataset(cache, on if on is not None else str(trained.dataset["name"]))
-    require_spaces(dataset, trained.spaces, trained.weights_name)
     scored = split if split is not None else _split_to_score(dataset)
     chosen = _labelled(dataset, scored)
-    y = _labels(dataset, chosen, trained.head.classes_.tolist(), scored)
-    each, views = [open_rows(cache, trained.spaces, dataset.image_sha256[chosen])], None
-    if averaged_views is not None:
-        views = views_to_average(dataset, trained, chosen, scored, averaged_views)
-        each += views_of_split(cache, dataset, trained, views, chosen, scored)
-    return Scored(
+    return ToScore(
         run=run,
         trained=trained,
         dataset=dataset,
         split=scored,
         is_fallback=split is None and scored != "test",
         chosen=chosen,
-        y=y,
-        probabilities=_averaged(trained, each),
-        views=views,
+        y=_labels(dataset, chosen, trained.head.classes_.tolist(), scored),
     )
 
 

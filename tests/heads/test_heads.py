@@ -256,7 +256,7 @@ def test_probabilities_are_the_torch_modules_own(kind: str) -> None:
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HEAD_KINDS if kind != "knn"])
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_head_as_a_module_gives_its_probabilities_from_raw_rows(kind: str) -> None:
     X, y = overlapping(60, 3, kind)
     head, _ = fit(kind, (X[:40] + 5, y[:40]), (X[40:] + 5, y[40:]))
@@ -264,13 +264,6 @@ def test_a_head_as_a_module_gives_its_probabilities_from_raw_rows(kind: str) -> 
         logits = head.to_module(X.shape[1:])(torch.from_numpy(X[40:] + 5))
     expected = head.predict_proba(X[40:] + 5)
     np.testing.assert_allclose(softmax(logits.numpy()), expected, atol=1e-5)
-
-
-def test_a_head_of_neighbours_is_no_module() -> None:
-    rows = separable("knn", 20)
-    head, _ = fit("knn", rows, rows)
-    with pytest.raises(UsageError, match="expected a head that is a network, found 'knn'"):
-        head.to_module((8,))
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)

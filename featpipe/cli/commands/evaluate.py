@@ -33,6 +33,14 @@ def evaluate(
     tta: Annotated[bool, flag_of(EvaluateSpec, "tta")] = False,
     augment: Annotated[str | None, flag_of(EvaluateSpec, "augment")] = None,
     augment_seed: Annotated[int | None, flag_of(EvaluateSpec, "augment_seed")] = None,
+    scales: Annotated[str | None, flag_of(EvaluateSpec, "scales")] = None,
+    frame: Annotated[str | None, flag_of(EvaluateSpec, "frame")] = None,
+    maps: Annotated[bool, flag_of(EvaluateSpec, "maps")] = False,
+    weights: Annotated[str | None, flag_of(EvaluateSpec, "weights")] = None,
+    device: Annotated[str | None, flag_of(EvaluateSpec, "device")] = None,
+    batch_size: Annotated[str | None, flag_of(EvaluateSpec, "batch_size")] = None,
+    workers: Annotated[str | None, flag_of(EvaluateSpec, "workers")] = None,
+    max_pixels: Annotated[int | None, flag_of(EvaluateSpec, "max_pixels")] = None,
     allow_code: Annotated[list[str] | None, flag_of(EvaluateSpec, "allow_code")] = None,
     cache: Cache = None,
     as_json: AsJson = False,
@@ -42,9 +50,10 @@ def evaluate(
     """Score a head; write metrics.json and report.html beside it.
 
     The split is test, or val where there is no test. predictions.csv, beside them too, has the
-    probabilities of every picture.
+    probabilities of every picture. With --scales, pictures of each size are computed where they
+    are not cached, and their probabilities are averaged.
 
-    Example: featpipe evaluate runs/pets-mlp-1
+    Example: featpipe evaluate runs/pets-mlp-1 --scales 180,224,288
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
@@ -53,5 +62,5 @@ def evaluate(
 
         spec = EvaluateSpec.from_options(given(context, EvaluateSpec))
         with permitted(spec.allow_code):
-            done = score(head, spec, cache=cache_root(cache))
+            done = score(head, spec, cache=cache_root(cache), progress=console.progress)
         console.result(done.as_json(), formatting.of_evaluation(done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,7 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also the probability of every class.")
     ] = False,
+    maps: Annotated[Path | None, flag_of(PredictSpec, "maps")] = None,
     device: Annotated[str | None, flag_of(PredictSpec, "device")] = None,
     batch_size: Annotated[str | None, flag_of(PredictSpec, "batch_size")] = None,
     workers: Annotated[str | None, flag_of(PredictSpec, "workers")] = None,
@@ -50,7 +52,7 @@ def predict(
 
     An unreadable file is a line with an error, not a stop; the exit code is then 3.
 
-    Example: featpipe predict runs/pets-mlp-1 holiday/ cat.jpg > labels.csv
+    Example: featpipe predict runs/pets-mlp-1 holiday/ cat.jpg --maps maps > labels.csv
     """
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     with reporting_errors(console):
@@ -63,7 +65,9 @@ def predict(
             answers = classify(
                 head, paths, spec, cache=cache_root(cache), progress=console.progress
             )
-            unreadable = write(answers, sys.stdout, all_classes=probabilities)
+            unreadable = write(
+                answers, sys.stdout, all_classes=probabilities, with_maps=spec.maps is not None
+            )
         if unreadable:
             console.warn(f"{unreadable} files could not be read; their lines say why")
             raise typer.Exit(EXIT_QUARANTINED)
