@@ -30,8 +30,9 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
 
     head: str = option(
         HeadKind(),
-        "linear, mlp, logistic or knn; on maps also lenet, lenet3x3, mnist-cnn, simplecnn, or "
-        "package.module:factory, a network of your own, whose code is then run.",
+        "linear, mlp, logistic or knn; on maps also suffix, the backbone's layers behind the tap, "
+        "lenet, lenet3x3, mnist-cnn, simplecnn, or package.module:factory, a network of your own, "
+        "whose code is then run.",
         default="linear",
     )
     sweep: bool = option(

@@ -87,7 +87,7 @@ def test_a_suffix_trains_and_evaluates_without_a_picture_and_predicts_from_pictu
     head = library.load_head(tmp_path / "run")
     rows = library.open_features("photos", "test", cache=tmp_path / "cache")
     first = head.predict_proba(np.asarray(rows.X))[0]
-    done = inside("predict", "run", photo_folder, "--json", "--all")
+    done = inside("predict", "run", photo_folder, "--json", "--probabilities")
     lines = {Path(line["path"]).relative_to(photo_folder).as_posix(): line
              for line in map(json.loads, done.stdout.splitlines())}  # fmt: skip
     said = lines[rows.paths[0]]["probabilities"]
