@@ -61,7 +61,8 @@ def export(
 
 def _check_kind(what: str, spec: ExportSpec, cache: Path) -> None:
     """Refuse a head where a data set is meant, and the other way round."""
-    is_head = Run.at(Path(what)).has_head
+    # os.path returns False for a name that is too long; pathlib would raise OSError.
+    is_head = os.path.exists(Run.at(Path(what)).head_path)
     if not spec.is_model and is_head:
         raise UsageError(
             f"expected a data set for --format {spec.format}, found the head {what}; use --format "
@@ -77,14 +78,14 @@ def _check_kind(what: str, spec: ExportSpec, cache: Path) -> None:
 
 def _is_dataset(name: str, cache: Path) -> bool:
     try:
-        return dataset_path(cache, name).exists()
+        return os.path.exists(dataset_path(cache, name))
     except UsageError:
         return False
 
 
 def _check_free(spec: ExportSpec) -> None:
     """Refuse a folder, and a file that nobody said may be replaced."""
-    if spec.out.is_dir():
+    if os.path.isdir(spec.out):
         raise UsageError(f"expected a file as --out, found the folder {spec.out}; add a name")
     if os.path.lexists(spec.out) and not spec.overwrite:
         raise UsageError(

@@ -690,6 +690,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "run"],
     "advise": ["advise", "colours"],
     "audit": ["audit", "colours"],
+    "export": ["export", "colours", "--format", "npz", "--out", "x.npz"],
     "predict": ["predict", "run", "photos/red/00.png", "--device", "cpu", "--workers", "1"],
     "extract": ["extract", "photos", "--name", "colours", "--workers", "1", *TINY_FLAGS],
     "info": ["cache", "info", "colours"],

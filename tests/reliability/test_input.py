@@ -134,7 +134,8 @@ TOML_VALUES = st.recursive(
 )
 KEYS = {
     "dataset": "name data root split max_bad",
-    "extract": "backbone weights tap pool size resize precision dtype device batch_size workers",
+    "extract": "backbone weights tap pool size resize precision dtype device batch_size workers "
+    "views augment augment_seed views_of",
     "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter "
     "no_views augment augment_seed",
     "evaluate": "on split tta augment augment_seed",
@@ -417,6 +418,14 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
     ),
     "relabel": (["relabel", "colours", "fixes.csv", "--overwrite"], "name out cache".split()),
+    "export": (
+        ["export", "colours", "--format", "npz", "--out", "x.npz", "--overwrite"],
+        "format out tap pool weights size space view cache".split(),
+    ),
+    "export a head": (
+        ["export", "run", "--format", "torch", "--out", "x.pt2", "--overwrite"],
+        "format out weights pool cache".split(),
+    ),
     "predict": (
         ["predict", "run", "photos/red/00.png"],
         "weights device batch-size workers cache".split(),
@@ -442,6 +451,8 @@ ARGUMENTS = {
     "advise": 1,
     "audit": 1,
     "relabel": 2,
+    "export": 1,
+    "export a head": 1,
     "predict": 2,
     "run": 1,
     "backbones": 1,
@@ -536,6 +547,7 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["relabel", "colours", "@"],
         ["advise", "colours", "--cache=@"],
         ["audit", "colours", "--cache=@"],
+        ["export", "@", "--format", "torch", "--out", "x"],
         ["run", "@"],
         ["extract", "@", "--name", "x", *TINY_FLAGS],
         ["extract", "photos", "--name", "x", *TINY_FLAGS, "--weights", "@.safetensors"],
@@ -692,7 +704,7 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
         inner = draw(JSON_VALUES if name != "name" else st.sampled_from(["", "a/b", 1, None, []]))
         keys = {
             "source": ["kind", "spec", "root"],
-            "info": ["decoder", "split", "weights", "list"],
+            "info": ["decoder", "split", "weights", "list", "covers"],
             "reasons": ["0", "-1", "99", "x"],
         }
         if name in keys and draw(st.integers(0, 3)):

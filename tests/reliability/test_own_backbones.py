@@ -94,6 +94,18 @@ def test_predictions_run_code_that_is_named(
     assert answer.label is not None
 
 
+def test_an_export_runs_code_that_is_named(
+    head: Path, mark: Path, inside: Run, tmp_path: Path
+) -> None:
+    words = ("export", head, "--format", "torch", "--out", tmp_path / "model.pt2")
+    done = inside(*words)
+    assert done.returncode == 2 and REFUSED in done.stderr and not mark.exists()
+    done = inside(*words, "--allow-code", NAME)
+    assert done.returncode == 0, done.stderr
+    assert mark.exists()
+    forget(mark)
+
+
 def test_other_code_of_the_same_name_is_another_feature_space(
     head: Path, mark: Path, inside: Run, photo_folder: Path, tmp_path: Path
 ) -> None:
