@@ -13,9 +13,11 @@ from featpipe._version import __version__
 
 if TYPE_CHECKING:
     from featpipe.api import (
+        advise,
         audit,
         compare,
         evaluate,
+        export,
         extract,
         list_runs,
         load_head,
@@ -40,6 +42,8 @@ _HOMES = {
     "run_recipe": "featpipe.api",
     "list_runs": "featpipe.api",
     "compare": "featpipe.api",
+    "export": "featpipe.api",
+    "advise": "featpipe.api",
     "audit": "featpipe.api",
     "relabel": "featpipe.api",
     "open_features": "featpipe.integrations.arrays",
@@ -57,9 +61,11 @@ __all__ = [
     "FeatureRows",
     "FeatureTable",
     "__version__",
+    "advise",
     "audit",
     "compare",
     "evaluate",
+    "export",
     "extract",
     "list_runs",
     "load_head",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featpipe.advising.documents import AdviseDocument
 from featpipe.base.cache import default_cache
 from featpipe.base.own_code import permitted
 from featpipe.base.progress import Progress
@@ -14,18 +15,22 @@ from featpipe.base.progress_bars import as_progress
 from featpipe.reports.documents import AuditDocument
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.advise import AdviseSpec
 from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.specs.export import ExportSpec
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.predict import PredictSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.specs.shipped_recipes import find_recipe
+from featpipe.stages import advise as advising
 from featpipe.stages import audit as auditing
 from featpipe.stages import compare as comparison
 from featpipe.stages import evaluate as evaluation
+from featpipe.stages import export as exporting
 from featpipe.stages import extract as extraction
 from featpipe.stages import list_runs as runs
 from featpipe.stages import predict as prediction
@@ -34,12 +39,15 @@ from featpipe.stages import relabel as relabelling
 from featpipe.stages import train as training
 from featpipe.stages.compare import Comparison
 from featpipe.stages.evaluate import Evaluation
-from featpipe.stages.extract import ExtractResult
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.stages.list_runs import ListedRuns
 from featpipe.stages.predict import Prediction
 from featpipe.stages.recipe import RecipeResult
 from featpipe.stages.relabel import RelabelResult
 from featpipe.stages.train_result import TrainResult
+
+if TYPE_CHECKING:
+    from featpipe.stages.documents import ModelExportDocument, TableExportDocument
 
 PathLike = str | os.PathLike[str]
 
@@ -250,6 +258,36 @@ def compare(
         return comparison.compare([Path(head) for head in heads], spec, cache=_root(cache))
 
 
+def export(
+    what: PathLike, *, cache: PathLike | None = None, **options: Any
+) -> ModelExportDocument | TableExportDocument:
+    """Write a head with its backbone as one network, or a data set's features as one file.
+
+    Parameters
+    ----------
+    what : path or str
+        Run folder of a head, or name of a data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    **options
+        ``format`` and ``out``, which must be given, and the rest of
+        :class:`featpipe.specs.export.ExportSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe export --json`` prints.
+
+    Raises
+    ------
+    FeatpipeError
+        See the classes in :mod:`featpipe.base.errors`; there is no new file then.
+    """
+    spec = ExportSpec.from_options(options)
+    with permitted(spec.allow_code):
+        return exporting.export(what, spec, cache=_root(cache))
+
+
 def audit(
     name: str,
     *,
@@ -283,6 +321,42 @@ def audit(
     """
     spec = AuditSpec.from_options(options)
     return auditing.audit(name, spec, cache=_root(cache), progress=as_progress(progress))
+
+
+def advise(
+    name: str,
+    *,
+    cache: PathLike | None = None,
+    progress: Progress | bool = False,
+    **options: Any,
+) -> AdviseDocument:
+    """Measure linear heads on every cached tap, and say from these facts what to try next.
+
+    Parameters
+    ----------
+    name : str
+        Data set.
+    cache : path, optional
+        Default: ``$FEATPIPE_CACHE``, else ``./cache``.
+    progress : bool or Progress
+        True shows a bar on a terminal and in a notebook, elsewhere a line every 30 s; or a
+        callable that opens a bar. Default: none.
+    **options
+        As in ``featpipe advise``; see :class:`featpipe.specs.advise.AdviseSpec`.
+
+    Returns
+    -------
+    dict
+        What ``featpipe advise --json`` prints: ``facts``, ``advice`` with commands to copy, and
+        ``not_advised``. Nothing is written.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DataError, DamageError, StorageError
+    """
+    spec = AdviseSpec.from_options(options)
+    with permitted(spec.allow_code):
+        return advising.advise(name, spec, cache=_root(cache), progress=as_progress(progress))
 
 
 def relabel(

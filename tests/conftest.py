@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import tiny_network
 from support.browser import chromium  # noqa: F401 (one browser for all modules)
 from support.command import TINY_FLAGS, Run
 from support.samples import SHARED, class_picture
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     pass
 
 
+tiny_network.register()
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Threads that spin while they wait make tiny steps a hundred times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

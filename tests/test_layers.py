@@ -21,7 +21,7 @@ LAYERS = [
     ["sources", "decoding", "heads"],
     ["weights", "datasets", "runs", "auditing"],
     ["store", "reports"],
-    ["engine"],
+    ["engine", "exports", "advising"],
     ["stages", "integrations"],
     ["api"],
     ["bench"],
@@ -39,6 +39,7 @@ STRANGERS = {
     "reports": {"torch", "torchvision"},
     "heads": {"h5py"},
     "auditing": {"torch", "torchvision", "h5py"},
+    "advising": {"torch", "torchvision", "h5py"},
 }
 """Libraries a room does without, so that it can be used and tested without them."""
 
@@ -142,9 +143,16 @@ def test_stages_meet_only_through_files() -> None:
     allowed |= {(stage, "score_maps") for stage in ("predict", "evaluate")}
     # What is known beforehand, for the extraction and for its plan.
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}
+    # Parts of an extraction: its second pass, and which spaces a data set lists then.
+    allowed |= {("extract", part) for part in ("extract_result", "held_spaces", "views")}
+    allowed |= {("views", part) for part in ("extract_result", "held_spaces")}
+    allowed |= {("dry_run", "views"), ("recipe", "extract_result")}
     # Parts of training, which is more than one module can hold.
-    allowed |= {("train", part) for part in ("calibration", "n_shot", "sweep_result")}
+    parts = ("calibration", "n_shot", "starting_tensors", "sweep_result", "training_views")
+    allowed |= {("train", part) for part in parts} | {("scoring", "averaged_views")}
     allowed |= {("train_result", part) for part in ("n_shot", "sweep_result")}
+    # An export is one of a head or one of a data set.
+    allowed |= {("export", "export_table")}
     allowed |= {(stage, "train_result") for stage in ("train", "recipe")}
     stages = [path for path in MODULES if dotted(path).startswith("stages.")]
     edges = {
@@ -199,6 +207,8 @@ def test_nothing_is_pickled_but_for_one_restricted_reader(path: Path) -> None:
         # No picture is opened and no page is drawn in training.
         ("featpipe.stages.train", "PIL"),
         ("featpipe.stages.train", "matplotlib"),
+        ("featpipe.stages.advise", "PIL"),
+        ("featpipe.stages.advise", "torch"),
     ],
 )
 def test_importing_does_not_load_heavy_libraries(modules: str, library: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from featpipe.backbones.graph import Traced
+    from featpipe.backbones.suffix import Suffixes
 
 Tensors = Mapping[str, NDArray]
 """Parameters and buffers by name; floating ones are float32."""
@@ -260,6 +261,24 @@ class Backbone(ABC):
     def graph(self) -> Traced | None:
         """The whole network and its graph; None where there is none, or it cannot be traced."""
         return None
+
+    def suffix(self, tap: str, size: int) -> Suffixes:
+        """What of the network lies behind a tap: its own layers, or a linear top in their place.
+
+        Parameters
+        ----------
+        tap : str
+        size : int
+            Side of the pictures, pixels.
+
+        Raises
+        ------
+        UsageError
+            The network cannot be cut there: it has no graph, or a branch goes past the tap.
+        """
+        from featpipe.backbones.suffix import suffixes
+
+        return suffixes(self, self.tap(tap).name, size)
 
     def pooled_axes(self, tap: str, size: int) -> tuple[int, ...]:
         """Axes of a tap's output, counted with the batch's, that pooling runs over."""

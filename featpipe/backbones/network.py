@@ -80,7 +80,7 @@ class Network:
         self._module = optimised(
             module, policy=backbone.policy(precision), precision=precision, device=self.device
         )
-        self._normalise = _Normalise(preprocessing).to(self.device)
+        self._normalise = Normalise(preprocessing).to(self.device)
 
     @property
     def compute_batch(self) -> int:
@@ -156,9 +156,13 @@ class Network:
         n = len(pixels)
         batch = gpu.padded_on(self.device, pixels, self._padded_size(pixels.shape[1], batch_size))
         # Not through __call__: torch's GraphModule would print errors, which are handled here.
-        maps = self._module.forward(self._normalise(batch))
+        image = batch.permute(0, 3, 1, 2).float() / WHITE  # N H W C → N C H W
+        maps = self._module.forward(self._normalise(image))
         outputs = dict(zip(self._taps, maps, strict=True))
-        rows = [self._output(outputs[space.tap][:n], space) for space in self.spaces]
+        rows = [
+            stored(outputs[space.tap][:n], space, self._pooled_axes[space.tap])
+            for space in self.spaces
+        ]
         return gpu.on_host([*rows, torch.stack([torch.isfinite(part).all() for part in rows])])
 
     def _padded_size(self, side: int, batch_size: int) -> int:
@@ -172,17 +176,31 @@ class Network:
         # Torch computes a single small image with another algorithm than a batch.
         return 2 if side < _MIN_UNPADDED_SIDE else 1
 
-    def _output(self, hidden: torch.Tensor, space: FeatureSpace) -> torch.Tensor:
-        axes = self._pooled_axes[space.tap]
-        if space.pooling == "cls":
-            hidden = hidden[:, 0]  # N tokens C → N C
-        elif space.pooling == "avg" and axes:
-            hidden = hidden.float().mean(dim=axes)
-        elif space.pooling == "max" and axes:
-            hidden = hidden.amax(dim=axes)
-        dtype = torch.float16 if space.dtype == "float16" else torch.float32
-        # Channels last in memory → the order in which rows are stored
-        return hidden.to(dtype).contiguous()
+
+def stored(hidden: torch.Tensor, space: FeatureSpace, axes: tuple[int, ...]) -> torch.Tensor:
+    """What a tap gives for some pictures, as rows of a feature space.
+
+    Parameters
+    ----------
+    hidden : Tensor
+    space : FeatureSpace
+    axes : tuple of int
+        Those that pooling runs over; see :meth:`Backbone.pooled_axes`.
+
+    Returns
+    -------
+    Tensor, shape (n, *space.shape)
+        Pooled, in the stored dtype.
+    """
+    if space.pooling == "cls":
+        hidden = hidden[:, 0]  # N tokens C → N C
+    elif space.pooling == "avg" and axes:
+        hidden = hidden.float().mean(dim=axes)
+    elif space.pooling == "max" and axes:
+        hidden = hidden.amax(dim=axes)
+    dtype = torch.float16 if space.dtype == "float16" else torch.float32
+    # Channels last in memory → the order in which rows are stored
+    return hidden.to(dtype).contiguous()
 
 
 def _overflow(space: FeatureSpace) -> FeatureOverflowError:
@@ -198,8 +216,8 @@ def _overflow(space: FeatureSpace) -> FeatureOverflowError:
     )
 
 
-class _Normalise(nn.Module):
-    """uint8 N H W C, RGB → float32 N C H W, in the channel order and scale the weights need."""
+class Normalise(nn.Module):
+    """RGB of 0..1, N C H W float32 → in the channel order and scale that the weights need."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -210,8 +228,8 @@ class _Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        image = pixels.permute(0, 3, 1, 2).float() / WHITE  # N H W C → N C H W
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """See the class."""
         if self._reverse_channels:
             image = image.flip(1)
         return (image - self.mean) / self.std

@@ -16,7 +16,7 @@ INPUT = "input"
 """Its only tap."""
 _UNIT = 1 / 255
 _CHANNELS = {"rgb": 3, "grey": 1}
-_GREY = (19595, 38470, 7471)
+GREY_WEIGHTS = (19595, 38470, 7471)
 """Red, green and blue in 65,536 parts of grey, as in ITU-R BT.601 and in Pillow."""
 
 
@@ -68,5 +68,5 @@ class Pixels(Backbone):
 
 def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB (…, 3) → luma (…), rounded to the nearest; grey pictures keep their values."""
-    weighted = pixels.astype(np.int32) @ np.array(_GREY, np.int32)
+    weighted = pixels.astype(np.int32) @ np.array(GREY_WEIGHTS, np.int32)
     return ((weighted + (1 << 15)) >> 16).astype(np.uint8)

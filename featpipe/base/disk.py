@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import re
 import socket
@@ -19,7 +20,9 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from featpipe.base.errors import StorageError
 
@@ -27,6 +30,8 @@ _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-[0-9a-f]{32}")
 _REMOVED = ".removed-"
 """How the name of a folder begins that is being deleted."""
 _NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
+_COLLECTED_BYTES = 2**20
+"""Bytes that are written at once where they come in small pieces."""
 _STALE_AFTER_S = 24 * 3600.0
 """Age after which another host's unlocked temporary file counts as abandoned."""
 
@@ -98,14 +103,109 @@ def write_atomically(target: Path, data: bytes, *, mode: int = 0o644) -> None:
         The system refused the write (disk full, read-only, no permission). ``target`` is
         unchanged, or already new if only the last step failed: the fsync of its folder.
     """
+    with writing_atomically(target, size=len(data), mode=mode) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def writing_atomically(
+    target: Path, *, size: int = 0, mode: int = 0o644
+) -> Iterator[TemporaryStream]:
+    """Open a file that becomes ``target``, durably, when the block ends without an error.
+
+    Parameters
+    ----------
+    target : Path
+    size : int
+        Room that will be needed, bytes, for messages; 0 where nobody knows.
+    mode : int
+        Permissions.
+
+    Raises
+    ------
+    StorageError
+        As :func:`write_atomically`.
+    """
+    stream: TemporaryStream | None = None
     try:
         _make_folder(target.parent)
         remove_leftovers(target.parent)
-        while not _try_write(target, data, mode):
-            pass
+        while stream is None:
+            temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
+            with _temporary_file(temporary, mode) as fd:
+                if not _lock_temporary(fd):
+                    continue
+                stream = TemporaryStream(fd, temporary)
+                yield stream
+                stream.drain()
+                _disk.fsync(fd)
+                _disk.rename(temporary, target)
         _disk.fsync_folder(target.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        raise _storage_error(error, target, len(data)) from error
+        needed = max(size, stream.size if stream is not None else 0)
+        raise _storage_error(error, target, needed) from error
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path, mode: int) -> Iterator[int]:
+    """Open a new file; it is deleted if an error ends the block."""
+    fd = -1
+    try:
+        fd = _disk.open(path, mode)
+        yield fd
+    except FileExistsError:
+        raise  # another writer's file has this name: do not delete it
+    except BaseException:
+        # Delete by name: an interrupt may arrive after the file exists but before ``fd`` is set.
+        with contextlib.suppress(OSError):
+            _disk.unlink(path)
+        raise
+    finally:
+        if fd >= 0:
+            _disk.close(fd)
+
+
+class TemporaryStream(io.RawIOBase):
+    """The bytes of a file that is being written, from first to last; small ones are collected.
+
+    Attributes
+    ----------
+    size : int
+        Bytes so far.
+    path : Path
+        Where they can be read once they are drained, until the file gets its final name.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        super().__init__()
+        self.size, self.path = 0, path
+        self._fd, self._collected = fd, bytearray()
+
+    def writable(self) -> bool:
+        """Whether bytes can be written."""
+        return True
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self.size
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything that has a buffer of them."""
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        self.size += len(view)
+        if len(self._collected) + len(view) < _COLLECTED_BYTES:
+            self._collected += view
+        else:
+            self.drain()
+            _write_all(self._fd, view)
+        return len(view)
+
+    def drain(self) -> None:
+        """Hand what was collected to the system."""
+        collected, self._collected = bytes(self._collected), bytearray()
+        _write_all(self._fd, memoryview(collected))
 
 
 def _make_folder(folder: Path) -> None:
@@ -120,33 +220,6 @@ def _make_folder(folder: Path) -> None:
             _disk.fsync_folder(folder.parent)
 
 
-def _try_write(target: Path, data: bytes, mode: int) -> bool:
-    """Write a temporary file and rename it to ``target``; False if the caller must try again.
-
-    The attempt fails if another process deletes the file as abandoned before it is locked.
-    """
-    temporary = target.parent / f".tmp-{_host()}-{uuid.uuid4().hex}"
-    fd = -1
-    try:
-        fd = _disk.open(temporary, mode)
-        if not _lock_temporary(fd):
-            return False
-        _write_all(fd, data)
-        _disk.fsync(fd)
-        _disk.rename(temporary, target)
-        return True
-    except FileExistsError:
-        raise  # another writer's file has this name: do not delete it
-    except BaseException:
-        # Delete by name: an interrupt may arrive after the file exists but before ``fd`` is set.
-        with contextlib.suppress(OSError):
-            _disk.unlink(temporary)
-        raise
-    finally:
-        if fd >= 0:
-            _disk.close(fd)
-
-
 def _lock_temporary(fd: int) -> bool:
     """Lock a new temporary file; False if another process is deleting or has deleted it."""
     try:
@@ -159,8 +232,7 @@ def _lock_temporary(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
+def _write_all(fd: int, rest: memoryview) -> None:
     while rest:
         rest = rest[_disk.write(fd, rest) :]
 
@@ -216,6 +288,25 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file to read it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, or is a folder, a device or a pipe; reading a pipe could block.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
 def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a regular file, or ``length`` of them from ``offset`` on.
 
@@ -225,13 +316,7 @@ def read_regular(path: Path, *, offset: int = 0, length: int | None = None) -> b
         The file cannot be read, ends before it holds ``length`` bytes, or is a folder, a device or
         a pipe; reading a pipe could block.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path) as file:
         file.seek(offset)
         data = file.read(length)
         if length is not None and len(data) < length:

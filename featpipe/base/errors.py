@@ -73,6 +73,10 @@ class OutOfMemoryError(FeatpipeError, MemoryError):
     """A device has too little memory for the smallest piece of work."""
 
 
+class CheckError(FeatpipeError):
+    """What was made does not do what it should, so it was not kept."""
+
+
 class MissingPackageError(FeatpipeError, ImportError):
     """Something was asked for that needs a package of one of the optional extras."""
 

@@ -30,3 +30,8 @@ def is_name(text: str) -> bool:
 def escape(text: str) -> str:
     """Replace characters that are not printable, and bytes that are not UTF-8, by escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def as_utf8(text: str) -> str:
+    """A text that every tool can store: bytes that are not UTF-8 become ``\\xNN``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

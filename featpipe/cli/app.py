@@ -18,6 +18,8 @@ COMMANDS = {
     "runs": "List every run with its options and scores.",
     "compare": "Score heads on the very same pictures and test which differ.",
     "predict": "Classify pictures, preprocessed exactly as in training.",
+    "export": "Write a head as ONNX or for torch, or features as npz or Parquet.",
+    "advise": "Say what to try next, from linear heads on every cached tap.",
     "audit": "Find duplicates, probable label errors and outliers of a data set.",
     "relabel": "Give a data set other labels under another name; nothing is computed.",
     "run": "Extract, train and evaluate as a recipe says.",

@@ -8,16 +8,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from featpipe.base.csv_rows import CsvWriter
-from featpipe.base.text import escape
+from featpipe.base.text import escape, some_of
+from featpipe.base.views import counted_views, views_words
 from featpipe.cli import probes
 from featpipe.cli.comparing import of_compared_heads, of_pairs_of_heads
 from featpipe.cli.tables import aligned
 
 if TYPE_CHECKING:
     # Each command imports only its own stage at run time.
-    from featpipe.stages.dry_run import DryRun
+    from featpipe.heads.base import StartDocument
+    from featpipe.stages.dry_run import DryRun, PlannedViews
     from featpipe.stages.evaluate import Evaluation
-    from featpipe.stages.extract import ExtractResult
+    from featpipe.stages.extract_result import ExtractResult, ViewsResult
     from featpipe.stages.predict import Prediction
     from featpipe.stages.recipe import RecipeResult
     from featpipe.stages.sweep_result import SweepResult
@@ -45,18 +47,30 @@ def of_extraction(done: ExtractResult) -> str:
             f"  {done.seconds:.1f} s, {done.images_per_second:.1f} pictures/s; "
             f"bottleneck: {done.bottleneck} ({stages})"
         )
-    else:
+    elif done.views is None or not done.views.computed:
         lines.append("  nothing to compute: no picture was decoded, the backbone did not run")
     for space in done.spaces:
         shape = " x ".join(map(str, space.shape))
         lines.append(
             f"  {space.name}: {space.tap}, pooling {space.pooling}, {shape}, {space.dtype}"
         )
+    if done.views is not None:
+        lines.append(f"  {_views(done.views)}")
     if done.splits:
         lines.append("  " + ", ".join(f"{name} {n}" for name, n in done.splits.items()))
     if done.classes:
         lines.append("  " + class_list(done.classes))
     return "\n".join(lines + _bad(done))
+
+
+def _views(done: ViewsResult) -> str:
+    """What the second pass did: ``views 1 to 4 (light, seed 0) of train: …``."""
+    text = (
+        f"{_numbers(done.number)} ({done.augmentation}) of {', '.join(done.of)}: "
+        f"{counted(done.pictures, 'picture')}, {counted(done.computed, 'view')} computed, "
+        f"{done.reused} reused, {done.seconds:.1f} s"
+    )
+    return text if done.is_complete else text + "; views of other shards are missing"
 
 
 def class_list(classes: Sequence[str]) -> str:
@@ -92,8 +106,21 @@ def of_plan(plan: DryRun) -> str:
             f"{plan.quarantined} quarantined before; nothing was done",
             f"  classes: {_counted(plan.classes) or 'none'}",
             f"  splits: {splits}",
+            *([] if plan.views is None else [f"  {_planned_views(plan.views)}"]),
         ]
     )
+
+
+def _planned_views(plan: PlannedViews) -> str:
+    what = f"{_numbers(plan.number)} ({plan.augmentation}) of {', '.join(plan.of)}"
+    if plan.to_compute is None:
+        return f"{what}: how many to compute is not known before the pictures are read"
+    return f"{what}: {plan.to_compute} to compute"
+
+
+def _numbers(count: int) -> str:
+    """``view 1``, ``views 1 to 4``."""
+    return "view 1" if count == 1 else f"views 1 to {count}"
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -106,17 +133,27 @@ def _counted(counts: dict[str, int]) -> str:
 def of_training(done: TrainResult) -> str:
     """What a training gave; of a sweep, the best combinations first."""
     lines = [] if done.sweep is None else [*_sweep_table(done.sweep), ""]
+    with_views = "" if done.views is None else f", with {views_words(done.views)}"
     if done.n_shot is not None:
         lines += [*probes.shot_table(done.n_shot), ""]
     lines += [
-        f"{done.kind} head in {done.seconds:.1f} s: validation accuracy "
+        f"{done.kind} head in {done.seconds:.1f} s{with_views}: validation accuracy "
         f"{done.val['accuracy']:.2%} (loss {done.val['loss']:.4f}, {done.axis} "
         f"{done.best.at:g} kept), train {done.train['accuracy']:.2%}",
+        *_start(done.start),
         *probes.over_seeds(done.sweep),
         *probes.calibrated(done.calibration),
         f"  {done.head}",
     ]
     return "\n".join(lines)
+
+
+def _start(start: StartDocument | None) -> list[str]:
+    """Which layers of a suffix started from the backbone's weights."""
+    if start is None:
+        return []
+    pretrained, drawn = some_of(start["pretrained"]), some_of(start["drawn"])
+    return [f"{start['top']} top; pretrained: {pretrained or 'none'}; drawn: {drawn}"]
 
 
 _MEASURES = {
@@ -199,6 +236,9 @@ def of_evaluation(done: Evaluation) -> str:
         f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
+    if (tta := done.tta) is not None:
+        views = counted_views(tta["views"], tta["policy"], tta["seed"])
+        lines.append(f"  probabilities averaged over each picture and its {views}")
     if done.scales:
         lines.append(f"  probabilities averaged over {_sizes(done)}")
     lines += [f"  {escape(note)}" for note in done.notes]

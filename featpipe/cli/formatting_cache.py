@@ -61,6 +61,7 @@ def _store(found: StoreSummary) -> str:
         counted(found.segments, "segment"),
         size_text(found.bytes),
         f"{found.size} px, pooling {found.pool}, {shape} {found.dtype}",
+        *([f"view {found.view} ({escape(found.augmentation)})"] if found.view else []),
         f"of {', '.join(map(escape, found.datasets))}" if found.datasets else "of no data set",
         *([f"{counted(found.unnamed, 'row')} unnamed"] if found.unnamed else []),
     ]

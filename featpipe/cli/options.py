@@ -10,7 +10,7 @@ import typer
 
 from featpipe.specs.fields import Spec, default_of, options_of
 from featpipe.specs.head_params import HEAD_PARAMS
-from featpipe.specs.value_kinds import Folder
+from featpipe.specs.value_kinds import File, Folder
 
 
 def _folder(text: str) -> Path:
@@ -52,7 +52,9 @@ def command_app() -> typer.Typer:
 def flag_of(spec: type[Spec], name: str, **settings: Any) -> Any:
     """The flag of an option of a spec, with the option's help and default."""
     known = options_of(spec)[name]
-    if isinstance(known.kind, Folder):
+    if isinstance(known.kind, File):
+        settings = {"metavar": "FILE", **settings}
+    elif isinstance(known.kind, Folder):
         settings = {"parser": _folder, "metavar": "DIR", **settings}
     words = known.default_text or _shown(default_of(spec, name))
     default = f"  [default: {words}]" if words else ""

@@ -226,9 +226,9 @@ class Dataset:
             )
         return np.flatnonzero(self.usable & (self.split == SPLITS.index(split)))
 
-    def covered_by(self, space: FeatureSpace) -> NDArray[np.intp]:
-        """Row numbers of the usable samples that a feature space of the data set covers."""
-        splits = self.info.covers.get(space.id)
+    def covered_by(self, space: FeatureSpace | str) -> NDArray[np.intp]:
+        """Row numbers of the usable samples that a feature space, or the one of an id, covers."""
+        splits = self.info.covers.get(space if isinstance(space, str) else space.id)
         if splits is None:
             return self.in_split("all")
         covered = np.isin(self.split, [SPLITS.index(name) for name in splits])

@@ -114,7 +114,8 @@ def load_dataset(cache: Path, name: str) -> Dataset:
 
 
 def _encode(dataset: Dataset) -> bytes:
-    return _pack(_header(dataset), _columns(dataset))
+    version = DATASET_VERSION if dataset.info.covers else 1
+    return _pack(_header(dataset), _columns(dataset), version)
 
 
 def _header(dataset: Dataset) -> dict[str, Any]:
@@ -136,12 +137,12 @@ def _columns(dataset: Dataset) -> dict[str, np.ndarray]:
     return columns
 
 
-def _pack(header: dict[str, Any], columns: dict[str, np.ndarray]) -> bytes:
+def _pack(header: dict[str, Any], columns: dict[str, np.ndarray], version: int = 1) -> bytes:
     """Bytes of a data set file."""
     text = np.frombuffer(json.dumps(header).encode("ascii"), np.uint8)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
-        file.attrs["format_version"] = DATASET_VERSION if header["info"].get("covers") else 1
+        file.attrs["format_version"] = version
         write_text(file, "sha256", _UNSEALED.decode())
         for name, column in {**columns, "header": text}.items():
             file.create_dataset(name, data=column)

@@ -20,7 +20,8 @@ class NamedRows:
     """The rows that data sets name, by feature space.
 
     A data set names the rows of its usable pictures in every space that it was ever extracted
-    in, also where later pictures lack a row there.
+    in, also where later pictures lack a row there. Of a space that covers some splits alone it
+    names only the rows of those.
     """
 
     def __init__(self) -> None:
@@ -45,8 +46,8 @@ class NamedRows:
 
     def add(self, dataset: Dataset) -> None:
         """Add the rows that a data set names."""
-        ids = dataset.image_sha256[dataset.usable]
         for space in {*space_ids(dataset), *dataset.info.weights}:
+            ids = dataset.image_sha256[dataset.covered_by(space)]
             self._ids.setdefault(space, []).append(ids)
 
     def of_space(self, space: FeatureSpace) -> NDArray[np.uint8]:

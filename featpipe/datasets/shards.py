@@ -14,7 +14,7 @@ import numpy as np
 from featpipe.base.dataset_names import SHARD_MARK
 from featpipe.base.errors import NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLIT_GIVEN, Dataset
-from featpipe.datasets.files import load_dataset, save_dataset
+from featpipe.datasets.files import load_dataset
 from featpipe.datasets.splits import split_unsplit
 from featpipe.sources.records import Record
 from featpipe.specs.shards import Shard
@@ -34,10 +34,10 @@ def list_digest(records: Sequence[Record]) -> str:
 
 
 def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset | None:
-    """Write data set ``name`` from its shards once all are there; None while some are missing.
+    """Data set ``name`` from its shards once all are there; None while some are missing.
 
     A shard that was made from another list counts as missing. Several jobs may merge at once:
-    all of them write the same bytes.
+    all of them get the same.
 
     Parameters
     ----------
@@ -58,9 +58,7 @@ def merge_shards(cache: Path, name: str, count: int, whole_list: str) -> Dataset
         if shard.info.list != whole_list:
             return None
         shards.append(shard)
-    merged = _merged(name, shards, sum(map(len, shards)))
-    save_dataset(cache, merged)
-    return merged
+    return _merged(name, shards, sum(map(len, shards)))
 
 
 def _merged(name: str, shards: list[Dataset], total: int) -> Dataset:

@@ -20,7 +20,7 @@ from featpipe.base.joined_spaces import joining_problem, repeated
 from featpipe.base.own_code import is_own_code
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
-from featpipe.specs.extract import FeatureOptions
+from featpipe.specs.extract import ALL_PICTURES, FeatureOptions
 from featpipe.specs.fields import default_of, flag
 from featpipe.specs.spaces import SpaceQuery
 
@@ -310,6 +310,32 @@ def extract_options(spaces: Sequence[FeatureSpace], weights: str) -> str:
         if several != (default if isinstance(default, tuple) else (default,)):
             given += [(name, value) for value in several]
     return _as_flags([name for name, _ in given], [value for _, value in given])
+
+
+def options_of_extractions(dataset: Dataset) -> list[str]:
+    """The options of ``extract`` that compute each feature space of a data set, to be copied."""
+    held = spaces_of(dataset)
+    found = []
+    for space, weights in held:
+        if space.view:
+            continue
+        of_pictures = extract_options([space], weights)
+        views = [view for view, _ in held if view.view and view.original == space]
+        numbers: dict[tuple[str, int, tuple[str, ...]], int] = {}
+        for view in views:
+            if (drawn := view.augmentation) is not None:
+                splits = dataset.info.covers.get(view.id, (ALL_PICTURES,))
+                key = (drawn.policy, drawn.seed, splits)
+                numbers[key] = max(numbers.get(key, 0), view.view)
+        of_views = [view_options(*key, number) for key, number in numbers.items()]
+        found += [f"{of_pictures} {options}".lstrip() for options in of_views or [""]]
+    return [options.rstrip() for options in found]
+
+
+def view_options(policy: str, seed: int, splits: Sequence[str], number: int) -> str:
+    """The options of ``extract`` that compute so many views of the pictures of splits."""
+    names = ["views", "augment", "augment_seed", *("views_of" for _ in splits)]
+    return _as_flags(names, [number, policy, seed, *splits])
 
 
 def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:

@@ -16,7 +16,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from featpipe.base.disk import file_fingerprint
 from featpipe.base.errors import FeatpipeError
 from featpipe.base.ids import sortable
 from featpipe.base.preprocessing import largest_shape
-from featpipe.base.space import Preprocessing
+from featpipe.base.space import Augmentation, Preprocessing
 from featpipe.decoding.worker_process import (
     Decoded,
     DecodedKind,
@@ -43,6 +43,13 @@ _START_LIMIT = 3
 had not been given an image yet, so no image is the cause."""
 
 _TICK_S = 0.25
+_TASK_BYTES = 64 * 2**20
+"""Pixels of one task take no more, except for a single view."""
+
+
+def views_at_once(preprocessing: Preprocessing, views: int) -> int:
+    """How many of so many views one task may ask for."""
+    return max(1, min(views, _TASK_BYTES // (math.prod(largest_shape(preprocessing)) * 3)))
 
 
 def _exit_description(code: int) -> str:
@@ -72,10 +79,14 @@ class DecodePool:
         Number of worker processes.
     known : ndarray of uint8, shape (n, 32)
         Ids of images that need no decoding; their results are ``KNOWN``.
+    augmentation : Augmentation, optional
+        What makes the views; default: none, and pixels are those of the picture itself.
+    views : sequence of int
+        Numbers of the views that tasks may ask for; an image is decoded once for those of a task.
     max_pixels : int
         An image with more pixels is bad.
     time_limit_s : float
-        An image that takes longer, in seconds, is bad.
+        An image that takes longer, or a view of it, in seconds, is bad.
     memory_bytes : int
         Largest address space of one worker process.
     """
@@ -86,12 +97,16 @@ class DecodePool:
         *,
         workers: int,
         known: NDArray[np.uint8],
+        augmentation: Augmentation | None = None,
+        views: Sequence[int] = (0,),
         max_pixels: int = DEFAULT_MAX_PIXELS,
         time_limit_s: float = DEFAULT_TIME_LIMIT_S,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
     ) -> None:
         self._setup: dict[str, Any] = {
             "preprocessing": dataclasses.asdict(preprocessing),
+            "augmentation": dataclasses.asdict(augmentation) if augmentation else None,
+            "views": tuple(views),
             "max_pixels": max_pixels,
             "memory_bytes": memory_bytes,
         }
@@ -100,7 +115,8 @@ class DecodePool:
         self._known.write(ids.tobytes())
         self._known.flush()
         self._setup |= {"known_fd": self._known.fileno(), "known_count": len(ids)}
-        self._slot_bytes = math.prod(largest_shape(preprocessing)) * 3
+        at_once = views_at_once(preprocessing, len(views))
+        self._slot_bytes = at_once * math.prod(largest_shape(preprocessing)) * 3
         self._count = workers
         self._time_limit_s = time_limit_s
         self._workers: list[WorkerProcess] = []

@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,14 +27,18 @@ from numpy.typing import NDArray
 
 from featpipe.base.disk import file_fingerprint, read_regular
 from featpipe.base.errors import BadImageError
-from featpipe.base.space import Preprocessing
+from featpipe.base.space import Augmentation, Preprocessing
 from featpipe.decoding import messages
 from featpipe.decoding.pixels import load_pixels
+from featpipe.decoding.views import load_views
 
 PROGRESS_BYTES = 64
 """Of the shared memory, before the pixels: see :func:`progress_in`."""
 _REPLY_AFTER_S = 0.02
 """Replies wait at most this long for those to the other tasks of their frame, seconds."""
+
+
+Load = Callable[[bytes, bytes, list[int] | None], NDArray[np.uint8]]
 
 
 def progress_in(memory: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -63,7 +68,7 @@ def main() -> None:
         return
     setup, _ = first
     _cap_memory(setup["memory_bytes"])
-    preprocessing = Preprocessing(**setup["preprocessing"])
+    load = _loader(setup, lambda: since.__setitem__(0, time.monotonic()))
     shape = setup["slots"]
     memory = mmap.mmap(setup["pixels_fd"], PROGRESS_BYTES + math.prod(shape))
     begun, since = progress_in(memory)
@@ -85,7 +90,7 @@ def main() -> None:
             payload = payloads[start : start + task["size"]]
             start += task["size"]
             slot = slots[task["slot"]]
-            replies.append(_process(task, payload, known, slot, preprocessing, setup["max_pixels"]))
+            replies.append(_process(task, payload, known, slot, load))
             if time.monotonic() - replied > _REPLY_AFTER_S:
                 _send(stdout, {"kind": "replies", "replies": replies})
                 replies, replied = [], time.monotonic()
@@ -98,13 +103,29 @@ def _send(stream: BinaryIO, header: dict[str, Any]) -> None:
     stream.flush()
 
 
+def _loader(setup: dict[str, Any], on_view: Callable[[], None]) -> Load:
+    """From an image's bytes, its id and the numbers of views to pixels (views, h, w, 3)."""
+    preprocessing, max_pixels = Preprocessing(**setup["preprocessing"]), setup["max_pixels"]
+    if setup["augmentation"] is None:
+        return lambda data, *_: load_pixels(data, preprocessing, max_pixels=max_pixels)[None]
+    augmentation = Augmentation(**setup["augmentation"])
+    return lambda data, image_id, views: load_views(
+        data,
+        preprocessing,
+        augmentation,
+        views or setup["views"],
+        image_id,
+        max_pixels=max_pixels,
+        on_view=on_view,
+    )
+
+
 def _process(
     task: dict[str, Any],
     payload: bytes,
     known: NDArray[np.bytes_],
     slot: NDArray[np.uint8],
-    preprocessing: Preprocessing,
-    max_pixels: int,
+    load: Load,
 ) -> dict[str, Any]:
     reply: dict[str, Any] = {"id": None}
     started = time.perf_counter()
@@ -115,10 +136,12 @@ def _process(
         reply["read_s"] = time.perf_counter() - started
         if _is_known(known, image_id):
             return {**reply, "kind": "known"}
+        if task["image_id"] not in (None, reply["id"]):
+            raise BadImageError("read", "its content has changed")
         started = time.perf_counter()
-        pixels = load_pixels(data, preprocessing, max_pixels=max_pixels)
+        pixels = load(data, image_id, task["views"])
         slot[: pixels.size] = pixels.reshape(-1)
-        reply["shape"] = [1, *pixels.shape]
+        reply["shape"] = pixels.shape
         return {**reply, "kind": "pixels", "decode_s": time.perf_counter() - started}
     except BadImageError as error:
         said = {"stage": error.stage, "reason": error.reason, "detail": error.detail}

@@ -47,21 +47,33 @@ class Task:
     payload : bytes
     part : tuple of int, optional
         Offset and length, in bytes, of the image within the file; default: all of it.
+    views : tuple of int, optional
+        Which of the pool's views are wanted; default: all of them.
+    image_id : bytes, optional
+        SHA-256 that the image must have; another content is bad.
     """
 
     key: int
     path: str | None
     payload: bytes = b""
     part: tuple[int, int] | None = None
+    views: tuple[int, ...] | None = None
+    image_id: bytes | None = None
 
     @classmethod
-    def at(cls, key: int, location: Location) -> Self:
+    def at(
+        cls,
+        key: int,
+        location: Location,
+        *,
+        views: tuple[int, ...] | None = None,
+        image_id: bytes | None = None,
+    ) -> Self:
         """The task to decode the image at a location."""
         if isinstance(location, Encoded):
-            return cls(key, None, location.data)
-        if isinstance(location, Slice):
-            return cls(key, location.path, part=(location.offset, location.length))
-        return cls(key, location.path)
+            return cls(key, None, location.data, None, views, image_id)
+        part = (location.offset, location.length) if isinstance(location, Slice) else None
+        return cls(key, location.path, b"", part, views, image_id)
 
 
 class DecodedKind(enum.StrEnum):
@@ -86,9 +98,11 @@ class Decoded:
     kind : DecodedKind
     image_id : bytes or None
         SHA-256 of the image file; None where it could not be read or its worker process ended.
-    pixels : ndarray of uint8, shape (1, height, width, 3), or None
+    pixels : ndarray of uint8, shape (views, height, width, 3), or None
         RGB, 0..255; only for ``PIXELS``. Height and width are the size, except that with
         ``resize="whole"`` one of them is larger.
+    views : tuple of int
+        Which views the task asked for.
     stage, reason : str
         The step that failed and why; only for ``BAD``.
     detail : str
@@ -109,6 +123,7 @@ class Decoded:
     stat: tuple[int, ...] | None = None
     read_s: float = 0.0
     decode_s: float = 0.0
+    views: tuple[int, ...] = (0,)
 
 
 def shared_memory(nbytes: int) -> BinaryIO:
@@ -147,7 +162,7 @@ class WorkerProcess:
     Parameters
     ----------
     setup : dict
-        First message to the process: preprocessing, limits, known ids.
+        First message to the process: preprocessing, views, limits, known ids.
     slot_bytes : int
         Most bytes that the pixels of one task take.
 
@@ -191,6 +206,7 @@ class WorkerProcess:
             self.free = list(range(slots))
             self.splitter = messages.Splitter()
             self.is_ready = False
+            self._views: tuple[int, ...] = setup["views"]
             self._unsent: list[tuple[Task, int]] = []
             self._batch = max(1, slots // 2)
             self._answered = 0
@@ -257,7 +273,14 @@ class WorkerProcess:
         if not self._unsent:
             return
         tasks = [
-            {"path": task.path, "slot": slot, "part": task.part, "size": len(task.payload)}
+            {
+                "path": task.path,
+                "slot": slot,
+                "part": task.part,
+                "size": len(task.payload),
+                "views": task.views,
+                "image_id": task.image_id.hex() if task.image_id else None,
+            }
             for task, slot in self._unsent
         ]
         payloads = b"".join(task.payload for task, _ in self._unsent)
@@ -279,6 +302,7 @@ class WorkerProcess:
             bytes.fromhex(image_id) if image_id else None,
             pixels,
             stat=tuple(stat) if stat else None,
+            views=task.views or self._views,
             **reply,
         )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,13 @@ from featpipe.backbones.compute_batch import default_batch_size
 from featpipe.base.errors import Reason
 from featpipe.base.hardware import cpu_count
 from featpipe.base.ids import DIGEST_BYTES
-from featpipe.decoding.pool import DecodePool
+from featpipe.decoding.pool import DecodePool, views_at_once
 from featpipe.decoding.worker_process import Decoded, DecodedKind, Task
 from featpipe.engine.outcome import ComputedIds, Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import FeaturePlan
 from featpipe.engine.prefetch import prefetch
 from featpipe.engine.provenance import provenance
+from featpipe.engine.view_targets import ViewTargets
 from featpipe.engine.writer import SegmentWriter
 from featpipe.specs.extract import EngineOptions
 from featpipe.store.feature_store import FeatureStore
@@ -47,6 +48,25 @@ _UNTRUSTED = (-1, -1, -1)
 OnOutcome = Callable[[Outcome], None]
 
 
+class _Item(NamedTuple):
+    """One view of a picture on its way through the network.
+
+    Attributes
+    ----------
+    image_id : bytes
+    view : int
+    pixels : ndarray of uint8, shape (size, size, 3), or None
+        None once the network has them.
+    completes : Outcome or None
+        What is known of the picture once this view, the last of it, is computed.
+    """
+
+    image_id: bytes
+    view: int
+    pixels: NDArray[np.uint8] | None
+    completes: Outcome | None = None
+
+
 class Extractor:
     """Computes and commits the missing rows of pictures, in any number of passes.
 
@@ -57,14 +77,22 @@ class Extractor:
     Parameters
     ----------
     plan : FeaturePlan
+        Its spaces may be of several views, which one augmentation makes; a picture is decoded once
+        for those that its task asks for.
     stores : sequence of FeatureStore
         One per space of the plan, in its order.
     options : EngineOptions, optional
+    network : callable, optional
+        That of another extractor for the same taps and poolings, with the same options.
 
     Attributes
     ----------
     timings : Timings
         Of all passes so far; complete once it is closed.
+    network : callable or None
+        Once a picture has needed it.
+    views_at_once : int
+        How many views a task may ask for.
     """
 
     def __init__(
@@ -72,11 +100,16 @@ class Extractor:
         plan: FeaturePlan,
         stores: Sequence[FeatureStore],
         options: EngineOptions | None = None,
+        *,
+        network: Inference | None = None,
     ) -> None:
         options = options or EngineOptions()
         self.timings = Timings()
+        self.network = network
         self._plan, self._stores = plan, list(stores)
         self._preprocessing = plan.spaces[0].preprocessing
+        self._views = ViewTargets(plan.spaces)
+        self.views_at_once = views_at_once(self._preprocessing, len(self._views.numbers))
         self._batch_size = options.batch_size or default_batch_size(
             plan.device, self._preprocessing.size
         )
@@ -84,10 +117,10 @@ class Extractor:
         self._workers = options.workers or default_workers(plan.device if has_network else "")
         self._max_pixels = options.max_pixels
         self._resources = ExitStack()
-        self._inference: InferencePool[list[Decoded]] | None = None
-        self._started: set[bytes] = set()
-        """Ids of the pictures that went to the network."""
-        self._batch: list[Decoded] = []
+        self._inference: InferencePool[list[_Item]] | None = None
+        self._started: set[tuple[bytes, int]] = set()
+        """Ids of the pictures that went to the network, with the numbers of their views."""
+        self._batch: list[_Item] = []
         self._is_usable = True
 
     def __enter__(self) -> Extractor:
@@ -105,6 +138,8 @@ class Extractor:
                     self._preprocessing,
                     workers=self._workers,
                     known=_ids_in_every(self._stores),
+                    augmentation=self._plan.spaces[0].augmentation,
+                    views=self._views.numbers,
                     max_pixels=self._max_pixels,
                 )
             )
@@ -175,7 +210,8 @@ class Extractor:
         """
         self._require_usable()
         self._is_usable = False  # until this pass has succeeded
-        with prefetch(self._pool.decode(tasks), 2 * self._batch_size) as pictures:
+        ahead = max(1, 2 * self._batch_size // self.views_at_once)
+        with prefetch(self._pool.decode(tasks), ahead) as pictures:
             try:
                 for picture in self._next_pictures(pictures, on_outcome):
                     self._take(picture, on_outcome)
@@ -218,22 +254,39 @@ class Extractor:
             on_outcome(Outcome(picture.key, OutcomeKind.BAD, *seen))
             return
         assert picture.image_id is not None
-        if picture.kind is DecodedKind.KNOWN or picture.image_id in self._started:
+        items = [] if picture.kind is DecodedKind.KNOWN else self._new_items(picture)
+        if not items:
             known = Outcome(picture.key, OutcomeKind.KNOWN, picture.image_id, picture.stat)
             on_outcome(known)
-            return
-        self._started.add(picture.image_id)
-        self._batch.append(picture)
-        if len(self._batch) >= self._batch_size:
-            self._submit_batch()
-            self._collect(on_outcome)
+        for item in items:
+            self._batch.append(item)
+            if len(self._batch) >= self._batch_size:
+                self._submit_batch()
+                self._collect(on_outcome)
+
+    def _new_items(self, picture: Decoded) -> list[_Item]:
+        """The views of a picture that have not gone to the network yet."""
+        assert picture.image_id is not None and picture.pixels is not None
+        items = []
+        for place, view in enumerate(picture.views):
+            mark = picture.image_id, view
+            if mark not in self._started:
+                self._started.add(mark)
+                items.append(_Item(picture.image_id, view, picture.pixels[place]))
+        if items:
+            seen = (picture.image_id, picture.stat)
+            computed = Outcome(picture.key, OutcomeKind.COMPUTED, *seen)
+            items[-1] = items[-1]._replace(completes=computed)
+        return items
 
     def _submit_batch(self) -> None:
         """Hand the waiting pictures to the network."""
         batch, self._batch = self._batch, []
         if batch:
-            pixels = [picture.pixels for picture in batch if picture.pixels is not None]
-            self._inference_pool().submit(np.concatenate(pixels), batch)
+            pixels = np.stack([item.pixels for item in batch if item.pixels is not None])
+            # Their pixels are copied: what waits for the network does not hold them twice.
+            waiting = [item._replace(pixels=None) for item in batch]
+            self._inference_pool().submit(pixels, waiting)
 
     def _collect(self, on_outcome: OnOutcome, leave: int | None = None) -> None:
         """Keep the rows of batches that are computed; wait until at most ``leave`` are not."""
@@ -249,17 +302,20 @@ class Extractor:
                 return
             batch, outputs = result
             self._keep(batch, outputs)
-            for picture in batch:
-                computed = OutcomeKind.COMPUTED
-                on_outcome(Outcome(picture.key, computed, picture.image_id, picture.stat))
+            for item in batch:
+                if item.completes is not None:
+                    on_outcome(item.completes)
 
-    def _keep(self, batch: list[Decoded], outputs: list[np.ndarray]) -> None:
+    def _keep(self, batch: list[_Item], outputs: list[np.ndarray]) -> None:
         """Give the writer the rows that its stores lack."""
-        ids = [picture.image_id or b"" for picture in batch]
-        id_rows = np.frombuffer(b"".join(ids), np.uint8).reshape(len(ids), -1)
-        for number, (store, rows) in enumerate(zip(self._stores, outputs, strict=True)):
-            for i in np.flatnonzero(~store.contains(id_rows)):
-                self._writer.add(number, ids[i], rows[i])
+        ids = np.frombuffer(b"".join(item.image_id for item in batch), np.uint8)
+        ids = ids.reshape(len(batch), -1)
+        views = np.array([item.view for item in batch])
+        for view in np.unique(views).tolist():
+            here = np.flatnonzero(views == view)
+            for output, number in self._views.targets[view]:
+                for i in here[~self._stores[number].contains(ids[here])]:
+                    self._writer.add(number, batch[i].image_id, outputs[output][i])
         self._writer.poll()
 
     def _keep_leftovers(self) -> None:
@@ -280,20 +336,22 @@ class Extractor:
         for store in self._stores:
             store.refresh()
 
-    def _inference_pool(self) -> InferencePool[list[Decoded]]:
+    def _inference_pool(self) -> InferencePool[list[_Item]]:
         """The network and its threads, built on first use."""
         if self._inference is None:
             from featpipe.engine.inference_pool import InferencePool
 
             weights, device = self._plan.weights, self._plan.device
-            network = weights.backbone.network(
-                weights.tensors([space.tap for space in self._plan.spaces]),
-                self._plan.spaces,
-                device=device,
-                batch_size=self._batch_size,
-            )
-            pool: InferencePool[list[Decoded]] = InferencePool(
-                network, device=device, batch_bytes=batch_bytes(network)
+            if self.network is None:
+                spaces = self._views.originals
+                self.network = weights.backbone.network(
+                    weights.tensors([space.tap for space in spaces]),
+                    spaces,
+                    device=device,
+                    batch_size=self._batch_size,
+                )
+            pool: InferencePool[list[_Item]] = InferencePool(
+                self.network, device=device, batch_bytes=batch_bytes(self.network)
             )
             self._inference = self._resources.enter_context(pool)
         return self._inference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featpipe.backbones.base import Backbone, NetworkInput
@@ -14,7 +14,8 @@ from featpipe.base.errors import SpaceMismatchError
 from featpipe.base.hardware import resolve_device
 from featpipe.base.own_code import is_own_code
 from featpipe.base.preprocessing import usual_short_side
-from featpipe.base.space import FeatureSpace, Preprocessing
+from featpipe.base.space import Augmentation, FeatureSpace, Preprocessing
+from featpipe.decoding.augmentation import is_known
 from featpipe.engine.precision import choose_precision
 from featpipe.specs.extract import FeatureOptions
 from featpipe.weights import Weights, open_weights
@@ -34,6 +35,15 @@ class FeaturePlan:
     spaces: list[FeatureSpace]
     weights: Weights
     device: str
+
+    def of_views(self, augmentation: Augmentation, views: Sequence[int]) -> FeaturePlan:
+        """The plan that fills views of these spaces, view by view."""
+        spaces = [
+            replace(space, view=view, augmentation=augmentation)
+            for view in views
+            for space in self.spaces
+        ]
+        return replace(self, spaces=spaces)
 
 
 def plan_features(options: FeatureOptions, cache: Path, *, remember: bool = True) -> FeaturePlan:
@@ -163,6 +173,13 @@ def plan_for_spaces(
                 f"expected {what} of {', '.join(known)}, found {found!r} in the feature space; "
                 "update featpipe, or extract anew and train another head"
             )
+    drawn = spaces[0].augmentation
+    if drawn is not None and not is_known(drawn):
+        raise SpaceMismatchError(
+            f"expected an augmentation that this featpipe knows, found version {drawn.version} of "
+            f"{drawn.policy!r} in the feature space; update featpipe, or extract anew and train "
+            "another head"
+        )
     backbone = get_backbone(spaces[0].backbone)
     weights = open_weights(weights_name, backbone, cache)
     advice = "give the right ones with --weights"

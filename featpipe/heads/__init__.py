@@ -20,6 +20,7 @@ _CLASSES = {
     "lenet3x3": ("featpipe.heads.lenet", "LeNet3x3Head"),
     "mnist-cnn": ("featpipe.heads.mnist_cnn", "MNISTCNNHead"),
     "simplecnn": ("featpipe.heads.simple_cnn", "SimpleCNNHead"),
+    "suffix": ("featpipe.heads.suffix", "SuffixHead"),
 }
 _OWN = ("featpipe.heads.own_network", "OwnNetworkHead")
 

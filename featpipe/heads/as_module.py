@@ -83,3 +83,48 @@ def linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
     tensors = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in state.items()}
     layer.load_state_dict(tensors, assign=True)
     return layer.requires_grad_(False)
+
+
+class Neighbours(nn.Module):
+    """Log-probabilities by the training rows that are nearest to a row; see ``KNNHead``.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n, d)
+        Training rows of norm 1.
+    votes : ndarray, shape (n, classes)
+        For each training row, the weight of its vote in the column of its class.
+    scale : ndarray of float32, shape (1,) or (d,)
+    k : int
+    vote_temperature, smoothing : float
+    """
+
+    rows: torch.Tensor
+    votes: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        votes: np.ndarray,
+        scale: NDArray[np.float32],
+        *,
+        k: int,
+        vote_temperature: float,
+        smoothing: float,
+    ) -> None:
+        super().__init__()
+        for name, numbers in {"rows": rows, "votes": votes, "scale": scale}.items():
+            self.register_buffer(name, torch.from_numpy(numbers.astype(np.float32)))
+        self._k, self._temperature, self._smoothing = k, vote_temperature, smoothing
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (n, …) → logarithms of the class probabilities (n, classes)."""
+        flat = rows.flatten(1) / self.scale
+        norm = flat.square().sum(dim=1, keepdim=True).sqrt()
+        unit = flat / torch.where(norm == 0, torch.ones_like(norm), norm)
+        similarity, number = (unit @ self.rows.T).topk(self._k, dim=1)
+        vote = ((similarity - similarity[:, :1]) / self._temperature).exp()
+        votes = (vote[:, :, None] * self.votes[number]).sum(dim=1)  # n k classes → n classes
+        shares = votes + self._smoothing / self.votes.shape[1]
+        return (shares / shares.sum(dim=1, keepdim=True)).log()

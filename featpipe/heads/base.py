@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.errors import DamageError, DataError, OwnCodeError, UsageError
 from featpipe.base.numbers import is_finite
+from featpipe.base.space import FeatureSpace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,6 +105,17 @@ class History:
         return self.rows[self.best]
 
 
+class StartDocument(TypedDict):
+    """What the training of a network started from: layers by their paths.
+
+    ``top`` is ``own`` or ``linear``; ``pretrained`` layers started from the backbone's weights.
+    """
+
+    top: str
+    pretrained: list[str]
+    drawn: list[str]
+
+
 class Head(ABC):
     """A classifier on feature rows of any shape.
 
@@ -124,6 +136,20 @@ class Head(ABC):
     scale_: NDArray[np.float32]
     temperature_ = 1.0
     """What the logits are divided by."""
+
+    @property
+    def start(self) -> StartDocument | None:
+        """What training starts from, where that is a part of the backbone."""
+        return None
+
+    def attach(self, spaces: Sequence[FeatureSpace]) -> None:  # noqa: B027 - most need none
+        """Tell the head the feature spaces of its rows, before it is trained or read.
+
+        Raises
+        ------
+        UsageError
+            It cannot be trained on such features.
+        """
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:
@@ -268,7 +294,7 @@ class Head(ABC):
             The head is a network of the user's own whose code is not permitted, or does not work.
         """
         for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
+            if not _all_finite(tensor):
                 raise DamageError(f"expected finite numbers in the tensor {name!r}, found others")
         rest = dict(tensors)
         try:
@@ -331,6 +357,13 @@ class MatrixHead(Head):
         self.weight_, self.bias_ = layers["weight"], layers["bias"]
 
 
+def _all_finite(tensor: np.ndarray) -> bool:
+    """Whether all numbers are finite, without a copy of a large tensor."""
+    flat = tensor.reshape(-1)
+    step = _BLOCK_BYTES // 4
+    return all(np.isfinite(flat[at : at + step]).all() for at in range(0, len(flat), step))
+
+
 def softmax(logits: np.ndarray) -> NDArray[np.float64]:
     """Rows of logits → probabilities, float64."""
     logits = logits.astype(np.float64)
@@ -376,6 +409,15 @@ def widths_of(X: Any) -> tuple[int, ...]:
     """
     widths: tuple[int, ...] = getattr(X, "widths", (int(np.prod(X.shape[1:])),))
     return widths
+
+
+def views_of(X: Any) -> tuple[Any, ...]:
+    """The same rows in their other views, arrays like X; none unless its attribute ``views`` says.
+
+    X itself is view 0.
+    """
+    views: tuple[Any, ...] = getattr(X, "views", ())
+    return views
 
 
 def columns_of(widths: Sequence[int]) -> list[slice]:

@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from featpipe.heads.base import Head, History, HistoryRow
 
 
-def epoch_doubts(history: History, epochs: int) -> list[str]:
+def epoch_doubts(history: History, epochs: int, *, anneals: bool = False) -> list[str]:
     """Whether the best epoch is the last that was allowed, or the first.
 
-    A head that makes no mistake is not doubted: its loss can fall for ever.
+    A head that makes no mistake is not doubted: its loss can fall for ever. Where the learning
+    rate falls to 0 over the epochs (``anneals``), the last one is meant to be the best.
     """
     if not history.rows or history.kept.val_accuracy == 1:
         return []
-    if history.kept.at == epochs:
+    if history.kept.at == epochs and not anneals:
         return [
             "expected the validation loss to stop falling, found it lowest in the last of "
             f"{epochs} epochs; raise --epochs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from featpipe.heads.base import (
     widths_of,
 )
 from featpipe.specs.head_params import KNNParams
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("featpipe")
 
@@ -142,6 +145,23 @@ class KNNHead(KNNParams, Head):
         if k.dtype.kind != "i" or k.shape != (1,) or not 1 <= k[0] <= len(rows):
             raise ValueError(f"k = {k.tolist()} for {len(rows)} rows")
         self.rows_, self.labels_, self.vote_weight_, self.k_ = rows, labels, weight, int(k[0])
+
+    def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
+        """See :meth:`Head.to_module`; where training rows are equally similar to a row, another one
+        of them may be the last to vote.
+        """
+        from featpipe.heads.as_module import Neighbours
+
+        votes = np.zeros((len(self.rows_), len(self.vote_weight_)))
+        votes[np.arange(len(votes)), self.labels_] = self.vote_weight_[self.labels_]
+        return Neighbours(
+            self.rows_,
+            votes,
+            self.scale_,
+            k=self.k_,
+            vote_temperature=self.vote_temperature,
+            smoothing=SMOOTHING,
+        ).eval()
 
     def _keep_rows(self, X: Any) -> None:
         shape = (len(X), len(self.mean_))

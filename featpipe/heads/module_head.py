@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,14 +19,15 @@ from featpipe.specs.head_params import ModuleParams
 if TYPE_CHECKING:
     from torch import nn
 
-Shape = tuple[int, int, int]
-"""Channels, height and width of a row."""
+Shape = tuple[int, ...]
+"""Channels, height and width of a row; of a suffix whatever its tap gives."""
 
 PREFIX = "module."
 """Begins the names of a module's tensors, which could otherwise be those of other tensors."""
 _BLOCK_BYTES = 16 * 2**20
 _LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3}
 _MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
+_PATIENCE = 5
 
 
 class ModuleHead(ModuleParams, GradientHead):
@@ -43,8 +46,12 @@ class ModuleHead(ModuleParams, GradientHead):
     }
     smallest_side: ClassVar[int] = 1
     """Height and width of the smallest maps that the network takes, pixels."""
+    standardises: ClassVar[bool] = True
+    """Whether rows are centred and scaled; else they are taken as they are."""
     builds_without_memory: ClassVar[bool] = True
     """Whether all tensors of the module are in its state, so that it can be built without them."""
+    smaller_network: ClassVar[str] = "smaller maps (a smaller --size) or a smaller network"
+    """What to train instead where the network does not fit into memory."""
     row_shape_: Shape
     _module: nn.Module | None = None
 
@@ -72,6 +79,27 @@ class ModuleHead(ModuleParams, GradientHead):
     def inertia(self) -> float:
         """The momentum: as given, else the optimiser's own default."""
         return _MOMENTA.get(self.optimizer, 0.0) if self.momentum is None else self.momentum
+
+    @property
+    def tolerance(self) -> int:
+        """Epochs without a lower validation loss before training stops.
+
+        As given, else 5. A cosine schedule lowers the loss most in its last epochs, so it stops
+        early only where patience is given.
+        """
+        if self.patience is not None:
+            return self.patience
+        return self.epochs if self.schedule == "cosine" else _PATIENCE
+
+    def begin(self, module: nn.Module) -> None:
+        """Set the tensors of a new module that are not drawn, before it is trained."""
+
+    def rate_factors(self, module: nn.Module) -> Mapping[str, float]:
+        """What the learning rate is multiplied by, by names of the module's parameters.
+
+        1 for those that are not named. Parameters of factor 0 are not trained.
+        """
+        return {}
 
     def map_shape(self, shape: tuple[int, ...]) -> Shape:
         """The shape of rows as one of maps.
@@ -109,6 +137,8 @@ class ModuleHead(ModuleParams, GradientHead):
     def standardise(self, block: np.ndarray) -> NDArray[np.float32]:
         """Rows (n, channels, height, width) or flat ones → (n, c, h, w) float32, standardised."""
         maps = block.reshape(len(block), *self.row_shape_).astype(np.float32)
+        if not self.standardises:
+            return maps
         maps -= self.mean_[:, None, None]
         maps /= self.scale_
         return maps
@@ -131,6 +161,8 @@ class ModuleHead(ModuleParams, GradientHead):
 
         from featpipe.heads.as_module import Standardise
 
+        if not self.standardises:
+            return nn.Sequential(self._evaluating()).eval()
         return nn.Sequential(Standardise(self.mean_, self.scale_), self._evaluating()).eval()
 
     def running(self, what: str) -> AbstractContextManager[None]:
@@ -140,8 +172,13 @@ class ModuleHead(ModuleParams, GradientHead):
     @property
     def block_rows(self) -> int:
         """Rows that the module is given at once where it does not learn."""
-        width = int(np.prod(self.row_shape_))
-        return max(16, min(1024, _BLOCK_BYTES // (4 * max(1, width))))
+        width = max(1, int(np.prod(self.row_shape_)), self._widest)
+        return max(16, min(1024, _BLOCK_BYTES // (4 * width)))
+
+    @cached_property
+    def _widest(self) -> int:
+        """Numbers of the widest activation of a row."""
+        return widest_activation(self._evaluating(), self.row_shape_)
 
     def _evaluating(self) -> nn.Module:
         """The module with its learned tensors, made when it is first needed."""
@@ -149,13 +186,29 @@ class ModuleHead(ModuleParams, GradientHead):
             self._module = self._with_layers()
         return self._module
 
+    def blank_module(self, shape: Shape) -> nn.Module:
+        """:meth:`new_module`, whose tensors have no memory and no numbers where that is possible.
+
+        No random numbers are taken.
+        """
+        import torch
+
+        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
+        with place, torch.random.fork_rng(devices=[]):
+            return self.new_module(shape)
+
+    def main_layer(self, shape: tuple[int, ...]) -> str:
+        """Where most multiplications are for rows of a shape: ``convolution`` or ``dense``."""
+        from torch.nn.modules.conv import _ConvNd
+
+        layers = self.blank_module(self.map_shape(shape)).modules()
+        return "convolution" if any(isinstance(one, _ConvNd) for one in layers) else "dense"
+
     def _with_layers(self) -> nn.Module:
         import torch
 
         # Without memory of its own: a damaged file could ask for any size.
-        place = torch.device("meta") if self.builds_without_memory else contextlib.nullcontext()
-        with place, torch.random.fork_rng(devices=[]):
-            module = self.new_module(self.row_shape_)
+        module = self.blank_module(self.row_shape_)
         expected = module.state_dict()
         state = {}
         for name, tensor in expected.items():
@@ -164,7 +217,8 @@ class ModuleHead(ModuleParams, GradientHead):
                 raise ValueError(
                     f"{PREFIX + name} of {tuple(tensor.shape)}, found one of {found.shape}"
                 )
-            state[name] = torch.from_numpy(np.array(found))
+            # The head's own memory: an evaluating module changes nothing.
+            state[name] = torch.from_numpy(np.require(found, requirements=["C", "W"]))
         if len(self.layers_) > len(expected):
             raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
         module.load_state_dict(state, assign=True)
@@ -198,6 +252,27 @@ class ModuleHead(ModuleParams, GradientHead):
             raise DamageError(
                 f"expected the tensors of a '{self.kind}' head: {first_line(error)}"
             ) from error
+
+
+def widest_activation(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Numbers of the widest output of a layer for one row of a shape."""
+    import torch
+
+    widest = 0
+
+    def look(_: Any, __: Any, answer: Any) -> None:
+        nonlocal widest
+        if isinstance(answer, torch.Tensor):
+            widest = max(widest, answer.numel())
+
+    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return widest
 
 
 def pooled_side(side: int, lost: int = 0) -> int:

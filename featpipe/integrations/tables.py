@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import MissingPackageError, StorageError
+from featpipe.base.errors import StorageError
+from featpipe.base.packages import needing
 from featpipe.base.space import FeatureSpace
+from featpipe.base.text import as_utf8
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
-from featpipe.heads.base import blocks_of
+from featpipe.exports.parquet import write_parquet
 from featpipe.store.rows import FeatureRows
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
         MissingPackageError
             pandas is not installed.
         """
-        with _needing("pandas", "to_pandas", "pandas"):
+        with needing("pandas", "to_pandas()", "pandas"):
             import pandas
         values = np.asarray(self.X).reshape(len(self.y), -1).astype(np.float32)
         frame = pandas.DataFrame(values, columns=self.feature_names)
@@ -127,37 +128,30 @@ class FeatureTable(tuple[FeatureRows, NDArray[np.int64]]):
         StorageError
             The file cannot be written.
         """
-        with _needing("pyarrow", "to_parquet", "parquet"):
-            import pyarrow as arrow
-            from pyarrow import parquet
-        width = int(np.prod(self.space.shape))
-        columns = self._columns()
-        fields = [(name, arrow.string()) for name in columns]
-        about = {
-            "dataset": self.dataset,
-            "feature_space": json.loads(self.space.canonical_json),
-            "feature_space_id": self.space.id,
-        }
-        schema = arrow.schema([*fields, ("features", arrow.list_(arrow.float32(), width))])
-        schema = schema.with_metadata({"featpipe": json.dumps(about)})
         target = Path(path)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             try:
-                with parquet.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-                    start = 0
-                    for block in blocks_of(self.X):
-                        part = slice(start, start + len(block))
-                        flat = arrow.array(block.astype(np.float32).reshape(-1))
-                        arrays = [arrow.array(c[part], arrow.string()) for c in columns.values()]
-                        arrays.append(arrow.FixedSizeListArray.from_arrays(flat, width))
-                        writer.write_batch(arrow.record_batch(arrays, schema=schema))
-                        start += len(block)
+                write_parquet(
+                    unfinished,
+                    self.X,
+                    self._columns(),
+                    self._about(),
+                    dtype=np.dtype(np.float32),
+                    what="to_parquet()",
+                )
                 os.replace(unfinished, target)
             finally:
                 unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"expected to write {target}, but: {error}") from error
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "feature_space": json.loads(self.space.canonical_json),
+            "feature_space_id": self.space.id,
+        }
 
     def _columns(self) -> dict[str, Sequence[str | None]]:
         columns: dict[str, Sequence[str | None]] = {
@@ -175,18 +169,4 @@ def feature_names(backbone: str, tap: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _as_utf8(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-@contextlib.contextmanager
-def _needing(package: str, what: str, extra: str) -> Iterator[None]:
-    """Say how to install a package that is imported inside."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingPackageError(
-            f"expected the package {package} for {what}(), found none; "
-            f"install it with: pip install 'featpipe[{extra}]'"
-        ) from error
+    return None if text is None else as_utf8(text)

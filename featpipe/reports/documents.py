@@ -43,6 +43,14 @@ class Metrics(TypedDict):
     calibration: Calibration
 
 
+class TTADocument(TypedDict):
+    """Views that probabilities are averaged over, beside each picture itself."""
+
+    policy: str
+    seed: int
+    views: int
+
+
 class ScaleScore(TypedDict):
     """How accurate a head is on pictures of one size, pixels."""
 
@@ -61,8 +69,9 @@ class EvaluationDocument(Metrics, ScalesDocument):
     """What ``evaluate`` prints, and ``metrics.json`` holds.
 
     ``notes`` are sentences on what to keep in mind when reading the scores; ``predictions`` is the
-    path of a table with the probabilities of every picture; where there are ``scales``, all other
-    scores are those of the average over sizes.
+    path of a table with the probabilities of every picture; ``tta`` is null where they are not
+    averaged over views; where there are ``scales``, all other scores are those of the average over
+    sizes.
     """
 
     head: str
@@ -74,6 +83,7 @@ class EvaluationDocument(Metrics, ScalesDocument):
     predictions: str
     report: str
     seconds: float
+    tta: TTADocument | None
 
 
 class ComparedHead(TypedDict):

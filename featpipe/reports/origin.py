@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from featpipe.base.views import views_in, views_words
 from featpipe.runs.trained_head import TrainedHead
 
 
@@ -53,6 +54,9 @@ def _training(trained: TrainedHead) -> dict[str, str]:
         rows["chosen among"] = f"{sweep.get('trained')} heads; its seed is {sweep.get('seed')}"
     if shots := _table(info, "n_shot"):
         rows["pictures per class"] = f"{shots.get('n')}, drawn with seed {shots.get('seed')}"
+    if views := views_in(info):
+        words = f"{views_words(views)}, version {views['version']}"
+        rows["views"] = f"{words}: each epoch took one of them, or the picture itself, at random"
     if trained.head.temperature_ != 1.0:
         rows["temperature"] = f"{trained.head.temperature_:.4g}, by calibration on validation"
     elif "calibration" in info:

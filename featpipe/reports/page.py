@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from featpipe.base.disk import write_atomically
+from featpipe.base.views import counted_views, views_in
 from featpipe.reports import figures
 from featpipe.reports.confusion import (
     LISTED_PAIRS,
@@ -16,6 +17,7 @@ from featpipe.reports.confusion import (
     confused_pairs,
     filled_cells,
 )
+from featpipe.reports.contact_sheet import ContactSheet
 from featpipe.reports.documents import ClassScores, EvaluationDocument
 from featpipe.reports.mistakes import (
     FIRST_SHOWN,
@@ -39,6 +41,7 @@ def write_report(
     evaluation: EvaluationDocument,
     mistakes: list[Mistake],
     thresholds: list[ThresholdCounts],
+    sheet: ContactSheet | None = None,
 ) -> None:
     """Write the page of one evaluation.
 
@@ -54,6 +57,8 @@ def write_report(
         All wrong predictions, lowest probability of the true class first.
     thresholds : list of ThresholdCounts
         See :func:`featpipe.reports.thresholds.threshold_counts`.
+    sheet : ContactSheet, optional
+        Where views were trained on or averaged over.
     """
     classes = trained.head.classes_.tolist()
     matrix = evaluation["confusion"]
@@ -66,6 +71,7 @@ def write_report(
         evaluation=evaluation,
         space=" + ".join(space.name for space in trained.spaces),
         classes=classes,
+        tta=_tta_words(evaluation),
         scales=evaluation.get("scales", []),
         frame=evaluation.get("frame", ""),
         notes=evaluation["notes"],
@@ -78,12 +84,19 @@ def write_report(
         class_rows=_class_rows(evaluation["per_class"], matrix),
         gallery=_gallery(mistakes, classes),
         thresholds=thresholds,
+        sheet=sheet,
+        is_trained_on_views=views_in(trained.info) is not None,
         curves=Markup(figures.curves(trained.history)),
         calibration=Markup(figures.reliability(calibration["bins"], calibration["ece"])),
         training_notes=training_warnings(trained),
         origin=origin(trained),
     )
     write_atomically(path, page)
+
+
+def _tta_words(evaluation: EvaluationDocument) -> str:
+    tta = evaluation["tta"]
+    return "" if tta is None else counted_views(tta["views"], tta["policy"], tta["seed"])
 
 
 def _class_rows(scores: list[ClassScores], matrix: list[list[int]]) -> list[dict[str, Any]]:

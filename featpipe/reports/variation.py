@@ -130,7 +130,8 @@ def _rest(one: Compared) -> tuple[Any, ...]:
     row = one.row
     # What follows from the tap is not compared beside it.
     spaces = {dataclasses.replace(s, tap="", weights=one.weights, shape=()) for s in one.spaces}
-    return row["kind"], set(row["params"]), row["info"].get("n_shot"), spaces, one.train_sha256
+    notes = [row["info"].get(name) for name in ("n_shot", "views")]
+    return row["kind"], set(row["params"]), notes, spaces, one.train_sha256
 
 
 def draw_accuracy(variation: Variation) -> str:

@@ -8,6 +8,7 @@
 ``metrics.json``, ``report.html``,      the evaluation that needs no option: of the own test
 ``predictions.csv``                     split, or of val where there is no test
 ``metrics-NAME-SPLIT.json``, …          every other evaluation
+``metrics-tta.json``, …                 those that average over views; ``-tta`` ends their names
 ``metrics-scales-180-224.json``, …      those of pictures of several sizes; it ends their names
 ======================================  ================================================
 """
@@ -30,16 +31,18 @@ from featpipe.base.errors import (
     OwnCodeError,
     StorageError,
 )
+from featpipe.base.tensor_files import StoredTensors, file_sha256, read_tensors, write_tensors
 from featpipe.runs.numbered import next_free
 from featpipe.runs.trained_head import (
     DESCRIPTION_NAME,
     TENSORS_NAME,
     HeadDescription,
     TrainedHead,
-    belong_together,
     decode_description,
     decode_head,
-    encode_head,
+    encode_description,
+    stored_tensors,
+    tensors_digest,
 )
 
 DEFAULT_RUNS = Path("runs")
@@ -120,6 +123,7 @@ class Run:
         split: str,
         *,
         is_fallback: bool = False,
+        averages_views: bool = False,
         sizes: Sequence[int] = (),
         frame: str = "own",
     ) -> str:
@@ -136,6 +140,8 @@ class Run:
             What is evaluated.
         is_fallback : bool
             Whether the split is evaluated because there is no test split.
+        averages_views : bool
+            Whether probabilities are averaged over views.
         sizes : sequence of int
             Sizes of the pictures; empty for that of training alone.
         frame : {"own", "whole"}
@@ -145,7 +151,7 @@ class Run:
         name = "" if is_own else f"-{dataset}-{split}"
         if sizes:
             name += f"-scales-{'-'.join(map(str, sizes))}{'-whole' * (frame == 'whole')}"
-        return name
+        return name + "-tta" * averages_views
 
     @property
     def has_head(self) -> bool:
@@ -163,19 +169,19 @@ class Run:
         ------
         StorageError
         """
-        text, tensors = encode_head(trained)
         if self._is_whole():
             # Old tensors that are there although the head is not whole belong to a head whose
             # replacement was cut short: they stay.
             keep_as(self.tensors_path, self.old_tensors_path)
-        write_atomically(self.tensors_path, tensors)
-        write_atomically(self.head_path, text)
+        digest = write_tensors(self.tensors_path, stored_tensors(trained))
+        write_atomically(self.head_path, encode_description(trained, tensors_sha256=digest))
         remove_file(self.old_tensors_path)
 
     def _is_whole(self) -> bool:
         """Whether the tensors are those that the description names."""
         try:
-            return belong_together(read_regular(self.head_path), read_regular(self.tensors_path))
+            named = tensors_digest(read_regular(self.head_path))
+            return named is not None and named == file_sha256(self.tensors_path)
         except OSError:
             return False
 
@@ -192,10 +198,9 @@ class Run:
             They cannot be read.
         """
         try:
-            text, tensors = read_regular(self.head_path), read_regular(self.tensors_path)
-            old_tensors = b""
-            if self.old_tensors_path.exists():
-                old_tensors = read_regular(self.old_tensors_path)
+            text = read_regular(self.head_path)
+            with self._naming_damage():
+                stored = self._tensors_of(text)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
                 f"expected a head ({self.head_path.name} and {self.tensors_path.name}) in "
@@ -204,11 +209,27 @@ class Run:
             ) from None
         except OSError as error:
             raise StorageError(f"expected to read {self.folder}, but: {error.strerror}") from error
-        if not belong_together(text, tensors) and belong_together(text, old_tensors):
-            # A replacement ended between its two files: the old head still stands.
-            tensors = old_tensors
         with self._naming_damage():
-            return decode_head(text, tensors)
+            return decode_head(text, stored)
+
+    def _tensors_of(self, text: bytes) -> StoredTensors:
+        """The tensors that a description names; if there are none, those that lie in their place.
+
+        Raises
+        ------
+        OSError
+        ValueError
+            What lies there is no file of tensors.
+        """
+        path, named = self.tensors_path, tensors_digest(text)
+        if (
+            self.old_tensors_path.exists()
+            and file_sha256(path) != named
+            and file_sha256(self.old_tensors_path) == named
+        ):
+            # A replacement ended between its two files: the old head still stands.
+            path = self.old_tensors_path
+        return read_tensors(path)
 
     def load_description(self) -> HeadDescription:
         """Read what the head's description says; its tensors are not looked at.

@@ -1,4 +1,4 @@
-"""A trained head with what it must be fed, and its two files as bytes.
+"""A trained head with what it must be fed, and what its two files say.
 
 Nothing in the files can run: reading them parses numbers and text, and builds a head of a known
 kind.
@@ -26,6 +26,7 @@ from featpipe.base.joined_spaces import (
 from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
 from featpipe.base.space import FeatureSpace
+from featpipe.base.tensor_files import StoredTensors
 from featpipe.base.text import is_name
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
@@ -165,13 +166,14 @@ class HeadDescription:
     digest: str
 
 
-def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
-    """The two files of a head: the description, and the tensors that it names by digest."""
-    from safetensors.numpy import save
+def stored_tensors(trained: TrainedHead) -> dict[str, np.ndarray]:
+    """What is stored as the tensors of a head."""
+    return {**trained.head.tensors(), "train_image_sha256": trained.train_ids}
 
+
+def encode_description(trained: TrainedHead, *, tensors_sha256: str) -> bytes:
+    """The description of a head, whose tensors it names by the digest of their file."""
     head = trained.head
-    tensors = {name: np.asarray(t, order="C") for name, t in head.tensors().items()}
-    data = save({**tensors, "train_image_sha256": trained.train_ids})
     document = {
         "format": _format(trained),
         "kind": head.kind,
@@ -185,11 +187,11 @@ def encode_head(trained: TrainedHead) -> tuple[bytes, bytes]:
         "history": _history_document(trained.history),
         "metrics": trained.metrics,
         "info": trained.info,
-        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        "tensors_sha256": tensors_sha256,
     }
     document["sha256"] = _document_digest(document)
     text = json.dumps(document, indent=2, ensure_ascii=True) + "\n"
-    return text.encode("ascii"), data
+    return text.encode("ascii")
 
 
 def _format(trained: TrainedHead) -> int:
@@ -205,12 +207,13 @@ def _spaces_document(spaces: tuple[FeatureSpace, ...]) -> dict[str, Any]:
     return {"feature_spaces": documents, "feature_space_ids": ids}
 
 
-def belong_together(text: bytes, tensors: bytes) -> bool:
-    """Whether tensors are those that a description names."""
+def tensors_digest(text: bytes) -> str | None:
+    """Digest of the tensors' file that a description names; None where it names none."""
     try:
-        return bool(hashlib.sha256(tensors).hexdigest() == json.loads(text)["tensors_sha256"])
+        named = json.loads(text)["tensors_sha256"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return False
+        return None
+    return named if isinstance(named, str) else None
 
 
 def _document_digest(document: dict[str, Any]) -> str:
@@ -275,8 +278,8 @@ def _spaces(document: dict[str, Any]) -> tuple[FeatureSpace, ...]:
     return spaces
 
 
-def decode_head(text: bytes, data: bytes) -> TrainedHead:
-    """Read a head from its two files.
+def decode_head(text: bytes, stored: StoredTensors) -> TrainedHead:
+    """Make a head of its description and its tensors, whose memory it keeps.
 
     Raises
     ------
@@ -285,18 +288,13 @@ def decode_head(text: bytes, data: bytes) -> TrainedHead:
     OwnCodeError
         The head is a network of the user's own whose code is not permitted, or does not work.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     document = _checked_document(text)
-    if hashlib.sha256(data).hexdigest() != document["tensors_sha256"]:
+    if stored.sha256 != document["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} is not the one {DESCRIPTION_NAME} was written with")
     spaces = _spaces(document)
     head = new_head(document["kind"], document["params"])
-    try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    head.attach(spaces)
+    tensors = dict(stored.tensors)
     train_ids = tensors.pop("train_image_sha256")
     if train_ids.ndim != 2 or train_ids.shape[1] != DIGEST_BYTES or train_ids.dtype != np.uint8:
         raise ValueError(f"its list of training pictures is {train_ids.dtype} {train_ids.shape}")

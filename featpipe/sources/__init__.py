@@ -136,19 +136,18 @@ def has_files(kind: str) -> bool:
 
 
 def locator(kind: str, root: str) -> Locate:
-    """Where the pictures of a data set are, by their paths in it.
+    """A function that says where an image is, from its path in a data set.
 
     Parameters
     ----------
-    kind, root : str
-        See :func:`image_reader`.
-
-    Raises
-    ------
-    DataError
-        This featpipe knows no such source.
+    kind : str
+        The source's kind, a key of :data:`OPENERS`.
+    root : str
+        The source's root; empty where it has none.
     """
-    return OPENERS[kind].locate_in(root) if kind in OPENERS else _refuse(kind, root)
+    if kind not in OPENERS:
+        return lambda path: _refuse(kind, path)
+    return OPENERS[kind].locate_in(root)
 
 
 def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
@@ -161,9 +160,7 @@ def image_reader(kind: str, root: str) -> Callable[[str], bytes]:
     root : str
         The source's root; empty where it has none.
     """
-    if kind not in OPENERS:
-        return lambda path: _refuse(kind, path)
-    locate = OPENERS[kind].locate_in(root)
+    locate = locator(kind, root)
     return lambda path: read(locate(path))
 
 

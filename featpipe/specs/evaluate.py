@@ -5,21 +5,28 @@ from __future__ import annotations
 from featpipe.base.errors import UsageError
 from featpipe.specs.code import AllowCode
 from featpipe.specs.extract import MAX_SIZE, EngineOptions
-from featpipe.specs.fields import option, spec
+from featpipe.specs.fields import flag, option, spec
 from featpipe.specs.value_kinds import Choice, Flag, Text, Wholes
+from featpipe.specs.views import ViewChoice
 
 FRAMES = ("own", "whole")
 
 
 @spec
-class EvaluateSpec(AllowCode, EngineOptions):
-    """Which pictures a head is scored on, and at which sizes."""
+class EvaluateSpec(AllowCode, ViewChoice, EngineOptions):
+    """Which pictures a head is scored on, at which sizes, and in which views."""
 
     on: str | None = option(
         Text(), "Data set.", default_text="the one that the head was trained on", default=None
     )
     split: str | None = option(
         Text(), "test, val, train or all.", default_text="test, else val", default=None
+    )
+    tta: bool = option(
+        Flag(),
+        "Average the probabilities over each picture and its views (test-time augmentation), "
+        "which extract --views N --views-of test makes.",
+        default=False,
     )
     scales: tuple[int, ...] | None = option(
         Wholes(high=MAX_SIZE),
@@ -47,7 +54,25 @@ class EvaluateSpec(AllowCode, EngineOptions):
         default=None,
     )
 
+    @property
+    def averaged_views(self) -> ViewChoice | None:
+        """What the views must have that are averaged over; None without ``tta``."""
+        if not self.tta:
+            return None
+        return ViewChoice(augment=self.augment, augment_seed=self.augment_seed)
+
     def _check_together(self) -> None:
+        for name in ViewChoice.option_names():
+            if getattr(self, name) is not None and not self.tta:
+                raise UsageError(
+                    f"expected {flag(name)} only with --tta, found it without; add --tta or leave "
+                    "it out"
+                )
+        if self.tta and self.scales is not None:
+            raise UsageError(
+                "expected --tta or --scales, found both; views have the size of training alone: "
+                "leave out one of the two"
+            )
         if self.frame == "whole" and self.scales is None:
             raise UsageError(
                 "expected --frame whole only with --scales, found it without; add --scales, such "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featpipe.base.choices import (
+    AUGMENTATIONS,
     CHANNELS,
     DECODERS,
     FLOAT_DTYPES,
@@ -14,7 +15,7 @@ from featpipe.base.choices import (
 )
 from featpipe.base.dataset_names import check_dataset_name
 from featpipe.base.errors import UsageError
-from featpipe.specs.fields import Spec, option, required, spec
+from featpipe.specs.fields import Spec, default_of, flag, option, required, spec
 from featpipe.specs.shards import Shard, ShardText
 from featpipe.specs.value_kinds import (
     Choice,
@@ -35,6 +36,10 @@ DEFAULT_TAPS = {"vgg16": "block5_pool", "pixels": "input"}
 DEFAULT_SPLIT = (0.7, 0.15, 0.15)
 """Shares of train, validation and test."""
 DEFAULT_MAX_PIXELS = 50_000_000
+DEFAULT_AUGMENT = "light"
+MAX_VIEWS = 1000
+ALL_PICTURES = "all"
+"""Stands for every usable picture, also those without a split."""
 
 
 @spec
@@ -168,6 +173,26 @@ class ExtractSpec(FeatureOptions):
     """Everything that an extraction can be told, besides the pictures and the cache."""
 
     name: str = required(DatasetName(), "Name of the data set.")
+    views: int = option(
+        Whole(low=0, high=MAX_VIEWS),
+        "Augmented versions of each picture, which are cached beside it.",
+        default=0,
+    )
+    augment: str | None = option(
+        Choice(AUGMENTATIONS),
+        "What makes the views. flip: mirrored; light: mirrored by chance, turned up to 15 degrees, "
+        "a little larger or smaller; standard: a random part, mirrored by chance, other colours.",
+        default_text=DEFAULT_AUGMENT,
+        default=None,
+    )
+    augment_seed: int = option(
+        Whole(low=0), "Other seeds give other views of the same pictures.", default=0
+    )
+    views_of: tuple[str, ...] = option(
+        Several(Choice(("train", "val", "test", ALL_PICTURES))),
+        "The splits whose pictures have views: train, val, test or all. May be repeated.",
+        default=("train",),
+    )
     split: tuple[float, float, float] = option(
         Shares(), "Shares of train, val and test where DATA has no splits.", default=DEFAULT_SPLIT
     )
@@ -198,3 +223,17 @@ class ExtractSpec(FeatureOptions):
         "Extract only part i of n, as i/n; the last of the n jobs merges.",
         default=None,
     )
+
+    @property
+    def policy(self) -> str:
+        """The augmentation that makes the views."""
+        return self.augment or DEFAULT_AUGMENT
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        for name in ("augment", "augment_seed", "views_of"):
+            if not self.views and getattr(self, name) != default_of(ExtractSpec, name):
+                raise UsageError(
+                    f"expected --views together with {flag(name)}, found none; say how many views "
+                    "each picture shall have, such as --views 4"
+                )

@@ -13,10 +13,21 @@ from featpipe.specs.value_kinds import Choice, Number, Whole
 
 MAX_HIDDEN = 65_536
 CLASS_WEIGHTS = ("none", "balanced")
+SCHEDULES = ("constant", "cosine")
+COMPUTES = ("auto", "fp32", "bf16")
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 INITS = ("default", "xavier", "kaiming", "normal")
 LOGISTIC_SOLVERS = ("featpipe", "sklearn")
+_SCHEDULE = (
+    "Learning rate over the steps of --epochs: constant, or cosine, from --learning-rate to 0."
+)
+_COMPUTE = (
+    "Precision of the arithmetic in training: fp32; bf16, with fp32 weights, gradients and "
+    "validation; auto: bf16 where this hardware is faster in it."
+)
+OWN, LINEAR = TOPS = ("own", "linear")
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
+_PATIENCE = "Epochs without a lower validation loss before training stops."
 
 
 @dataclass
@@ -29,10 +40,13 @@ class HeadParams(Spec):
         Whether a seed changes what is trained.
     joins_taps : bool
         Whether it is trained on flat rows, so that those of several taps can lie side by side.
+    draws_views : bool
+        Whether it is trained in epochs, each of which takes one of the views of every picture.
     """
 
     draws_numbers: ClassVar[bool] = True
     joins_taps: ClassVar[bool] = True
+    draws_views: ClassVar[bool] = True
 
     class_weight: str = option(
         Choice(CLASS_WEIGHTS),
@@ -51,9 +65,7 @@ class GradientParams(HeadParams):
     )
     batch_size: int = option(Whole(), "Rows per step.", default=128)
     epochs: int = option(Whole(), _EPOCHS, default=200)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=10
-    )
+    patience: int = option(Whole(), _PATIENCE, default=10)
 
 
 @dataclass
@@ -77,6 +89,7 @@ class LogisticParams(HeadParams):
     """Hyper-parameters of ``logistic``: exact L2-regularised logistic regression."""
 
     draws_numbers = False
+    draws_views = False
 
     C: float | None = option(
         Number(above=True),
@@ -110,6 +123,7 @@ class KNNParams(HeadParams):
     """Hyper-parameters of ``knn``: weighted k nearest neighbours by cosine similarity."""
 
     draws_numbers = False
+    draws_views = False
 
     k: int | None = option(
         Whole(), "Neighbours that vote.", default_text="the best of 8 from 1 to 200", default=None
@@ -134,8 +148,21 @@ class ModuleParams(GradientParams):
         default=None,
     )
     epochs: int = option(Whole(), _EPOCHS, default=50)
-    patience: int = option(
-        Whole(), "Epochs without a lower validation loss before training stops.", default=5
+    patience: int | None = option(  # type: ignore[assignment]
+        Whole(),
+        _PATIENCE,
+        default_text="5; with --schedule cosine all epochs are made",
+        default=None,
+    )
+    schedule: str = option(
+        Choice(SCHEDULES),
+        _SCHEDULE,
+        default="constant",
+    )
+    compute: str = option(
+        Choice(COMPUTES),
+        _COMPUTE,
+        default="fp32",
     )
     optimizer: str = option(Choice(OPTIMIZERS), "adamw, sgd or rmsprop.", default="adamw")
     momentum: float | None = option(
@@ -194,6 +221,34 @@ class SimpleCNNParams(DropoutParams):
 
 
 @dataclass
+class SuffixParams(ModuleParams):
+    """Hyper-parameters of ``suffix``: the backbone's layers behind a tap, from its weights."""
+
+    batch_size: int = option(Whole(), "Rows per step.", default=32)
+    epochs: int = option(Whole(), _EPOCHS, default=10)
+    schedule: str = option(Choice(SCHEDULES), _SCHEDULE, default="cosine")
+    compute: str = option(Choice(COMPUTES), _COMPUTE, default="auto")
+    top: str | None = option(
+        Choice(TOPS),
+        "own: the network's own layers behind its last map, the last one replaced; linear: the "
+        "average over the places of that map, and one matrix.",
+        default_text="own where the pretrained tensors of these layers are there, else linear",
+        default=None,
+    )
+    dropout: float | None = option(
+        Number(high=1.0),
+        "Share of hidden units that are silenced in training.",
+        default_text="the network's own; 0 for a linear top",
+        default=None,
+    )
+    backbone_rate_factor: float = option(
+        Number(),
+        "Learning rate of pretrained layers, as a multiple of that of new ones; 0 freezes them.",
+        default=0.03,
+    )
+
+
+@dataclass
 class OwnNetworkParams(ModuleParams):
     """Hyper-parameters of a network of the user's own, ``package.module:factory``."""
 
@@ -207,6 +262,7 @@ HEAD_PARAMS: dict[str, type[HeadParams]] = {
     "lenet3x3": LeNet3x3Params,
     "mnist-cnn": MNISTCNNParams,
     "simplecnn": SimpleCNNParams,
+    "suffix": SuffixParams,
 }
 """Hyper-parameters of every kind of head that comes with featpipe."""
 HEAD_KINDS = tuple(HEAD_PARAMS)

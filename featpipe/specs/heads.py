@@ -16,6 +16,7 @@ from featpipe.specs.fields import Label, flag, option, options_of, spec
 from featpipe.specs.head_params import HEAD_PARAMS, HeadKind, check_names, check_params, params_of
 from featpipe.specs.spaces import ALL, SpaceFields, SpaceQuery
 from featpipe.specs.value_kinds import Choice, Flag, Folder, Number, Several, Text, Whole, Wholes
+from featpipe.specs.views import ViewChoice
 
 MAX_SEEDS = 1000
 DEFAULT_TRIES = 10
@@ -24,7 +25,7 @@ SEEDS = 2**32
 
 
 @spec
-class HeadSpec(AllowCode, SpaceFields):
+class HeadSpec(AllowCode, SpaceFields, ViewChoice):
     """Everything that the training of a head can be told, besides the data set and the cache."""
 
     head: str = option(
@@ -69,6 +70,12 @@ class HeadSpec(AllowCode, SpaceFields):
         "With --n-shot: how often pictures are chosen, each time by another seed from --seed on.",
         default_text=str(DEFAULT_TRIES),
         default=None,
+    )
+    no_views: bool = option(
+        Flag(),
+        "Train on the pictures themselves alone, although the data set has views of them; without "
+        "it, every epoch takes one of the views of each picture, the picture itself among them.",
+        default=False,
     )
     calibrate: bool = option(
         Flag(),
@@ -120,6 +127,7 @@ class HeadSpec(AllowCode, SpaceFields):
             )
         self._check_taps()
         self._check_shots()
+        self._check_views()
         number, name = (self.seeds, "seeds") if self.n_shot is None else (self.all_tries, "tries")
         if self.seed + number > SEEDS:
             raise UsageError(
@@ -163,6 +171,24 @@ class HeadSpec(AllowCode, SpaceFields):
             raise UsageError(
                 f"expected --n-shot alone, found it with {other}; its --tries differ by seed, and "
                 "hyper-parameters are given"
+            )
+
+    def _check_views(self) -> None:
+        asked = [name for name in ViewChoice.option_names() if getattr(self, name) is not None]
+        if not asked:
+            return
+        name = flag(asked[0])
+        if self.no_views:
+            raise UsageError(f"expected {name} without --no-views, found both; leave one out")
+        if self.view:
+            raise UsageError(
+                f"expected {name} only where view 0 is trained on, found it with --view "
+                f"{self.view}, which is one view alone; leave one out"
+            )
+        if not params_of(self.head).draws_views:
+            raise UsageError(
+                f"expected {name} only for heads that are trained in epochs, found it for "
+                f"'{self.head}', which is trained on the pictures themselves; leave it out"
             )
 
     @property

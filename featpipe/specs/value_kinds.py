@@ -327,6 +327,7 @@ class Folder:
     """A path."""
 
     type_text = "path"
+    what = "folder"
 
     def check(self, label: str, value: Any) -> Path:
         """See :class:`Kind`."""
@@ -334,7 +335,7 @@ class Folder:
             raise UsageError(f"expected a text for {label}, found {value!r}")
         # An unset shell variable gives an empty text, which pathlib takes for this folder.
         if not os.fspath(value):
-            raise UsageError(f"expected a folder for {label}, found an empty text")
+            raise UsageError(f"expected a {self.what} for {label}, found an empty text")
         return Path(value)
 
     read = check
@@ -342,6 +343,12 @@ class Folder:
     def schema(self) -> dict[str, Any]:
         """See :class:`Kind`."""
         return {"type": "string"}
+
+
+class File(Folder):
+    """The path of a file."""
+
+    what = "file"
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from featpipe.base.views import ViewsDocument
+from featpipe.exports.documents import CheckDocument
+from featpipe.heads.base import StartDocument
 from featpipe.heads.spread import SeedsDocument, Spread
 from featpipe.heads.sweep import CombinationDocument
 from featpipe.reports.documents import ComparisonDocument, EvaluationDocument
@@ -17,6 +20,7 @@ class SpaceDocument(TypedDict):
     tap: str
     pool: str
     shape: list[int]
+    view: int
 
 
 class PlannedSpaceDocument(TypedDict):
@@ -24,6 +28,14 @@ class PlannedSpaceDocument(TypedDict):
 
     id: str
     tap: str
+    view: int
+
+
+class PlannedViewsDocument(ViewsDocument):
+    """Views, as ``extract --dry-run`` names them; ``to_compute`` is null where it is unknown."""
+
+    of: list[str]
+    to_compute: int | None
 
 
 class BadPictureDocument(TypedDict):
@@ -34,8 +46,20 @@ class BadPictureDocument(TypedDict):
     reason: str
 
 
+class ComputedViewsDocument(ViewsDocument):
+    """Views, as ``extract`` names them; ``complete`` says whether the data set lists them."""
+
+    of: list[str]
+    pictures: int
+    computed: int
+    reused: int
+    complete: bool
+    seconds: float
+    stage_seconds: dict[str, float]
+
+
 class ExtractDocument(TypedDict):
-    """``extract``."""
+    """``extract``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[SpaceDocument]
@@ -51,10 +75,11 @@ class ExtractDocument(TypedDict):
     classes: list[str]
     splits: dict[str, int]
     bad: list[BadPictureDocument]
+    views: NotRequired[ComputedViewsDocument]
 
 
 class DryRunDocument(TypedDict):
-    """``extract --dry-run``."""
+    """``extract --dry-run``; ``views`` where they are asked for."""
 
     dataset: str
     spaces: list[PlannedSpaceDocument]
@@ -65,6 +90,7 @@ class DryRunDocument(TypedDict):
     classes: dict[str, int]
     split_by: str
     splits: dict[str, int]
+    views: NotRequired[PlannedViewsDocument]
 
 
 class SweepDocument(TypedDict):
@@ -115,7 +141,8 @@ class CalibrationDocument(TypedDict):
 class TrainDocument(TypedDict):
     """``train-head``; ``best`` is the kept row of the history, under ``epoch``, ``C`` or ``k``.
 
-    ``warnings`` say what casts doubt on the head.
+    ``views`` are those that its epochs drew from, null without; ``warnings`` say what casts doubt
+    on the head.
     """
 
     head: str
@@ -127,12 +154,14 @@ class TrainDocument(TypedDict):
     val: SplitScores
     best: dict[str, float]
     seconds: float
+    views: ViewsDocument | None
     warnings: list[str]
     epoch_seconds: NotRequired[float]
     sweep: NotRequired[SweepDocument]
     seeds: NotRequired[SeedsDocument]
     n_shot: NotRequired[NShotDocument]
     calibration: NotRequired[CalibrationDocument]
+    start: NotRequired[StartDocument]
 
 
 class PredictionDocument(TypedDict):
@@ -245,4 +274,40 @@ class RelabelDocument(TypedDict):
     data: str | None
     root: str
     extract_options: list[str]
+    seconds: float
+
+
+class ModelExportDocument(TypedDict):
+    """``export`` of a head; ``libraries`` are versions by name."""
+
+    format: str
+    file: str
+    bytes: int
+    sha256: str
+    card: str
+    head: str
+    kind: str
+    classes: list[str]
+    size: int
+    dense: bool
+    check: CheckDocument
+    libraries: dict[str, str]
+    seconds: float
+
+
+class TableExportDocument(TypedDict):
+    """``export`` of a data set; ``shape`` is that of all features, rows first."""
+
+    format: str
+    file: str
+    bytes: int
+    dataset: str
+    space: str
+    tap: str
+    pool: str
+    shape: list[int]
+    dtype: str
+    classes: list[str]
+    splits: dict[str, int]
+    features_sha256: str
     seconds: float

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.base.errors import SpaceMismatchError, UsageError, WeightsError
 from featpipe.base.progress import Progress, no_progress
-from featpipe.decoding.worker_process import Task
-from featpipe.reports.documents import EvaluationDocument, Metrics, ScaleScore, ScalesDocument
+from featpipe.base.space import Augmentation
+from featpipe.base.views import views_in
+from featpipe.datasets.dataset import Dataset
+from featpipe.reports.contact_sheet import PICTURES, ContactSheet, SheetPicture, contact_sheet
+from featpipe.reports.documents import (
+    EvaluationDocument,
+    Metrics,
+    ScaleScore,
+    ScalesDocument,
+    TTADocument,
+)
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import MAPPED, Mistake
+from featpipe.reports.mistakes import Mistake
 from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
 from featpipe.reports.page import write_report
 from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
-from featpipe.reports.thumbnails import SIDE, image_uri
-from featpipe.sources import image_reader, locator
+from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scales import score_as
-from featpipe.stages.score_maps import ScoreMaps
+from featpipe.stages.score_maps import add_score_maps
 from featpipe.stages.scoring import Scored
 
 
@@ -50,6 +58,8 @@ class Evaluation:
     report : Path
         The HTML page; ``metrics.json`` lies beside it.
     seconds : float
+    tta : TTADocument, optional
+        The views that probabilities are averaged over; None: they are those of the pictures.
     scales : list of ScaleScore
         Scores of each size of the pictures, where they are averaged over several.
     frame : {"own", "whole"}
@@ -66,6 +76,7 @@ class Evaluation:
     predictions: Path
     report: Path
     seconds: float
+    tta: TTADocument | None = None
     scales: list[ScaleScore] = field(default_factory=list)
     frame: str = "own"
 
@@ -84,6 +95,7 @@ class Evaluation:
             "predictions": str(self.predictions),
             "report": str(self.report),
             "seconds": self.seconds,
+            "tta": self.tta,
             **self.metrics,
             **averaged,
         }
@@ -105,9 +117,12 @@ def evaluate(
     Raises
     ------
     NotFoundError
-        No such head, data set or split; or none was asked for and there is neither test nor val.
+        No such head, data set or split; or none was asked for and there is neither test nor val;
+        or no views to average over.
     SpaceMismatchError
         The data set has no features of the head's space.
+    UsageError
+        There are views of several augmentations, and nothing says which are meant.
     DataError
         Nothing to score, or a class the head does not know; or pictures that ``scales`` needs are
         missing.
@@ -144,13 +159,16 @@ def evaluate_scored(
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
     if spec.maps:
         try:
-            _add_maps(mistakes, scored, spec, cache)
+            add_score_maps(
+                mistakes, scored.dataset, trained, spec.weights, cache=cache, options=spec
+            )
         except (UsageError, WeightsError, SpaceMismatchError) as error:
             # The scores stand without them.
             notes.append(f"no score maps: {error}")
     evaluated = run.evaluation_name(
         *(spec.on, dataset.name, split),
         is_fallback=scored.is_fallback,
+        averages_views=spec.tta,
         sizes=[row["size"] for row in scored.scales],
         frame=spec.frame,
     )
@@ -169,30 +187,59 @@ def evaluate_scored(
         predictions=predictions,
         report=run.report_path(evaluated),
         seconds=round(time.perf_counter() - started, 3),
+        tta=_tta(scored),
         scales=scored.scales,
         frame=spec.frame,
     )
     run.save_metrics(evaluated, result.as_json(), head=trained.digest)
     thresholds = threshold_counts(scored.y, scored.probabilities)
-    write_report(result.report, trained, result.as_json(), mistakes, thresholds)
+    write_report(
+        result.report,
+        trained,
+        result.as_json(),
+        mistakes,
+        thresholds,
+        _sheet_of_views(scored),
+    )
     return result
 
 
-def _add_maps(mistakes: list[Mistake], scored: Scored, spec: EvaluateSpec, cache: Path) -> None:
-    """Give the worst mistakes score maps; those whose pictures are gone or changed get none."""
-    if not mistakes:
-        return
-    dataset, trained = scored.dataset, scored.trained
-    locate = locator(dataset.source.kind, dataset.source.root)
-    worst = enumerate(mistakes[:MAPPED])
-    tasks = [Task.at(key, locate(mistake.path)) for key, mistake in worst]
-    with ScoreMaps(trained, spec.weights or trained.weights_name, cache, spec) as score_maps:
-        for picture in score_maps.compute(tasks):
-            mistake = mistakes[picture.key]
-            drawn = picture.drawn(scored.classes.index(mistake.predicted), largest=SIDE)
-            if drawn is not None and picture.image_id == mistake.image_id:
-                mapped = dataclasses.replace(mistake, score_map=image_uri(drawn))
-                mistakes[picture.key] = mapped
+def _tta(scored: Scored) -> TTADocument | None:
+    if scored.views is None:
+        return None
+    one = scored.views.augmentation
+    return {"policy": one.policy, "seed": one.seed, "views": scored.views.number}
+
+
+def _sheet_of_views(scored: Scored) -> ContactSheet | None:
+    """Pictures beside the views that the head was trained on, else those that were averaged."""
+    trained, dataset, split = scored.trained, scored.dataset, scored.split
+    if (noted := views_in(trained.info)) is not None:
+        one = Augmentation(policy=noted["policy"], version=noted["version"], seed=noted["seed"])
+        number = noted["number"]
+        if dataset.name == trained.dataset["name"] and "train" in dataset.split_names:
+            split = "train"
+    elif scored.views is not None:
+        one, number = scored.views.augmentation, scored.views.number
+    else:
+        return None
+    read = image_reader(dataset.source.kind, dataset.source.root)
+    pictures = [
+        SheetPicture(dataset.paths[i], dataset.image_sha256[i].tobytes(), read)
+        for i in _of_different_classes(dataset, split)[:PICTURES]
+    ]
+    return contact_sheet(pictures, trained.space.preprocessing, one, number, split=split)
+
+
+def _of_different_classes(dataset: Dataset, split: str) -> NDArray[np.intp]:
+    """Row numbers of a split: the first picture of every class, then the second ones, …"""
+    rows = dataset.in_split(split)
+    labels = dataset.label[rows]
+    rank = np.zeros(len(rows), np.int64)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    chosen: NDArray[np.intp] = rows[np.lexsort((labels, rank))]
+    return chosen
 
 
 def _mistakes(scored: Scored) -> list[Mistake]:

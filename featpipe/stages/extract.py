@@ -1,7 +1,7 @@
 """Stage 1: compute what is missing of a source's features, and freeze its list as a data set.
 
 First every record is sorted into known, quarantined and to do, from what the last extraction saw
-of the files. Only what is to do is read.
+of the files. Only what is to do is read. Views are a second pass, over the frozen data set.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.base.progress import Progress, no_progress
-from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import coverage_warnings
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import save_dataset
@@ -31,83 +29,24 @@ from featpipe.engine.outcome import Outcome, OutcomeKind, Timings
 from featpipe.engine.plan import plan_features
 from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.shards import Shard
+from featpipe.stages.extract_result import ExtractResult, ViewsResult
+from featpipe.stages.held_spaces import LostViews, keep_spaces, keep_views, warn_of_lost_views
 from featpipe.stages.known_pictures import (
+    check_views_of,
     load_before,
     look_up,
     open_data,
     split_sizes,
     warn_of_other_source,
 )
+from featpipe.stages.views import ViewPass
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.lease import shared_lease
 
 if TYPE_CHECKING:
-    from featpipe.stages.documents import ExtractDocument
+    from featpipe.backbones.base import Inference
 
 log = logging.getLogger("featpipe")
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """What an extraction did.
-
-    Attributes
-    ----------
-    dataset : str
-    spaces : list of FeatureSpace
-    images : int
-        Records of the source: computed + reused + duplicates + quarantined.
-    computed, reused, duplicates, quarantined : int
-        Pictures the backbone ran over; whose rows were there; that equal an earlier record;
-        that could not be read.
-    seconds, images_per_second : float
-        Wall time, and images by it.
-    stage_seconds : dict of str to float
-    bottleneck : str
-        The stage the others waited for; ``none`` where nothing was computed.
-    classes : list of str
-    splits : dict of str to int
-        Usable pictures in each split.
-    bad : list of tuple
-        ``(path, stage, reason)`` of every quarantined picture.
-    """
-
-    dataset: str
-    spaces: list[FeatureSpace] = field(repr=False)
-    images: int
-    computed: int
-    reused: int
-    duplicates: int
-    quarantined: int
-    seconds: float
-    images_per_second: float
-    stage_seconds: dict[str, float] = field(repr=False)
-    bottleneck: str
-    classes: list[str] = field(repr=False)
-    splits: dict[str, int]
-    bad: list[tuple[str, str, str]] = field(repr=False)
-
-    def as_json(self) -> ExtractDocument:
-        """The result as the command prints it."""
-        return {
-            "dataset": self.dataset,
-            "spaces": [
-                {"id": s.id, "tap": s.tap, "pool": s.pooling, "shape": list(s.shape)}
-                for s in self.spaces
-            ],
-            "images": self.images,
-            "computed": self.computed,
-            "reused": self.reused,
-            "duplicates": self.duplicates,
-            "quarantined": self.quarantined,
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            "stage_seconds": self.stage_seconds,
-            "bottleneck": self.bottleneck,
-            "classes": self.classes,
-            "splits": self.splits,
-            "bad": [{"path": p, "stage": s, "reason": r} for p, s, r in self.bad],
-        }
 
 
 def extract(
@@ -137,6 +76,7 @@ def extract(
         extraction = _Extraction(data, spec, cache, held)
         extraction.compute(progress)
         extraction.save()
+        extraction.compute_views(progress)
         return extraction.result()
 
 
@@ -156,6 +96,7 @@ class _Extraction:
         self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
         self.source = open_data(data, spec)
+        check_views_of(self.source, spec)
         self.dataset_name = spec.name
         self.list_digest = ""
         if spec.shard is not None:
@@ -180,6 +121,8 @@ class _Extraction:
         self.computed = 0
         self.dataset: Dataset | None = None
         self.merged: Dataset | None = None
+        self.network: Inference | None = None
+        self.views: ViewsResult | None = None
 
     def compute(self, progress: Progress) -> None:
         """Run the backbone over the pictures whose features are missing."""
@@ -209,6 +152,8 @@ class _Extraction:
             found = extractor.compute_ids(self._tasks(todo), len(todo), on_outcome)
         draft.enter(todo, found.ids, found.stat)
         self.timings, self.computed = extractor.timings, found.computed
+        if self.spec.views:
+            self.network = extractor.network
 
     def _tasks(self, todo: NDArray[np.intp]) -> Iterator[Task]:
         for key, number in enumerate(todo.tolist()):
@@ -225,28 +170,47 @@ class _Extraction:
                 "--on another data set",
                 *(spec.name, scored),
             )
-        dataset.spaces = _spaces_held(dataset, self.plan.spaces, before, self.cache)
-        named = before.info.weights if before else {}
-        weights = {space.id: self.plan.weights.spec for space in self.plan.spaces}
-        dataset.info.weights = {**named, **weights}
+        lost = keep_spaces(dataset, self.plan, before, self.cache)
         dataset.info.list = self.list_digest
         save_dataset(self.cache, dataset)
         self.dataset = dataset
         if spec.shard is not None:
-            self._merge(spec.shard)
+            lost = self._merge(spec.shard)
+        warn_of_lost_views(lost, spec)
         # Of a part of the list nothing can be said.
         whole = dataset if spec.shard is None else self.merged
         for warning in coverage_warnings(whole) if whole is not None else []:
             log.warning("%s", warning)
 
-    def _merge(self, shard: Shard) -> None:
-        self.merged = merge_shards(self.cache, self.spec.name, shard.count, self.list_digest)
-        if self.merged is not None:
-            bad = len(self.merged) - int(self.merged.usable.sum())
-            log.info(
-                "%s: all %d shards are done, merged: %d pictures, %d of them quarantined",
-                *(self.spec.name, shard.count, len(self.merged), bad),
+    def _merge(self, shard: Shard) -> list[LostViews]:
+        """Write the whole data set once all shards are there; the views that it lost."""
+        spec = self.spec
+        self.merged = merge_shards(self.cache, spec.name, shard.count, self.list_digest)
+        if self.merged is None:
+            return []
+        lost = keep_views(self.merged, load_before(self.cache, spec.name), self.cache)
+        save_dataset(self.cache, self.merged)
+        bad = len(self.merged) - int(self.merged.usable.sum())
+        log.info(
+            "%s: all %d shards are done, merged: %d pictures, %d of them quarantined",
+            *(spec.name, shard.count, len(self.merged), bad),
+        )
+        return lost
+
+    def compute_views(self, progress: Progress) -> None:
+        """Run the backbone over the views that are asked for and missing."""
+        if not self.spec.views:
+            return
+        views = ViewPass(self.plan, self.spec, self.cache)
+        whole = self.dataset if self.spec.shard is None else self.merged
+        if whole is None:
+            log.warning(
+                "views follow once all shards are done: run the same command again then, for this "
+                "shard too"
             )
+            self.views = views.result()
+            return
+        self.views = views.run(whole, self.network, progress)
 
     def result(self) -> ExtractResult:
         """What was done."""
@@ -264,23 +228,13 @@ class _Extraction:
             duplicates=len(draft.fine) - unique,
             quarantined=len(draft.reasons),
             seconds=round(seconds, 3),
-            images_per_second=round(len(records) / seconds, 1),
+            images_per_second=round(
+                len(records) / (seconds - (self.views.seconds if self.views else 0.0)), 1
+            ),
             stage_seconds={"list": round(self.listed_s, 3), **self.timings.as_dict()},
             bottleneck=self.timings.bottleneck if self.computed else "none",
             classes=self.dataset.classes,
             splits=split_sizes(whole),
             bad=[(records[i].path, *reason) for i, reason in sorted(draft.reasons.items())],
+            views=self.views,
         )
-
-
-def _spaces_held(
-    dataset: Dataset, now: list[FeatureSpace], before: Dataset | None, cache: Path
-) -> list[str]:
-    """Spaces that hold every usable row: this run's, and earlier ones that still do."""
-    held = [space.canonical_json for space in now]
-    ids: Any = dataset.image_sha256[dataset.usable]
-    for text in before.spaces if before else []:
-        store = FeatureStore(cache, FeatureSpace.from_json(text))
-        if text not in held and store.folder.is_dir() and store.contains(ids).all():
-            held.append(text)
-    return held

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from featpipe.base.errors import NotFoundError
-from featpipe.datasets.dataset import Dataset
+from featpipe.base.errors import NotFoundError, UsageError
+from featpipe.datasets.dataset import SPLITS, Dataset
 from featpipe.datasets.draft import DatasetDraft, source_info
 from featpipe.datasets.files import load_dataset
 from featpipe.decoding.pixels import DECODER_EDITION
 from featpipe.sources import Source, label_warnings, open_source
-from featpipe.specs.extract import EngineOptions, ExtractSpec
+from featpipe.specs.extract import ALL_PICTURES, EngineOptions, ExtractSpec
 from featpipe.store.feature_store import FeatureStore
 
 log = logging.getLogger("featpipe")
@@ -27,6 +27,27 @@ def open_data(data: str | os.PathLike[str], spec: ExtractSpec) -> Source:
     for warning in label_warnings(source):
         log.warning("%s", warning)
     return source
+
+
+def check_views_of(source: Source, spec: ExtractSpec) -> None:
+    """Refuse views of splits that a source cannot have, before anything is computed.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not spec.views or ALL_PICTURES in spec.views_of:
+        return
+    given = {record.split for record in source.records if record.split}
+    if not given and any(record.label is not None for record in source.records):
+        given = {name for name, share in zip(SPLITS, spec.split, strict=True) if share}
+    missing = [name for name in spec.views_of if name not in given]
+    if missing:
+        found = ", ".join(name for name in SPLITS if name in given) or "none"
+        raise UsageError(
+            f"expected --views-of to name splits that {source.spec} has (found: {found}), found "
+            f"{missing[0]!r}; name one of those, or {ALL_PICTURES!r}"
+        )
 
 
 def warn_of_other_source(source: Source, before: Dataset | None, name: str) -> None:

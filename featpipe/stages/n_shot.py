@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,8 @@ def train_n_shot(
     ids: NDArray[np.uint8],
     classes: list[str],
     progress: Progress,
+    *,
+    prepare: Callable[[Head], None],
 ) -> tuple[Try, list[ShotDocument]]:
     """Train ``spec.all_tries`` heads on each of ``spec.n_shot`` pictures per class.
 
@@ -83,6 +86,8 @@ def train_n_shot(
         Image ids of train. With a try's seed, they decide which pictures it takes.
     classes : list of str
     progress : Progress
+    prepare : callable
+        Gives a new head what it needs before it is trained.
 
     Returns
     -------
@@ -104,7 +109,7 @@ def train_n_shot(
             done: list[dict[str, float]] = []
             for seed in seeds:
                 rows = np.flatnonzero(ranks[seed] < min(n, len(y)))
-                one = _fit(spec, data, rows, seed, classes, device)
+                one = _fit(spec, data, rows, seed, classes, device, prepare)
                 if best is None or _loss(one) < _loss(best):
                     best = one
                 done.append(one.as_json())
@@ -121,10 +126,12 @@ def _fit(
     seed: int,
     classes: list[str],
     device: str,
+    prepare: Callable[[Head], None],
 ) -> Try:
     X, y, X_val, y_val = data
     head = new_head(spec.head, spec.params)
     head.classes_ = np.array(classes)
+    prepare(head)
     few = (X.select(rows), y[rows])
     history = head.fit(*few, X_val, y_val, seed=seed, device=device, tick=lambda _: None)
     return Try(seed, head, history, rows)

@@ -22,7 +22,8 @@ from featpipe.specs.offered_features import Offer, agreed, fitting, ranging
 from featpipe.specs.recipe import Recipe
 from featpipe.stages.compare import Comparison, compare_scored
 from featpipe.stages.evaluate import Evaluation, evaluate_scored
-from featpipe.stages.extract import ExtractResult, extract
+from featpipe.stages.extract import extract
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.stages.scales import score_as
 from featpipe.stages.train import train_head
 from featpipe.stages.train_result import TrainResult

@@ -15,7 +15,7 @@ from featpipe.datasets.contents import conflicting_contents
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import dataset_path, load_dataset, save_dataset
 from featpipe.datasets.fixes import apply_fixes, as_list, in_list, read_fixes
-from featpipe.datasets.spaces import extract_options, spaces_of
+from featpipe.datasets.spaces import options_of_extractions
 from featpipe.sources import has_files
 from featpipe.specs.audit import RelabelSpec
 from featpipe.store.lease import shared_lease
@@ -44,7 +44,8 @@ class RelabelResult:
     root : str
         Folder that its paths count from.
     extract_options : list of str
-        For each feature space that the data set has, the options of ``extract`` that compute it.
+        For each feature space that the data set has, the options of ``extract`` that compute it;
+        those of a view stand with those of the pictures themselves.
     seconds : float
     """
 
@@ -135,7 +136,7 @@ def relabel(name: str, fixes: Path, spec: RelabelSpec, *, cache: Path) -> Relabe
         conflicting=conflicting_contents(new),
         data=target,
         root=root,
-        extract_options=[extract_options([space], name) for space, name in spaces_of(new)],
+        extract_options=options_of_extractions(new),
         seconds=round(time.perf_counter() - started, 3),
     )
 

@@ -47,7 +47,13 @@ def score_as(
         than those of the data set, and the errors of an extraction.
     """
     if spec.scales is None:
-        return score_head(head, on=spec.on, split=spec.split, cache=cache)
+        return score_head(
+            head,
+            on=spec.on,
+            split=spec.split,
+            cache=cache,
+            averaged_views=spec.averaged_views,
+        )
     todo = pictures_to_score(head, on=spec.on, split=spec.split, cache=cache)
     return _AtSizes(todo, spec, cache, progress).scored(spec.scales)
 

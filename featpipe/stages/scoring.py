@@ -12,10 +12,14 @@ from featpipe.base.errors import DataError, NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_spaces
+from featpipe.datasets.views import Views
 from featpipe.reports.documents import ScaleScore
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.specs.views import ViewChoice
+from featpipe.stages.averaged_views import views_of_split, views_to_average
 from featpipe.store.joined_rows import open_rows
+from featpipe.store.row_array import RowArray
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,27 @@ class Scored(ToScore):
     ----------
     probabilities : ndarray of float64, shape (n, classes)
         Rows sum to 1.
+    views : Views, optional
+        The views that the probabilities are averaged over, beside the picture itself; None: they
+        are those of the picture.
     scales : list of ScaleScore
         Of each size that the probabilities are averaged over; empty where the pictures have the
         size of training alone.
     """
 
     probabilities: NDArray[np.float64]
+    views: Views | None = None
     scales: list[ScaleScore] = field(default_factory=list)
 
 
-def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) -> Scored:
+def score_head(
+    head: Path,
+    *,
+    on: str | None,
+    split: str | None,
+    cache: Path,
+    averaged_views: ViewChoice | None = None,
+) -> Scored:
     """Compute a head's probabilities for the labelled pictures of a split, from cached features.
 
     Parameters
@@ -97,21 +112,29 @@ def score_head(head: Path, *, on: str | None, split: str | None, cache: Path) ->
     split : str or None
         None for test where it has labelled pictures, else val.
     cache : Path
+    averaged_views : ViewChoice, optional
+        Average the probabilities over each picture and its views, which have this.
 
     Raises
     ------
     NotFoundError
-        No such head, data set or split; or none was asked for and there is neither test nor val.
+        No such head, data set or split; or none was asked for and there is neither test nor val;
+        or no views to average over.
     SpaceMismatchError
         The data set has no features of one of the head's spaces.
+    UsageError
+        There are views of several augmentations, and nothing says which are meant.
     DataError
         Nothing to score, or a class the head does not know.
     """
     todo = pictures_to_score(head, on=on, split=split, cache=cache)
     trained = todo.trained
     require_spaces(todo.dataset, trained.spaces, trained.weights_name)
-    rows = open_rows(cache, trained.spaces, todo.ids)
-    return Scored(**vars(todo), probabilities=trained.head.predict_proba(rows))
+    each, views = [open_rows(cache, trained.spaces, todo.ids)], None
+    if averaged_views is not None:
+        views = views_to_average(todo.dataset, trained, todo.chosen, todo.split, averaged_views)
+        each += views_of_split(cache, todo.dataset, trained, views, todo.chosen, todo.split)
+    return Scored(**vars(todo), probabilities=_averaged(trained, each), views=views)
 
 
 def pictures_to_score(head: Path, *, on: str | None, split: str | None, cache: Path) -> ToScore:
@@ -130,6 +153,15 @@ def pictures_to_score(head: Path, *, on: str | None, split: str | None, cache: P
         chosen=chosen,
         y=_labels(dataset, chosen, trained.head.classes_.tolist(), scored),
     )
+
+
+def _averaged(trained: TrainedHead, each: list[RowArray]) -> NDArray[np.float64]:
+    """A head's probabilities of rows in several views, averaged over the views."""
+    first, *others = each
+    total = trained.head.predict_proba(first)
+    for rows in others:
+        total += trained.head.predict_proba(rows)
+    return total if not others else total / len(each)
 
 
 def _split_to_score(dataset: Dataset) -> str:

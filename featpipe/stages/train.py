@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -28,17 +29,21 @@ from featpipe.datasets.training_split import (
     too_few_to_validate,
     training_rows,
 )
+from featpipe.engine.precision import choose_compute
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
 from featpipe.heads.doubts import baseline_doubts
+from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.sweep import Sweep, SweepPlan, merged_sweeps, plan_sweep, run_sweep
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import SplitScores, TrainedHead, TrainingData
 from featpipe.specs.heads import HeadSpec
 from featpipe.stages.calibration import calibrate
 from featpipe.stages.n_shot import NShotResult, Try, train_n_shot
+from featpipe.stages.starting_tensors import StartingTensors
 from featpipe.stages.sweep_result import sweep_result, sweep_table
 from featpipe.stages.train_result import TrainResult
+from featpipe.stages.training_views import TrainingViews
 from featpipe.store.joined_rows import open_rows
 from featpipe.store.row_array import RowArray
 
@@ -97,8 +102,10 @@ class _Training:
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
-        self.data = self._rows_of(self.spaces)
+        self.views = TrainingViews(cache, self.dataset, train, spec)
+        self.data = self._rows_of(self.spaces, self.weights_name)
         self.model = new_head(spec.head, spec.params)
+        self._starting = StartingTensors(self.spaces, self.weights_name, cache)
         self.history = History("epoch")
         self.sweep: Sweep | None = None
         self.winning_seed = spec.seed
@@ -106,16 +113,21 @@ class _Training:
         self.shots: list[ShotDocument] = []
         self.calibration: CalibrationDocument | None = None
 
-    def _rows_of(self, spaces: Joined) -> _Data:
+    def _rows_of(self, spaces: Joined, weights_name: str) -> _Data:
         train, val = self.train, self.val
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = open_rows(self.cache, spaces, ids)
-        X, X_val = rows.select(np.arange(len(train))), rows.select(np.arange(len(train), len(rows)))
+        X: RowArray = rows.select(np.arange(len(train)))
+        X_val = rows.select(np.arange(len(train), len(rows)))
+        X = self.views.beside(X, spaces, weights_name)
         return X, self.labels[0], X_val, self.labels[1]
 
     def fit(self, progress: Progress) -> None:
         """Train the head, or several of which the best becomes the head; then calibrate it."""
-        options = {"seed": self.spec.seed, "device": resolve_device(self.spec.device)}
+        device = resolve_device(self.spec.device)
+        self._starting.give(self.model)
+        self._choose_compute(device)
+        options: dict[str, Any] = {"seed": self.spec.seed, "device": device}
         if self.spec.n_shot is not None:
             self._fit_few(progress)
         elif self.spec.sweep or self.spec.seeds > 1:
@@ -126,6 +138,17 @@ class _Training:
         if self.spec.calibrate:
             self.calibration = calibrate(self.model, *self.data[2:])
 
+    def _choose_compute(self, device: str) -> None:
+        """Decide ``--compute auto`` before training, so that the head says what it was made in."""
+        if not isinstance(self.model, ModuleHead) or self.model.compute != "auto":
+            return
+        self.model.classes_ = np.array(self.classes)
+        layer = self.model.main_layer(self.data[0].shape[1:])
+        self.model.compute = choose_compute("auto", device, self.cache, layer=layer)
+        log.info("training computes in %s", self.model.compute)
+        params = {**self.spec.params, "compute": self.model.compute}
+        self.spec = dataclasses.replace(self.spec, params=params)
+
     def _fit_sweeps(self, progress: Progress, options: dict[str, Any]) -> None:
         """Train the same sweep on each choice of features; only the best head's tensors stay."""
         spec = self.spec
@@ -133,7 +156,10 @@ class _Training:
         done: list[tuple[Joined, Sweep]] = []
         for spaces, weights_name in self.choices:
             grid = plan_sweep(spec.head, fixed, seed=spec.seed, seeds=spec.seeds)
-            data = self._rows_of(spaces)
+            starting = StartingTensors(spaces, weights_name, self.cache)
+            for head in grid.heads:
+                starting.give(head)
+            data = self._rows_of(spaces, weights_name)
             sweep = _fit_all(grid, data, self.classes, progress, options)
             if not done or sweep.rank < min(earlier.rank for _, earlier in done):
                 self.spaces, self.weights_name, self.data = spaces, weights_name, data
@@ -144,7 +170,9 @@ class _Training:
 
     def _fit_few(self, progress: Progress) -> None:
         ids = self.dataset.image_sha256[self.train]
-        kept, self.shots = train_n_shot(self.spec, self.data, ids, self.classes, progress)
+        kept, self.shots = train_n_shot(
+            self.spec, self.data, ids, self.classes, progress, prepare=self._starting.give
+        )
         self.kept_try, self.model, self.history = kept, kept.head, kept.history
         self.train = self.train[kept.rows]
 
@@ -165,9 +193,15 @@ class _Training:
         if epoch_seconds is not None:
             info["epoch_seconds"] = epoch_seconds
         run = self.run or Run.next_free(f"{self.dataset.name}-{spec.slug}")
+        if self.model.start is not None:
+            info["start"] = self.model.start
         warnings = self._warnings()
         if warnings:
             info["warnings"] = warnings
+        drawn = self.views.of(self.spaces, self.weights_name)
+        views = None if drawn is None else drawn.as_json()
+        if views is not None:
+            info["views"] = views
         table = None
         if self.sweep is not None:
             table = sweep_result(run.sweep_path, self.sweep)
@@ -211,6 +245,8 @@ class _Training:
             sweep=table,
             n_shot=n_shot,
             calibration=self.calibration,
+            start=self.model.start,
+            views=views,
             warnings=warnings,
         )
 

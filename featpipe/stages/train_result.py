@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featpipe.heads.base import HistoryRow
+from featpipe.base.views import ViewsDocument
+from featpipe.heads.base import HistoryRow, StartDocument
 from featpipe.runs.trained_head import SplitScores
 from featpipe.stages.n_shot import NShotResult
 from featpipe.stages.sweep_result import SweepResult
@@ -45,6 +46,10 @@ class TrainResult:
         Scores of heads of a few pictures per class, of which it is one.
     calibration : CalibrationDocument, optional
         Its temperature, and validation scores without and with it.
+    start : StartDocument, optional
+        Which layers of a suffix started from the backbone's weights, and which were drawn.
+    views : ViewsDocument, optional
+        The views that its epochs drew from; None where it was trained without.
     warnings : list of str
         What casts doubt on it; also logged, and kept in its run folder.
     """
@@ -63,6 +68,8 @@ class TrainResult:
     sweep: SweepResult | None = None
     n_shot: NShotResult | None = None
     calibration: CalibrationDocument | None = None
+    start: StartDocument | None = None
+    views: ViewsDocument | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> TrainDocument:
@@ -77,6 +84,7 @@ class TrainResult:
             "val": self.val,
             "best": self.best.as_json(self.axis),
             "seconds": self.seconds,
+            "views": self.views,
             "warnings": self.warnings,
         }
         if self.epoch_seconds is not None:
@@ -89,4 +97,6 @@ class TrainResult:
             document["n_shot"] = self.n_shot.as_json()
         if self.calibration is not None:
             document["calibration"] = self.calibration
+        if self.start is not None:
+            document["start"] = self.start
         return document

@@ -63,6 +63,10 @@ class StoreSummary:
         Side of the input, pixels.
     shape : list of int
         Of one row.
+    view : int
+        0 is the picture itself.
+    augmentation : str
+        What makes the view; empty for view 0.
     datasets : list of str
         Data sets that list it.
     unnamed : int or None
@@ -80,6 +84,8 @@ class StoreSummary:
     size: int
     dtype: str
     shape: list[int]
+    view: int
+    augmentation: str
     datasets: list[str]
     unnamed: int | None
 
@@ -176,6 +182,8 @@ def _of_store(
         size=space.preprocessing.size,
         dtype=space.dtype,
         shape=list(space.shape),
+        view=space.view,
+        augmentation=str(space.augmentation or ""),
         datasets=listed_by.get(space.id, []),
         unnamed=unnamed,
     )

@@ -39,12 +39,15 @@ class Weights:
     backbone : Backbone
     spec : str
         The value of ``--weights``; for a file, its absolute path.
+    are_random : bool
+        Whether they are drawn from a seed.
     """
 
     backbone: Backbone
     spec: str
     _load: Load
     _input: Callable[[], NetworkInput]
+    are_random: bool = False
 
     @cached_property
     def input(self) -> NetworkInput:
@@ -68,7 +71,23 @@ class Weights:
             The weights cannot be read, or lack some of them.
         """
         wanted = {name for tap in taps for name in self.backbone.parameters(tap)}
-        names = [name for name in self.backbone.tensor_shapes if name in wanted]
+        return self.named([name for name in self.backbone.tensor_shapes if name in wanted])
+
+    def named(self, names: Sequence[str], *, also: Sequence[str] = ()) -> dict[str, NDArray]:
+        """Tensors by name.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Those that are needed.
+        also : sequence of str
+            Those that come too, as far as they are kept here; nothing is fetched for them.
+
+        Raises
+        ------
+        WeightsError
+            The weights cannot be read, or lack some that are needed.
+        """
         loaded = self._load(names)
         found = loaded.tensors
         missing = [name for name in names if name not in found]
@@ -80,7 +99,7 @@ class Weights:
                 f"{len(names) - len(missing)}, without {missing[0]}; choose an earlier --tap, or a "
                 "whole file"
             )
-        return {name: found[name] for name in names}
+        return {name: found[name] for name in (*names, *also) if name in found}
 
 
 def fetch_weights(name: str | None, backbone: Backbone, cache: Path) -> tuple[Path, str]:
@@ -148,6 +167,7 @@ def open_weights(spec: str | None, backbone: Backbone, cache: Path) -> Weights:
             spec,
             lambda names: FoundTensors(backbone.random_tensors(seed, names)),
             lambda: backbone.input_of(spec),
+            are_random=True,
         )
     path = Path(spec)
     if path.suffix.lower() not in SUFFIXES:

@@ -11,7 +11,7 @@ from featpipe.backbones import bf16_speed as speed
 from featpipe.base import hardware
 from featpipe.base.disk import use_disk
 from featpipe.engine import precision
-from featpipe.engine.precision import check_kept_precisions, choose_precision
+from featpipe.engine.precision import check_kept_precisions, choose_compute, choose_precision
 from featpipe.stages.maintain import repair, verify
 
 CLAIMS = "GenuineIntel-6-207-avx512_bf16"
@@ -107,6 +107,49 @@ def test_verify_and_repair_know_kept_measurements(cache: Path, processor: Proces
     assert {damage.path for damage in damages} == {foreign, kept}
     assert {mended.path for mended in repair(cache)} == {foreign, kept}
     assert verify(cache) == (0, [])
+
+
+def test_training_has_choices_of_its_own_by_layer(
+    cache: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gains = {"convolution": 2.0, "dense": 0.8}
+    measured = []
+
+    def measure(layer: str) -> float:
+        measured.append(layer)
+        return gains[layer]
+
+    monkeypatch.setattr(speed, "training_speedup", measure)
+    for _ in range(2):
+        assert choose_compute("auto", "cpu", cache, layer="convolution") == "bf16"
+        assert choose_compute("auto", "cpu", cache, layer="dense") == "fp32"
+        assert choose_compute("bf16", "cpu", cache, layer="dense") == "bf16"
+        assert choose_compute("auto", "mps", cache, layer="dense") == "fp32"
+    assert measured == ["convolution", "dense"] and processor.measurements == 0
+    assert choose_precision("auto", "cpu", cache) == "bf16"
+    assert processor.measurements == 1, "the choice of training is not that of features"
+    assert sorted(path.name for path in (cache / "processors").iterdir()) == [
+        f"{CLAIMS}.bf16",
+        f"{CLAIMS}.training-convolution.bf16",
+        f"{CLAIMS}.training-dense.fp32",
+    ]
+    (cache / "spaces").mkdir()
+    assert verify(cache) == (3, [])
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("bf16", "bf16"), ("fp16", "fp32")])
+def test_a_gpu_trains_in_bf16_where_it_has_units_for_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capability: str, expected: str
+) -> None:
+    monkeypatch.setattr(precision, "matrix_precision", lambda device: capability)
+    assert choose_compute("auto", "cuda:0", cache, layer="dense") == expected
+
+
+@pytest.mark.parametrize("layer", ["convolution", "dense"])
+def test_a_training_step_is_timed_in_both(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_ROUNDS", 1)
+    monkeypatch.setattr(speed, "_BATCH", 2)
+    assert 0.001 < speed.training_speedup(layer) < 1000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.heads import MAP_KINDS, MAP_SHAPE, ROW_KINDS, overlapping, separable, toy
+from support.heads import MAP_KINDS, MAP_SHAPE, ROW_KINDS, made, overlapping, separable, toy
 
 from featpipe.base.errors import DamageError, UsageError
 from featpipe.heads import base, head_class, new_head
@@ -42,7 +42,7 @@ def fit(
     seed: int = 0,
     **params: Any,
 ) -> tuple[Head, History]:
-    head = new_head(kind, {**FAST[kind], **params})
+    head = made(kind, {**FAST[kind], **params})
     head.classes_ = np.array([f"class {i}" for i in range(int(train[1].max()) + 1)])
     history = head.fit(*train, *val, seed=seed, device="cpu", tick=lambda row: None)
     return head, history
@@ -108,7 +108,7 @@ def test_labels_that_mean_nothing_are_not_learned(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_history_has_every_row_that_was_ticked(kind: str) -> None:
-    head = new_head(kind, {**FAST[kind], **({} if kind in AXES else {"epochs": 4})})
+    head = made(kind, {**FAST[kind], **({} if kind in AXES else {"epochs": 4})})
     head.classes_ = np.array(["a", "b"])
     seen: list[HistoryRow] = []
     history = head.fit(
@@ -211,7 +211,14 @@ def test_standardisation_is_learned_from_train_alone(kind: str) -> None:
     assert not np.allclose(moved.mean_, here.mean_)
 
 
-@pytest.mark.parametrize("kind", MAP_KINDS)
+def test_a_suffix_takes_rows_as_they_are() -> None:
+    train = overlapping(60, 0, "suffix")
+    head, _ = fit("suffix", (train[0] + 7, train[1]), overlapping(40, 1, "suffix"), epochs=1)
+    assert not head.mean_.any() and head.scale_.tolist() == [1]
+    assert np.array_equal(head.standardise(train[0]), train[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MAP_KINDS if kind != "suffix"])
 def test_maps_have_a_mean_for_each_channel(kind: str) -> None:
     train, (X_val, y_val) = overlapping(60, 0, kind), overlapping(40, 1, kind)
     train[0][:, 1] += 7
@@ -249,7 +256,7 @@ def test_probabilities_are_the_torch_modules_own(kind: str) -> None:
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HEAD_KINDS if kind != "knn"])
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_head_as_a_module_gives_its_probabilities_from_raw_rows(kind: str) -> None:
     X, y = overlapping(60, 3, kind)
     head, _ = fit(kind, (X[:40] + 5, y[:40]), (X[40:] + 5, y[40:]))
@@ -257,13 +264,6 @@ def test_a_head_as_a_module_gives_its_probabilities_from_raw_rows(kind: str) -> 
         logits = head.to_module(X.shape[1:])(torch.from_numpy(X[40:] + 5))
     expected = head.predict_proba(X[40:] + 5)
     np.testing.assert_allclose(softmax(logits.numpy()), expected, atol=1e-5)
-
-
-def test_a_head_of_neighbours_is_no_module() -> None:
-    rows = separable("knn", 20)
-    head, _ = fit("knn", rows, rows)
-    with pytest.raises(UsageError, match="expected a head that is a network, found 'knn'"):
-        head.to_module((8,))
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -360,7 +360,8 @@ def test_hyper_parameters_must_be_above_zero(kind: str, name: str, value: float)
         not in (
             *("dropout", "weight_decay", "learning_rate", "C"),
             *("class_weight", "vote_temperature", "solver"),
-            *("optimizer", "momentum", "init"),
+            *("optimizer", "momentum", "init", "schedule", "compute"),
+            *("top", "backbone_rate_factor"),
         )
     ],
 )
@@ -395,6 +396,8 @@ def test_weight_decay_is_not_negative(kind: str, value: float) -> None:
         ("lenet", "optimizer", "adam"),
         ("lenet", "init", "zero"),
         ("lenet", "momentum", 1.0),
+        ("lenet", "schedule", "linear"),
+        ("lenet", "compute", "fp16"),
         ("mlp", "hidden", 2.5),
         ("mlp", "dropout", "half"),
         ("logistic", "C", "large"),
@@ -428,7 +431,7 @@ def test_weight_decay_makes_weights_smaller() -> None:
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_head_becomes_another_through_its_tensors(kind: str) -> None:
     head, _ = fit(kind, separable(kind, 40, 3), separable(kind, 20, 3, seed=1))
-    other = new_head(kind, head.params)
+    other = made(kind, head.params)
     other.set_tensors(head.tensors(), head.classes_.tolist(), shape_of(kind))
     X, _ = separable(kind, 10, 3, seed=2)
     assert np.array_equal(other.predict_proba(X), head.predict_proba(X))
@@ -442,17 +445,19 @@ def test_tensors_that_do_not_fit_are_damage(kind: str) -> None:
     for name in tensors:
         without = {key: value for key, value in tensors.items() if key != name}
         with pytest.raises(DamageError, match=f"'{kind}' head: '{name}'"):
-            new_head(kind, {}).set_tensors(without, classes, shape)
-    with pytest.raises(DamageError, match=r"expected a head for 2 classes, found 3|output\.weight"):
-        new_head(kind, {}).set_tensors(tensors, classes[:2], shape)
+            made(kind, {}).set_tensors(without, classes, shape)
+    with pytest.raises(
+        DamageError, match=r"expected a head for 2 classes, found 3|(output|last)\.weight"
+    ):
+        made(kind, {}).set_tensors(tensors, classes[:2], shape)
     with pytest.raises(DamageError):
-        new_head(kind, {}).set_tensors({**tensors, "mean": tensors["mean"][:-1]}, classes, shape)
+        made(kind, {}).set_tensors({**tensors, "mean": tensors["mean"][:-1]}, classes, shape)
     with pytest.raises(DamageError):
         scales = np.ones(7, np.float32)
-        new_head(kind, {}).set_tensors({**tensors, "scale": scales}, classes, shape)
+        made(kind, {}).set_tensors({**tensors, "scale": scales}, classes, shape)
     for other in ((9,), (3, *MAP_SHAPE[1:]), (2, 40, 40)):
         with pytest.raises(DamageError):
-            new_head(kind, {}).set_tensors(tensors, classes, other)
+            made(kind, {}).set_tensors(tensors, classes, other)
 
 
 def test_a_tensor_of_too_few_axes_is_damage() -> None:

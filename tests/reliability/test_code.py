@@ -424,7 +424,16 @@ def test_commands_refuse_payloads_with_one_line(
         "evaluate": ("run/head.json", ["evaluate", "run"]),
         "compare": ("run/head.safetensors", ["compare", "run", "other"]),
         "relabel": ("fixes.csv", ["relabel", "colours", "fixes.csv"]),
+        "advise": ("cache/datasets/colours.h5", ["advise", "colours"]),
         "audit": ("cache/datasets/colours.h5", ["audit", "colours"]),
+        "export": (
+            "run/head.safetensors",
+            ["export", "run", "--format", "torch", "--out", "model.pt2"],
+        ),
+        "export of rows": (
+            "cache/datasets/colours.h5",
+            ["export", "colours", "--format", "npz", "--out", "rows.npz"],
+        ),
         "predict": ("run/head.safetensors", ["predict", "run", "photos/red/00.png"]),
         "run": ("recipe.toml", ["run", "recipe.toml"]),
         "extract LIST": ("list.jsonl", ["extract", "list.jsonl", "--name", "x", *TINY_FLAGS]),

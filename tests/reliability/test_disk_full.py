@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import random
@@ -135,6 +136,16 @@ def relabelled(folder: Path) -> object:
     return (folder / "colours-relabelled.csv").read_text(), named.label.tolist()
 
 
+def exported_rows(folder: Path) -> object:
+    return (folder / "there" / "c.npz").read_bytes()
+
+
+def exported_head(folder: Path) -> object:
+    digest = hashlib.sha256((folder / "there" / "model.pt2").read_bytes()).hexdigest()
+    assert digest in (folder / "there" / "README.md").read_text("utf-8")
+    return True
+
+
 def predicted(folder: Path) -> object:
     return (folder / "stdout").read_text()
 
@@ -203,6 +214,12 @@ WORKS = {
         ("relabel", "colours", "fixes.csv", "--overwrite"), relabelled, prepare=second_head
     ),
     "predict": Work(("predict", "run", "photos"), predicted),
+    "export of rows": Work(
+        tuple("export colours --format npz --out there/c.npz --overwrite".split()), exported_rows
+    ),
+    "export of a head": Work(
+        tuple("export run --format torch --out there/model.pt2 --overwrite".split()), exported_head
+    ),
     "cache repair": Work(("cache", "repair"), repaired, damage, assert_no_worse),
     "cache gc": Work(
         ("cache", "gc", "--grace", "0"), repaired, make_garbage, check=assert_named_rows

@@ -135,8 +135,9 @@ TOML_VALUES = st.recursive(
 KEYS = {
     "dataset": "name data root split max_bad",
     "extract": "backbone weights tap pool size resize precision dtype device batch_size workers",
-    "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter",
-    "evaluate": "on split",
+    "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter "
+    "no_views augment augment_seed",
+    "evaluate": "on split tta augment augment_seed",
 }
 FITTING: dict[str, dict[str, Any]] = {
     "dataset": {"name": "x", "data": "photos"},
@@ -396,7 +397,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         ["train-head", "colours", "--epochs", "2", "--out", "new", "--overwrite"],
         "head tap pool learning-rate weight-decay batch-size epochs patience hidden dropout C "
         "max-iter seed val device cache space class-weight folds seeds n-shot tries k "
-        "vote-temperature".split(),
+        "vote-temperature augment augment-seed".split(),
     ),
     "train-head mlp": (
         ["train-head", "colours", "--head", "mlp", "--epochs", "1", "--out", "new", "--overwrite"],
@@ -406,14 +407,24 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
         ["train-head", "colours", "--head", "knn", "--out", "new", "--overwrite"],
         "k vote-temperature class-weight n-shot tries val".split(),
     ),
-    "evaluate": (["evaluate", "run"], "on split cache".split()),
+    "evaluate": (["evaluate", "run"], "on split cache augment".split()),
+    "evaluate --tta": (["evaluate", "run", "--tta"], "on split augment augment-seed".split()),
     "compare": (["compare", "run", "again", "--out", "compared"], "on split cache".split()),
     "runs": (["runs", "."], ["sort"]),
+    "advise": (["advise", "colours"], "val seed max-pictures allow-code cache".split()),
     "audit": (
         ["audit", "colours", "--out", "audited", "--overwrite"],
         "distance max-pairs folds seed max-outliers min-class tap space cache".split(),
     ),
     "relabel": (["relabel", "colours", "fixes.csv", "--overwrite"], "name out cache".split()),
+    "export": (
+        ["export", "colours", "--format", "npz", "--out", "x.npz", "--overwrite"],
+        "format out tap pool weights size space view cache".split(),
+    ),
+    "export a head": (
+        ["export", "run", "--format", "torch", "--out", "x.pt2", "--overwrite"],
+        "format out weights pool cache".split(),
+    ),
     "predict": (
         ["predict", "run", "photos/red/00.png"],
         "weights device batch-size workers cache".split(),
@@ -436,8 +447,11 @@ ARGUMENTS = {
     "evaluate": 1,
     "compare": 2,
     "runs": 1,
+    "advise": 1,
     "audit": 1,
     "relabel": 2,
+    "export": 1,
+    "export a head": 1,
     "predict": 2,
     "run": 1,
     "backbones": 1,
@@ -530,7 +544,9 @@ def test_any_command_line_works_or_says_why_in_one_line(
         ["compare", "@", "run"],
         ["runs", "@"],
         ["relabel", "colours", "@"],
+        ["advise", "colours", "--cache=@"],
         ["audit", "colours", "--cache=@"],
+        ["export", "@", "--format", "torch", "--out", "x"],
         ["run", "@"],
         ["extract", "@", "--name", "x", *TINY_FLAGS],
         ["extract", "photos", "--name", "x", *TINY_FLAGS, "--weights", "@.safetensors"],

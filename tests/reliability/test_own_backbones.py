@@ -61,6 +61,7 @@ def test_a_cache_of_ones_own_network_is_used_without_importing_it(
         ("train-head", "own", "--backbone", NAME, "--tap", "1", "--out", head.parent / "other"),
         ("compare", head, head),
         ("audit", "own"),
+        ("advise", "own"),
         ("cache", "verify"),
         ("cache", "list"),
         ("runs", head.parent),
@@ -91,6 +92,18 @@ def test_predictions_run_code_that_is_named(
     assert not mark.exists()
     (answer,) = package.predict(head, picture, cache=cache, allow_code=NAME)
     assert answer.label is not None
+
+
+def test_an_export_runs_code_that_is_named(
+    head: Path, mark: Path, inside: Run, tmp_path: Path
+) -> None:
+    words = ("export", head, "--format", "torch", "--out", tmp_path / "model.pt2")
+    done = inside(*words)
+    assert done.returncode == 2 and REFUSED in done.stderr and not mark.exists()
+    done = inside(*words, "--allow-code", NAME)
+    assert done.returncode == 0, done.stderr
+    assert mark.exists()
+    forget(mark)
 
 
 def test_other_code_of_the_same_name_is_another_feature_space(

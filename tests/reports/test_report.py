@@ -47,6 +47,7 @@ def evaluation_of(classes: list[str], **changes: Any) -> dict[str, Any]:
         "trained_on": 0,
         "notes": [],
         "predictions": "run/predictions.csv",
+        "tta": None,
         **changes,
     }
 

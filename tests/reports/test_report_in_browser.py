@@ -53,6 +53,7 @@ def opened(tmp_path: Path, chromium: Any) -> Iterator[Open]:
             "dataset": classes[0],
             "split": "test",
             "duplicates": [],
+            "tta": None,
             "trained_on": 0,
             "notes": classes[:1],
             "predictions": "predictions.csv",

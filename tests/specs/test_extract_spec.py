@@ -48,6 +48,10 @@ def test_every_option_arrives_where_it_belongs() -> None:
         "precision": "bf16",
         "dtype": "float32",
         "device": "cpu",
+        "views": 4,
+        "augment": "standard",
+        "augment_seed": 7,
+        "views_of": ["train", "test"],
         "batch_size": 5,
         "workers": 3,
         "max_pixels": 7,
@@ -64,6 +68,7 @@ def test_every_option_arrives_where_it_belongs() -> None:
     kept = {
         "tap": ("block1_pool", "block2_pool"),
         "pool": ("avg",),
+        "views_of": ("train", "test"),
         "split": (0.5, 0.25, 0.25),
         "root": Path("elsewhere"),
         "shard": Shard(2, 8),

@@ -16,10 +16,12 @@ from featpipe.base.errors import UsageError
 from featpipe.cli.app import COMMANDS, app
 from featpipe.heads import head_class
 from featpipe.integrations.sklearn import CachedFeatures
+from featpipe.specs.advise import AdviseSpec
 from featpipe.specs.audit import AuditSpec, RelabelSpec
 from featpipe.specs.code import AllowCode
 from featpipe.specs.compare import CompareSpec, RunsSpec
 from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.specs.export import ExportSpec
 from featpipe.specs.extract import ExtractSpec, FeatureOptions
 from featpipe.specs.fields import Spec, default_of, options_of
 from featpipe.specs.head_params import HEAD_KINDS, HEAD_PARAMS, OwnNetworkParams
@@ -60,6 +62,8 @@ def options_on_the_command_line(command: str) -> dict[str, Any]:
             {"data", "out", "overwrite", "device", "check", "list_recipes", "schema"},
         ),
         ("runs", set(RunsSpec.option_names()), set()),
+        ("export", set(ExportSpec.option_names()), set()),
+        ("advise", set(AdviseSpec.option_names()), set()),
         ("audit", set(AuditSpec.option_names()), set()),
         ("relabel", set(RelabelSpec.option_names()), set()),
     ],
@@ -77,6 +81,8 @@ def test_flags_are_the_fields(name: str, expected: set[str], extra: set[str]) ->
         ("predict", PredictSpec),
         ("compare", CompareSpec),
         ("runs", RunsSpec),
+        ("export", ExportSpec),
+        ("advise", AdviseSpec),
         ("audit", AuditSpec),
         ("relabel", RelabelSpec),
     ],
@@ -124,16 +130,21 @@ def test_the_schema_is_printed(featpipe: Run) -> None:
         (lambda empty, **options: api.train_head("pets", **options), HeadSpec),
         (lambda empty, **options: api.evaluate(empty / "run", **options), EvaluateSpec),
         (lambda empty, **options: api.predict(empty / "run", [], **options), PredictSpec),
+        (lambda empty, **options: api.export("pets", **options), ExportSpec),
+        (lambda empty, **options: api.advise("pets", **options), AdviseSpec),
         (lambda empty, **options: api.audit("pets", **options), AuditSpec),
         (lambda empty, **options: api.relabel("pets", empty / "fixes", **options), RelabelSpec),
     ],
-    ids=["extract", "train_head", "evaluate", "predict", "audit", "relabel"],
+    ids=["extract", "train_head", "evaluate", "predict", "export", "advise", "audit", "relabel"],
 )
 def test_python_takes_the_fields_and_nothing_else(
     call: Any, spec: type[Spec], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    must = {"name": "pets"} if spec is ExtractSpec else {}
+    must = {
+        ExtractSpec: {"name": "pets"},
+        ExportSpec: {"format": "npz", "out": tmp_path / "pets.npz"},
+    }.get(spec, {})
     with pytest.raises(UsageError, match="found 'no_such_option'"):
         call(tmp_path, cache=cache, **must, no_such_option=1)
     # Every field is known: what is refused then is that there are no pictures and no head.

@@ -36,7 +36,7 @@ SPLITS = ("train", "val", "test")
 def train(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     """Train on a data set of which some pictures have both labels, into ``tmp_path/NAME``."""
     both = {f"{split}/cat/{i}.png": f"{split}/dog/{i}.png" for split in SPLITS for i in (3, 7)}
-    spaces = [space_for("linear"), space_for("lenet")]
+    spaces = [space_for("linear"), space_for("lenet"), space_for("suffix")]
     stored_set(cache, in_splits(train=40, val=30, test=12), contents=both, spaces=spaces)
 
     def go(head: str, name: str, **options: Any) -> Any:

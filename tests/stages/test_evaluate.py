@@ -24,7 +24,7 @@ from featpipe.stages.evaluate import Evaluation
 KEYS = (
     "head dataset split n accuracy accuracy_ci95 balanced_accuracy macro_f1 baseline_accuracy "
     "log_loss ece roc_auc per_class confusion calibration duplicates trained_on notes predictions "
-    "report seconds"
+    "report seconds tta"
 ).split()
 
 

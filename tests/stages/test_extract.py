@@ -32,7 +32,7 @@ from featpipe.base.errors import (
 from featpipe.datasets.dataset import SPLITS, Status
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.engine import extractor as runner
-from featpipe.stages.extract import ExtractResult
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.store.feature_store import FeatureStore
 
 PICTURES = 40  # in photo_folder

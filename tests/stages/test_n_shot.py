@@ -35,7 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def dataset(cache: Path) -> Dataset:
-    spaces = [space_for("linear"), space_for("lenet")]
+    spaces = [space_for("linear"), space_for("lenet"), space_for("suffix")]
     return stored_set(cache, in_splits(train=12, val=8, test=3), spaces=spaces)
 
 

@@ -116,8 +116,8 @@ def test_flat_rows_and_wrong_options_are_one_line(inside: Run, cache: Path) -> N
         (
             ("lenet", "--dropout", "0.5"),
             "expected hyper-parameters of 'lenet' (class_weight, learning_rate, weight_decay, "
-            "batch_size, epochs, patience, optimizer, momentum, init), found 'dropout'; it is for "
-            "'mlp', 'mnist-cnn', 'simplecnn'",
+            "batch_size, epochs, patience, schedule, compute, optimizer, momentum, init), found "
+            "'dropout'; it is for 'mlp', 'mnist-cnn', 'simplecnn'",
         ),
     ):
         done = inside(*command, *arguments)
@@ -156,3 +156,27 @@ def test_a_recipe_trains_networks_and_ones_own_where_it_is_permitted(
         "2-recipe_nets-build",
     ]
     assert len(done["comparison"]["heads"]) == 2
+
+
+@pytest.mark.usefixtures("pixels")
+def test_arithmetic_is_chosen_before_training_and_recorded(
+    inside: Run, cache: Path, tmp_path: Path
+) -> None:
+    common = ("train-head", "photos", "--cache", cache, "--head", "lenet", *QUICK)
+    options = ("--compute", "auto", "--schedule", "cosine", "--overwrite", "--json")
+    json_of(inside(*common, *options, "--out", tmp_path / "run"))
+    params = json.loads((tmp_path / "run" / "head.json").read_text())["params"]
+    assert params["compute"] in ("fp32", "bf16"), "auto would repeat only on this machine"
+    assert (params["schedule"], params["patience"]) == ("cosine", None)
+    kept = [path.name for path in (cache / "processors").glob("*.training-*")]
+    assert kept == [] or kept[0].endswith(f".training-convolution.{params['compute']}")
+    # What was recorded repeats what was chosen, to the bit.
+    json_of(inside(*common, "--compute", params["compute"], *options[2:],
+                   "--out", tmp_path / "again"))  # fmt: skip
+    first, second = (tmp_path / run / "head.safetensors" for run in ("run", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    refused = inside(*common, "--compute", "fp16")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1] == (
+        "Error: expected --compute to be one of auto, fp32, bf16, found 'fp16'"
+    )

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 
 from featpipe.base.space import FeatureSpace
+from featpipe.heads import new_head
+from featpipe.heads.base import Head
+from featpipe.heads.suffix import SuffixHead
 from featpipe.specs.head_params import HEAD_KINDS, ModuleParams, params_of
-from support.samples import small_space
+from support import tiny_network
+from support.samples import small_preprocessing, small_space
 
 MAP_KINDS = tuple(kind for kind in HEAD_KINDS if issubclass(params_of(kind), ModuleParams))
 """Kinds of heads whose rows are maps."""
@@ -18,7 +22,27 @@ MAP_SHAPE = (2, 16, 16)
 
 def space_for(kind: str) -> FeatureSpace:
     """A feature space that a kind of head can be trained on."""
+    if kind == "suffix":
+        return small_space(
+            backbone=tiny_network.NAME,
+            tap=tiny_network.TAP,
+            weights=tiny_network.digest(),
+            pooling="none",
+            shape=MAP_SHAPE,
+            preprocessing=small_preprocessing(size=tiny_network.SIZE),
+        )
     return small_space(pooling="none", shape=MAP_SHAPE) if kind in MAP_KINDS else small_space()
+
+
+def made(kind: str, params: dict[str, Any]) -> Head:
+    """A new head that can be fitted; a suffix is one of the tiny network, which is random."""
+    if kind == "suffix":
+        params = {"compute": "fp32", "top": "own", **params}
+    head = new_head(kind, params)
+    head.attach([space_for(kind)])
+    if isinstance(head, SuffixHead):
+        head.start_from(tiny_network.TINY.random_tensors(0, head.body), pretrained=False)
+    return head
 
 
 class SideBySide:

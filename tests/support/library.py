@@ -16,7 +16,7 @@ from featpipe.specs.predict import PredictSpec
 from featpipe.stages.dry_run import DryRun
 from featpipe.stages.dry_run import plan_extraction as plan_by_spec
 from featpipe.stages.evaluate import Evaluation
-from featpipe.stages.extract import ExtractResult
+from featpipe.stages.extract_result import ExtractResult
 from featpipe.stages.predict import Prediction
 from featpipe.stages.predict import predict as predict_by_spec
 from featpipe.stages.train import TrainResult

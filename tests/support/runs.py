@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from featpipe.heads import new_head
 from featpipe.runs.run import Run
 from featpipe.runs.trained_head import TrainedHead, _document_digest
-from support.heads import MAP_KINDS, separable, space_for
+from support.heads import MAP_KINDS, made, separable, space_for
 from support.samples import image_ids
 
 CLASSES = ["cat", "<dog>", "caf\udce9 猫"]
@@ -27,7 +26,7 @@ def trained_head(kind: str = "linear", seed: int = 0) -> TrainedHead:
     X = (rng.normal(size=(30, 4)) + 2 * np.eye(3, 4)[y]).astype(np.float16)
     if kind in MAP_KINDS:
         X, y = separable(kind, 30, 3, seed=seed, dtype="f2")
-    head = new_head(kind, PARAMS[kind])
+    head = made(kind, PARAMS[kind])
     head.classes_ = np.array(CLASSES)
     history = head.fit(X, y, X, y, seed=seed, device="cpu", tick=lambda row: None)
     return TrainedHead(

@@ -35,17 +35,18 @@ def class_picture(label: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def small_preprocessing(size: int = 8) -> Preprocessing:
+    return Preprocessing(size=size, resize="crop", mean=(0.25, 0.5, 0.75), std=(1.0, 0.5, 0.125))
+
+
 def small_space(**changes: Any) -> FeatureSpace:
     """A feature space of four float16 numbers a picture; no backbone is needed to fill it."""
-    preprocessing = Preprocessing(
-        size=8, resize="crop", mean=(0.25, 0.5, 0.75), std=(1.0, 0.5, 0.125)
-    )
     fields: dict[str, Any] = {
         "backbone": "tiny",
         "weights": "ab" * 32,
         "tap": "block1_pool",
         "pooling": "avg",
-        "preprocessing": preprocessing,
+        "preprocessing": small_preprocessing(),
         "precision": "fp32",
         "dtype": "float16",
         "shape": (4,),

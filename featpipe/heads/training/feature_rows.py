@@ -3,6 +3,9 @@
 In both cases rows keep their stored dtype until they go into a batch. A batch is float32 and
 centred, in a buffer that the next batch overwrites. NumPy draws the order of the rows, so it does
 not depend on the device.
+
+Where rows have views, each pass over them takes one of every row's views, drawn anew. Statistics
+and :meth:`FeatureRowSet.in_order` are of view 0, the rows themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from featpipe.base.hardware import free_memory
-from featpipe.heads.base import columns_of, mean_and_scale_of, side_by_side, widths_of
+from featpipe.heads.base import (
+    columns_of,
+    mean_and_scale_of,
+    side_by_side,
+    views_of,
+    widths_of,
+)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Rows (b, d) float32 and their classes (b,) int64, on the device."""
@@ -30,18 +39,23 @@ _BLOCKS_AT_ONCE = 4
 """Blocks that are in memory at the same time, their rows shuffled together."""
 
 
-def feature_rows(X: Any, y: NDArray[np.int64], device: str) -> FeatureRowSet:
-    """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed."""
-    if fits(X, device):
+def feature_rows(X: Any, y: NDArray[np.int64], device: str, *, reserved: int = 0) -> FeatureRowSet:
+    """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed.
+
+    All views count where there are some. ``reserved`` is the part of the device's free memory
+    (bytes) that training itself will take.
+    """
+    if fits(X, device, reserved=reserved):
         return HeldRows(X, y, device, home=device)
     if device != "cpu" and fits(X, "cpu"):
         return HeldRows(X, y, device, home="cpu")
     return StreamedRows(X, y, device)
 
 
-def fits(X: Any, device: str) -> bool:
-    """Whether rows in their stored dtype fit into the share of a device's free memory."""
-    return _row_bytes(X) * len(X) <= HELD_SHARE * free_memory(device)
+def fits(X: Any, device: str, *, reserved: int = 0) -> bool:
+    """Whether rows and their views, as stored, fit into the share of a device's free memory."""
+    stored = _row_bytes(X) * len(X) * (1 + len(views_of(X)))
+    return stored <= HELD_SHARE * (free_memory(device) - reserved)
 
 
 class FeatureRowSet(ABC):
@@ -51,20 +65,25 @@ class FeatureRowSet(ABC):
     ----------
     X : array-like, shape (n, …)
         The rows as stored; an array in memory if they are held there.
+    views : tuple of array-like
+        The same rows in their other views.
     y : Tensor of int64, shape (n,)
         Class indices, on the device.
     widths : tuple of int
         Features that come from each tap; they sum to d.
     home : str
         The device whose memory the rows are read from.
+    whereabouts : str
+        Where the rows lie during training, for messages.
     """
 
     X: Any
     y: torch.Tensor
     home = "cpu"
+    whereabouts = "streamed from the cache"
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
-        self.X, self.device = X, device
+        self.X, self.views, self.device = X, views_of(X), device
         self.y = torch.from_numpy(y).to(device)
         self.widths = widths_of(X)
         self.width = sum(self.widths)
@@ -75,6 +94,11 @@ class FeatureRowSet(ABC):
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows and their views as they are stored."""
+        return len(self) * (1 + len(self.views)) * self.width * self.dtype.itemsize
 
     def centre_on(self, mean: NDArray[np.float32]) -> None:
         """Subtract ``mean`` (d,) from the rows of all later batches."""
@@ -127,7 +151,18 @@ class FeatureRowSet(ABC):
 
     @abstractmethod
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
-        """Every row once, in random order, in batches of at most ``size`` rows."""
+        """Every row once, in one of its views, in random order, in batches of ``size`` or fewer."""
+
+    def _drawn_views(self, order: np.random.Generator) -> NDArray[np.int64] | None:
+        """The view of each row that the next pass takes, (n,); None where there are no views.
+
+        A child of ``order`` draws them: the order of the rows is the same with and without views,
+        and held rows come in the same views as streamed ones.
+        """
+        if not self.views:
+            return None
+        (child,) = order.spawn(1)
+        return child.integers(1 + len(self.views), size=len(self))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every row once, in stored order, in batches of at most ``size`` rows."""
@@ -163,24 +198,35 @@ class HeldRows(FeatureRowSet):
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str, *, home: str) -> None:
         super().__init__(X, y, device)
-        self.home = home
-        self._rows = torch.empty(len(X), self.width, dtype=self.dtype, device=home)
-        for start, stop in _blocks(X):
-            block = np.asarray(X[start:stop]).reshape(stop - start, -1)
-            if home == "cpu":
-                self._rows[start:stop].numpy()[:] = block
-            else:
-                self._rows[start:stop] = torch.from_numpy(np.array(block))
+        self.home, self.whereabouts = home, f"held in memory ({home})"
+        each = (X, *self.views)
+        # Row i of view v is row v * n + i.
+        self._rows = torch.empty(len(each) * len(X), self.width, dtype=self.dtype, device=home)
+        for view, rows in enumerate(each):
+            self._fill(self._rows[view * len(X) : (view + 1) * len(X)], rows)
         if home == "cpu":
-            self.X = self._rows.numpy()
+            self.X = self._rows[: len(X)].numpy()
         self._taken = torch.empty(0, self.width, dtype=self.dtype, device=home)
+
+    def _fill(self, place: torch.Tensor, rows: Any) -> None:
+        """Read rows (n, …) into a tensor (n, d)."""
+        for start, stop in _blocks(rows):
+            block = np.asarray(rows[start:stop]).reshape(stop - start, -1)
+            if self.home == "cpu":
+                place[start:stop].numpy()[:] = block
+            else:
+                place[start:stop] = torch.from_numpy(np.array(block))
 
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
         """See :meth:`FeatureRowSet.shuffled`."""
         if len(self._taken) < min(size, len(self)):
             self._taken = self._rows.new_empty(min(size, len(self)), self.width)
+        drawn = self._drawn_views(order)
         permutation = torch.from_numpy(order.permutation(len(self)))
-        row_index = permutation.to(self.home)
+        place = permutation
+        if drawn is not None:
+            place = permutation + len(self) * torch.from_numpy(drawn)[permutation]
+        row_index = place.to(self.home)
         y = self.y[permutation.to(self.device)]
         for start in range(0, len(self), size):
             index = row_index[start : start + size]
@@ -189,14 +235,15 @@ class HeldRows(FeatureRowSet):
 
     def _stored(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start in range(0, len(self), size):
-            yield start, self._rows[start : start + size]
+            yield start, self._rows[start : min(start + size, len(self))]
 
 
 class StreamedRows(FeatureRowSet):
     """Rows that are read again in every epoch, a few blocks of consecutive rows at a time.
 
     ``shuffled`` reads the blocks in random order and shuffles the rows of all blocks that are in
-    memory. Rows that do not fill a batch stay there and join the next blocks.
+    memory. Rows that do not fill a batch stay there and join the next blocks. Of views, only the
+    rows that were drawn are read.
     """
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
@@ -207,12 +254,13 @@ class StreamedRows(FeatureRowSet):
 
     def shuffled(self, order: np.random.Generator, size: int) -> Iterator[Batch]:
         """See :meth:`FeatureRowSet.shuffled`."""
+        drawn = self._drawn_views(order)
         spans = [self._spans[i] for i in order.permutation(len(self._spans))]
         self._make_room(min(len(self), self._longest * _BLOCKS_AT_ONCE + size))
         row_numbers = np.empty(0, np.int64)
         for first in range(0, len(spans), _BLOCKS_AT_ONCE):
             for start, stop in spans[first : first + _BLOCKS_AT_ONCE]:
-                self._read(start, stop, len(row_numbers))
+                self._read(start, stop, len(row_numbers), drawn)
                 row_numbers = np.concatenate([row_numbers, np.arange(start, stop)])
             is_last = first + _BLOCKS_AT_ONCE >= len(spans)
             shuffled = order.permutation(len(row_numbers))
@@ -235,9 +283,18 @@ class StreamedRows(FeatureRowSet):
         if len(self._pool) < rows:
             self._pool = torch.empty(rows, self.width, dtype=self.dtype)
 
-    def _read(self, start: int, stop: int, offset: int) -> None:
-        block = np.asarray(self.X[start:stop]).reshape(stop - start, -1)
-        self._pool[offset : offset + stop - start].numpy()[:] = block
+    def _read(
+        self, start: int, stop: int, offset: int, drawn: NDArray[np.int64] | None = None
+    ) -> None:
+        """Read a block into the pool from ``offset`` on, each row in the view that was drawn."""
+        place = self._pool[offset : offset + stop - start].numpy()
+        if drawn is None:
+            place[:] = np.asarray(self.X[start:stop]).reshape(stop - start, -1)
+            return
+        each, of_block = (self.X, *self.views), drawn[start:stop]
+        for view in np.unique(of_block):
+            here = np.flatnonzero(of_block == view)
+            place[here] = np.asarray(each[view][start + here]).reshape(len(here), -1)
 
     def _batch(self, rows: torch.Tensor, row_numbers: NDArray[np.int64]) -> Batch:
         return self._centre(rows), self.y[torch.from_numpy(row_numbers).to(self.device)]

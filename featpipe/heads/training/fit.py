@@ -5,6 +5,7 @@ fit into memory, or takes networks one by one, and runs the epoch loop over each
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,14 @@ from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
-from featpipe.heads.training.loop import EpochLoop, OnEpoch, Schedule, TrainedState
+from featpipe.heads.training.loop import EpochLoop, OnEpoch, Plan, TrainedState
+from featpipe.heads.training.memory import check_memory, in_mib, training_memory
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
 from featpipe.heads.training.threads import threads_for
 from featpipe.heads.training.trainer import Trainer
+
+log = logging.getLogger("featpipe")
 
 GROUP_MEMORY_SHARE = 0.25
 """Of the memory that is free, what a group may take; a larger one is trained in parts."""
@@ -97,8 +101,16 @@ def train_all(
     it names among the heads that are done.
     """
     maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
-    rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
-    mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
+    reserved = max((_checked_memory(head, maps[0], device) for head in heads if maps), default=0)
+    rows = feature_rows(X, y, device, reserved=reserved)
+    val_rows = feature_rows(X_val, y_val, device, reserved=reserved)
+    if maps:
+        log.info("rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
+    first = heads[0]
+    if isinstance(first, ModuleHead) and not first.standardises:
+        mean, scale = np.zeros(maps[0][0], np.float32), np.ones(1, np.float32)
+    else:
+        mean, scale = rows.mean_and_scale(maps[0][0] if maps else None)
     for head in heads:
         head.mean_, head.scale_ = mean, scale
         if isinstance(head, ModuleHead):
@@ -116,7 +128,7 @@ def train_all(
         these, own = [heads[i] for i in numbers], [seeds[i] for i in numbers]
         order = np.random.default_rng(own[0] if maps else seed)
         with _trainer(these, own, rows, y, divisor, weights, device) as trainer:
-            loop = EpochLoop(trainer, _schedule(these[0]), rows, val_rows, order, on_epoch)
+            loop = EpochLoop(trainer, _plan(these[0]), rows, val_rows, order, on_epoch)
             found = loop.run(only_best=leaders is not None)
         ends.update(zip(numbers, found, strict=True))
         kept = ends if leaders is None else leaders(ends)
@@ -125,13 +137,22 @@ def train_all(
     return [ends[i] for i in range(len(heads))]
 
 
+def _checked_memory(head: Any, shape: tuple[int, ...], device: str) -> int:
+    needed = training_memory(head, shape)
+    check_memory(needed, head, device)
+    return needed.total
+
+
 def lowest(ends: Mapping[int, TrainedState]) -> set[int]:
     """The :data:`Leaders` of a choice by loss alone: the head of the lowest."""
     return {min(ends, key=lambda i: (ends[i].lowest, i))}
 
 
-def _schedule(head: Any) -> Schedule:
-    return Schedule(head.batch_size, head.epochs, head.patience)
+def _plan(head: Any) -> Plan:
+    if isinstance(head, ModuleHead):
+        anneals = head.schedule != "constant"
+        return Plan(head.batch_size, head.epochs, head.tolerance, anneals=anneals)
+    return Plan(head.batch_size, head.epochs, head.patience)
 
 
 @contextlib.contextmanager
@@ -148,7 +169,13 @@ def _trainer(
     head = heads[0]
     if isinstance(head, ModuleHead):
         with torch.no_grad(), random_numbers(seeds[0], device):
-            trainer = ModuleTrainer(head, scale=scale, class_weights=weights, device=device)
+            trainer = ModuleTrainer(
+                head,
+                scale=scale,
+                class_weights=weights,
+                planned_steps=_plan(head).steps(len(rows)),
+                device=device,
+            )
             with threads_for(head.batch_size * trainer.multiplications):
                 yield trainer
         return
@@ -163,7 +190,7 @@ def _trainer(
         device=device,
     )
     learned = sum(group.parameter_count(one, group.width, group.classes) for one in heads)
-    step = _schedule(head).batch_size * (_READING * group.width + learned)
+    step = _plan(head).batch_size * (_READING * group.width + learned)
     with torch.inference_mode(), threads_for(step):
         yield group
 

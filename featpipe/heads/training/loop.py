@@ -15,14 +15,14 @@ import torch
 from featpipe.heads.base import History, HistoryRow
 from featpipe.heads.doubts import epoch_doubts
 from featpipe.heads.training.feature_rows import FeatureRowSet
-from featpipe.heads.training.trainer import Trainer
+from featpipe.heads.training.trainer import State, Trainer
 
 MIN_STEPS = 5
 """Steps that an epoch makes at least, in several passes over the rows where they are few.
 
 After one step a validation loss says little: patience would be spent before a head has learned."""
 _SCORE_BYTES = 16 * 2**20
-"""Rows that are scored at once, as float32."""
+"""The widest numbers of the rows that are scored at once, as float32."""
 
 OnEpoch = Callable[[int, HistoryRow], None]
 """Called after every epoch with two arguments: how many epochs of heads are done by it (those that
@@ -30,7 +30,7 @@ a head that stops early will not need count too), and the best row of this epoch
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Plan:
     """How long a group of heads is trained.
 
     Attributes
@@ -41,11 +41,25 @@ class Schedule:
         Largest number of epochs; each makes at least ``MIN_STEPS`` steps.
     patience : int
         Epochs without a lower validation loss before a head stops.
+    anneals : bool
+        Whether the learning rate falls to 0 over the epochs.
     """
 
     batch_size: int
     epochs: int
     patience: int
+    anneals: bool = False
+
+    def passes(self, rows: int) -> int:
+        """How often an epoch passes over so many rows."""
+        return -(-MIN_STEPS // self._batches(rows))
+
+    def steps(self, rows: int) -> int:
+        """Steps of all epochs over so many rows."""
+        return self.epochs * self.passes(rows) * self._batches(rows)
+
+    def _batches(self, rows: int) -> int:
+        return -(-rows // self.batch_size)
 
 
 @dataclass
@@ -77,7 +91,7 @@ class EpochLoop:
     Parameters
     ----------
     trainer : Trainer
-    schedule : Schedule
+    plan : Plan
     rows, val_rows : FeatureRowSet
     order : Generator
         Shuffles the rows of every epoch.
@@ -87,13 +101,13 @@ class EpochLoop:
     def __init__(
         self,
         trainer: Trainer,
-        schedule: Schedule,
+        plan: Plan,
         rows: FeatureRowSet,
         val_rows: FeatureRowSet,
         order: np.random.Generator,
         on_epoch: OnEpoch,
     ) -> None:
-        self.trainer, self.schedule = trainer, schedule
+        self.trainer, self.plan = trainer, plan
         self.rows, self.val_rows, self.order = rows, val_rows, order
         self.on_epoch = on_epoch
         count = trainer.count
@@ -101,14 +115,15 @@ class EpochLoop:
         self.diverged = [""] * count
         self.best_loss = [np.inf] * count
         self.best_steps = [0] * count
-        self.best = {name: value.clone() for name, value in trainer.state().items()}
+        self.best: State = {}
+        """The state of every head's best epoch; empty before the first epoch."""
         self.members = list(range(count))
         """The heads that the trainer still has, by their index at the start."""
         self.running = set(self.members)
 
     def run(self, *, only_best: bool) -> list[TrainedState]:
         """Train until every head is done."""
-        epochs = self.schedule.epochs
+        epochs = self.plan.epochs
         for epoch in range(1, epochs + 1):
             running = len(self.running)
             judged = self._judge_all(epoch, self._train_epoch())
@@ -120,7 +135,7 @@ class EpochLoop:
                 break
             self._drop_finished()
         for history in self.histories:
-            history.warnings += epoch_doubts(history, epochs)
+            history.warnings += epoch_doubts(history, epochs, anneals=self.plan.anneals)
         ends = [TrainedState(*end, {}) for end in zip(self.histories, self.diverged, strict=True)]
         everyone = range(len(ends))
         for k in (min(everyone, key=lambda k: ends[k].lowest),) if only_best else everyone:
@@ -130,8 +145,7 @@ class EpochLoop:
 
     def _train_epoch(self) -> list[list[float]]:
         """Train on every batch; training loss and accuracy, then validation's, of each head."""
-        batch_size, n = self.schedule.batch_size, len(self.rows)
-        passes = -(-MIN_STEPS // -(-n // batch_size))
+        batch_size, passes = self.plan.batch_size, self.plan.passes(len(self.rows))
         started = time.perf_counter()
         learned = [
             self.trainer.learn(*batch)
@@ -143,7 +157,7 @@ class EpochLoop:
         seconds = time.perf_counter() - started
         for k in self.running:
             self.histories[k].epoch_seconds.append(seconds)
-        step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.rows.width))))
+        step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.trainer.widest))))
         scored = [self.trainer.score(*batch) for batch in self.val_rows.in_order(step)]
         return [*means, *self._means(scored, self.val_rows, 1)]
 
@@ -184,12 +198,16 @@ class EpochLoop:
         if row.selection_loss < self.best_loss[k]:
             self.best_loss[k], history.best = row.selection_loss, len(history.rows) - 1
             self.best_steps[k] = self.trainer.steps
-        elif len(history.rows) - 1 - history.best >= self.schedule.patience:
+        elif len(history.rows) - 1 - history.best >= self.plan.patience:
             self.running.discard(k)
         return row
 
     def _keep_improved(self) -> None:
         """Copy the state of every head whose best epoch was this one."""
+        if not self.best:
+            # Every head that has not diverged improves in its first epoch.
+            self.best = {name: value.clone() for name, value in self.trainer.state().items()}
+            return
         improved = {k for k, steps in enumerate(self.best_steps) if steps == self.trainer.steps}
         places = [(place, k) for place, k in enumerate(self.members) if k in improved]
         for name, value in self.trainer.state().items():

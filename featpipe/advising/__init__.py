@@ -1,0 +1,1 @@
+"""What to try next on a data set: measured facts, rules on them, and commands to copy."""

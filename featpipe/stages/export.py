@@ -1,0 +1,187 @@
+"""Stage: write a head with its backbone, or a data set's features, for people without featpipe."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featpipe.base.disk import read_regular, write_atomically
+from featpipe.base.errors import UsageError
+from featpipe.base.preprocessing import describe
+from featpipe.datasets.files import dataset_path
+from featpipe.runs.run import Run
+from featpipe.specs.export import MODEL_FORMATS, TABLE_FORMATS, ExportSpec
+from featpipe.stages.export_table import export_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from featpipe.runs.trained_head import TrainedHead
+    from featpipe.stages.documents import ModelExportDocument, TableExportDocument
+
+CARD_NAME = "README.md"
+
+
+def export(
+    what: str | os.PathLike[str], spec: ExportSpec, *, cache: Path
+) -> ModelExportDocument | TableExportDocument:
+    """Write a head as a network, or features as a table; the format decides which.
+
+    Parameters
+    ----------
+    what : str or path
+        Run folder of a head, or name of a data set.
+    spec : ExportSpec
+    cache : Path
+
+    Returns
+    -------
+    dict
+        What ``featpipe export --json`` prints.
+
+    Raises
+    ------
+    NotFoundError, UsageError, DamageError, SpaceMismatchError, WeightsError, StorageError
+    MissingPackageError
+        A package of the format's extra is not installed.
+    CheckError
+        The network does not answer as ``predict``.
+    """
+    name = os.fspath(what)
+    _check_kind(name, spec, cache)
+    _check_free(spec)
+    if spec.is_model:
+        return _export_model(Run.at(Path(name)), spec, cache)
+    return export_table(name, spec, cache=cache)
+
+
+def _check_kind(what: str, spec: ExportSpec, cache: Path) -> None:
+    """Refuse a head where a data set is meant, and the other way round."""
+    # os.path returns False for a name that is too long; pathlib would raise OSError.
+    is_head = os.path.exists(Run.at(Path(what)).head_path)
+    if not spec.is_model and is_head:
+        raise UsageError(
+            f"expected a data set for --format {spec.format}, found the head {what}; use --format "
+            f"{' or '.join(MODEL_FORMATS)}, or name the data set"
+        )
+    if spec.is_model and not is_head and _is_dataset(what, cache):
+        raise UsageError(
+            f"expected the run folder of a head for --format {spec.format}, found the data set "
+            f"'{what}'; use --format {' or '.join(TABLE_FORMATS)}, or name a head ('featpipe runs' "
+            "lists them)"
+        )
+
+
+def _is_dataset(name: str, cache: Path) -> bool:
+    try:
+        return os.path.exists(dataset_path(cache, name))
+    except UsageError:
+        return False
+
+
+def _check_free(spec: ExportSpec) -> None:
+    """Refuse a folder, and a file that nobody said may be replaced."""
+    if os.path.isdir(spec.out):
+        raise UsageError(f"expected a file as --out, found the folder {spec.out}; add a name")
+    if os.path.lexists(spec.out) and not spec.overwrite:
+        raise UsageError(
+            f"expected a new file as --out, found {spec.out}; name another one, or replace it with "
+            "--overwrite"
+        )
+
+
+def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocument:
+    """Make the network, compare it with the head, and write it and its card."""
+    started = time.perf_counter()
+    trained = run.load_head()
+    # Not before there is a head: torch takes seconds to import.
+    import torch
+
+    from featpipe._version import __version__
+    from featpipe.backbones.catalog import get_backbone
+    from featpipe.engine.plan import plan_for_spaces
+    from featpipe.exports.classifier import picture_classifier, score_map_classifier
+    from featpipe.exports.comparison import compare, compare_larger, sample_of
+    from featpipe.exports.model_card import CardFacts, model_card
+    from featpipe.exports.model_files import FILES, answer_of, as_json
+
+    file = FILES[spec.format]
+    libraries = file.libraries()
+    weights = spec.weights or trained.weights_name
+    plan = plan_for_spaces(trained.spaces, weights, cache, device="cpu")
+    backbone = get_backbone(trained.space.backbone)
+    tensors = plan.weights.tensors(list(dict.fromkeys(s.tap for s in trained.spaces)))
+    make = score_map_classifier if spec.dense else picture_classifier
+    model = make(backbone, tensors, trained.spaces, trained.head)
+    facts = {
+        "classes": as_json(trained.classes_.tolist()),
+        "preprocessing": as_json(describe(trained.space.preprocessing)),
+        "featpipe": as_json({"version": __version__, "head_sha256": trained.digest}),
+    }
+    sample = sample_of(trained, cache)
+    example = sample.larger if spec.dense else sample.two
+    data = file.encode(model, torch.from_numpy(example), facts, dense=spec.dense)
+    answer = file.open(data)
+    check = compare(answer, sample, trained, backbone, tensors, cache)
+    if spec.dense:
+        compare_larger(answer, answer_of(model), sample)
+    sha256 = hashlib.sha256(data).hexdigest()
+    card = card_path(spec.out)
+    text = model_card(
+        trained,
+        CardFacts(
+            file=spec.out.name,
+            format=spec.format,
+            title=file.title,
+            sha256=sha256,
+            size=len(data),
+            check=check,
+            libraries=libraries,
+            evaluation=_evaluation(run, trained),
+            dense=spec.dense,
+        ),
+    )
+    # The card first: a file that has its final name is whole, and described.
+    write_atomically(card, text.encode("utf-8"))
+    write_atomically(spec.out, data)
+    return {
+        "format": spec.format,
+        "file": str(spec.out),
+        "bytes": len(data),
+        "sha256": sha256,
+        "card": str(card),
+        "head": str(run.folder),
+        "kind": trained.head.kind,
+        "classes": trained.classes_.tolist(),
+        "size": trained.space.preprocessing.size,
+        "dense": spec.dense,
+        "check": check,
+        "libraries": dict(libraries),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _evaluation(run: Run, trained: TrainedHead) -> Mapping[str, Any] | None:
+    """The head's evaluation on the test split, if it is this head's."""
+    found = run.load_metrics()
+    return found if found is not None and found.get("head_sha256") == trained.digest else None
+
+
+def card_path(out: Path) -> Path:
+    """Where the card of a file goes: README.md beside it, unless that is somebody else's."""
+    from featpipe.exports.model_card import is_card_of
+
+    shared, own = out.parent / CARD_NAME, out.parent / f"{out.name}.{CARD_NAME}"
+    if out.name == CARD_NAME:
+        return own
+    try:
+        text = read_regular(shared).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return shared
+    except OSError:
+        return own
+    return shared if is_card_of(text, out.name) else own
