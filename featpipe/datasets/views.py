@@ -12,12 +12,13 @@ from featpipe.base.errors import UsageError
 from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.base.views import ViewsDocument, counted_views
 from featpipe.datasets.dataset import Dataset
-from featpipe.datasets.spaces import extract_options, spaces_of
+from featpipe.datasets.spaces import extract_options, spaces_of, view_options
+from featpipe.specs.extract import DEFAULT_AUGMENT
 from featpipe.specs.fields import flag
 from featpipe.specs.views import ViewChoice
 
-ADVISED_VIEWS = 4
-ADVISED_POLICY = "light"
+ADVISED_POLICY, ADVISED_VIEWS = DEFAULT_AUGMENT, 4
+"""What is advised where nothing says which views."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,8 @@ def views_command(
     number, policy, seed
         Of the views; what is None is advised.
     """
-    options = extract_options(originals, weights)
-    asked = [f"--views {number or ADVISED_VIEWS} --augment {policy or ADVISED_POLICY}"]
-    if seed:
-        asked.append(f"--augment-seed {seed}")
-    asked.append(f"--views-of {split}")
-    return " ".join(filter(None, [f"featpipe extract DATA --name {dataset.name}", options, *asked]))
+    options = [
+        extract_options(originals, weights),
+        view_options(policy or ADVISED_POLICY, seed or 0, [split], number or ADVISED_VIEWS),
+    ]
+    return " ".join(filter(None, [f"featpipe extract DATA --name {dataset.name}", *options]))

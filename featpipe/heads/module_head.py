@@ -6,6 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -49,6 +50,8 @@ class ModuleHead(ModuleParams, GradientHead):
     """Whether rows are centred and scaled; else they are taken as they are."""
     builds_without_memory: ClassVar[bool] = True
     """Whether all tensors of the module are in its state, so that it can be built without them."""
+    smaller_network: ClassVar[str] = "smaller maps (a smaller --size) or a smaller network"
+    """What to train instead where the network does not fit into memory."""
     row_shape_: Shape
     _module: nn.Module | None = None
 
@@ -169,8 +172,13 @@ class ModuleHead(ModuleParams, GradientHead):
     @property
     def block_rows(self) -> int:
         """Rows that the module is given at once where it does not learn."""
-        width = int(np.prod(self.row_shape_))
-        return max(16, min(1024, _BLOCK_BYTES // (4 * max(1, width))))
+        width = max(1, int(np.prod(self.row_shape_)), self._widest)
+        return max(16, min(1024, _BLOCK_BYTES // (4 * width)))
+
+    @cached_property
+    def _widest(self) -> int:
+        """Numbers of the widest activation of a row."""
+        return widest_activation(self._evaluating(), self.row_shape_)
 
     def _evaluating(self) -> nn.Module:
         """The module with its learned tensors, made when it is first needed."""
@@ -244,6 +252,27 @@ class ModuleHead(ModuleParams, GradientHead):
             raise DamageError(
                 f"expected the tensors of a '{self.kind}' head: {first_line(error)}"
             ) from error
+
+
+def widest_activation(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Numbers of the widest output of a layer for one row of a shape."""
+    import torch
+
+    widest = 0
+
+    def look(_: Any, __: Any, answer: Any) -> None:
+        nonlocal widest
+        if isinstance(answer, torch.Tensor):
+            widest = max(widest, answer.numel())
+
+    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return widest
 
 
 def pooled_side(side: int, lost: int = 0) -> int:

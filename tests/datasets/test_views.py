@@ -117,7 +117,7 @@ def test_the_command_that_makes_them_is_whole(dataset: Dataset) -> None:
     assert views_command(dataset, [FIRST, SECOND], "random:0", "test", policy="flip") == (
         "featpipe extract DATA --name set --weights random:0 --backbone tiny --tap block1_pool "
         "--tap block2_pool --pool avg --size 8 --precision fp32 --views 4 --augment flip "
-        "--views-of test"
+        "--augment-seed 0 --views-of test"
     )
     seeded = views_command(dataset, [FIRST], "random:0", "train", number=2, seed=3)
     assert seeded.endswith("--views 2 --augment light --augment-seed 3 --views-of train")

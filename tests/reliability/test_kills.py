@@ -151,17 +151,15 @@ class Job:
         return True
 
 
-def stored_rows(cache: Path) -> dict[bytes, bytes]:
-    """Every row of every segment by image id, read without featpipe."""
-    found: dict[bytes, bytes] = {}
-    seen: dict[tuple[str, bytes], bytes] = {}
+def stored_rows(cache: Path) -> dict[tuple[str, bytes], bytes]:
+    """Every row of every segment by its store and image id, read without featpipe."""
+    found: dict[tuple[str, bytes], bytes] = {}
     for path in cache.glob("spaces/*/segments/[0-9a-f]*.h5"):
         with h5py.File(path) as file:
             ids, rows = file["image_sha256"][:], file["features"][:]
         for image_id, row in zip(ids, rows, strict=True):
-            found[image_id.tobytes()] = row.tobytes()
-            # A head's own feature space gives the same picture another row.
-            kept = seen.setdefault((path.parents[1].name, image_id.tobytes()), row.tobytes())
+            key = path.parents[1].name, image_id.tobytes()
+            kept = found.setdefault(key, row.tobytes())
             assert kept == row.tobytes(), f"two different rows of {image_id.tobytes().hex()}"
     return found
 
@@ -176,8 +174,10 @@ def assert_promised_rows_are_there(cache: Path, name: str) -> None:
     """A data set that can be read promises rows: all of them are in the store."""
     if (cache / "datasets" / f"{name}.h5").exists():
         dataset = load_dataset(cache, name)
-        store = FeatureStore(cache, FeatureSpace.from_json(dataset.spaces[0]))
-        assert store.contains(dataset.image_sha256[dataset.usable]).all()
+        for text in dataset.spaces:
+            space = FeatureSpace.from_json(text)
+            ids = dataset.image_sha256[dataset.covered_by(space)]
+            assert FeatureStore(cache, space).contains(ids).all()
 
 
 # 1 Killed at any instant
@@ -186,7 +186,9 @@ def assert_promised_rows_are_there(cache: Path, name: str) -> None:
 class Soak:
     """One cache and one run folder that jobs are killed over, again and again."""
 
-    EXTRACT = ("extract", "pictures", "--name", "soak", *FLAGS, "-q")
+    # Views of all: which pictures are in train changes while the folder grows.
+    VIEWS = ("--views", "2", "--views-of", "all")
+    EXTRACT = ("extract", "pictures", "--name", "soak", *FLAGS, *VIEWS, "-q")
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder, self.cache, self.run = folder, folder / "cache", folder / "run"
@@ -314,9 +316,10 @@ def _finish_and_compare(soak: Soak, featpipe: Run) -> None:
 
     # The same pictures once more, elsewhere and undisturbed.
     alone = soak.folder / "alone"
-    api.extract(soak.folder / "pictures", name="soak", cache=alone, **OPTIONS)
+    views = {"views": 2, "views_of": "all"}
+    api.extract(soak.folder / "pictures", name="soak", cache=alone, **OPTIONS, **views)
     expected = stored_rows(alone)
-    assert len(expected) == soak.pictures
+    assert len(expected) == 3 * soak.pictures
     assert stored_rows(soak.cache) == expected
     assert load_dataset(soak.cache, "soak").digest() == load_dataset(alone, "soak").digest()
 
@@ -411,6 +414,6 @@ def _interrupt(
     load_head(place / "run")
     if kind == "extract" and notes.exists():
         noted = {bytes.fromhex(line) for line in notes.read_text().split()}
-        lost = noted - set(stored_rows(cache))
+        lost = noted - {image_id for _, image_id in stored_rows(cache)}
         assert not lost, f"{len(lost)} finished rows were not committed"
     return time.monotonic() - started, said == TIDY_END

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.command import Run, json_of
+from support.command import TINY_FLAGS, Run, json_of
 from support.heads import MAP_KINDS, space_for
 from support.library import evaluate, train_head
 from support.runs import load_head, rewrite
@@ -174,7 +175,7 @@ def test_several_augmentations_must_be_chosen_from(cache: Path, train: Callable[
             "expected views of policy standard of every training picture of 'set', found: 2 views "
             "(light); make them: featpipe extract DATA --name set --weights random:0 --backbone "
             "tiny --tap block1_pool --pool avg --size 8 --precision fp32 --views 4 --augment "
-            "standard --views-of train",
+            "standard --augment-seed 0 --views-of train",
         ),
         (
             {"augment_seed": 3},
@@ -204,7 +205,8 @@ def test_a_training_picture_without_a_row_is_an_error(
         "expected all 40 pictures in each of 2 views (light), found 2 without a row: they were "
         "computed for other splits or pictures; compute them: featpipe extract DATA --name set "
         "--weights random:0 --backbone tiny --tap block1_pool --pool avg --size 8 --precision fp32 "
-        "--views 2 --augment light --views-of train, or train without views: --no-views"
+        "--views 2 --augment light --augment-seed 0 --views-of train, or train without views: "
+        "--no-views"
     )
     assert train(no_views=True).views is None
 
@@ -341,7 +343,7 @@ def test_missing_views_name_the_command_that_makes_them(
     head = train().head
     for options, asked, views in (
         ({}, "", "--views 3 --augment light --augment-seed 9"),
-        ({"augment": "flip"}, " of policy flip", "--views 4 --augment flip"),
+        ({"augment": "flip"}, " of policy flip", "--views 4 --augment flip --augment-seed 0"),
     ):
         with pytest.raises(NotFoundError) as caught:
             evaluate(head, cache=cache, tta=True, **options)
@@ -372,7 +374,10 @@ def test_the_command_line_trains_on_views_and_averages_over_them(
     done = inside("train-head", "set", *flags, "--out", "plain", "--no-views", "--json")
     assert json_of(done)["views"] is None
     done = inside("train-head", "set", *flags, "--out", "x", "--augment", "flip")
-    assert done.returncode == 10 and "--views 4 --augment flip --views-of train" in done.stderr
+    assert (
+        done.returncode == 10
+        and "--views 4 --augment flip --augment-seed 0 --views-of train" in done.stderr
+    )
     done = inside("train-head", "set", *flags, "--augment", "cubist")
     assert done.returncode == 2 and "to be one of flip, light, standard" in done.stderr
     done = inside("evaluate", "run", "--cache", cache, "--tta", "--json")
@@ -409,3 +414,70 @@ def test_views_of_the_light_policy_are_told_in_the_report(
     stored_views(cache, stored_set(cache, SAMPLES))
     page = evaluate(train().head, cache=cache).report.read_text()
     assert f"2 views (light), version {LIGHT.version}: each epoch took one of them" in page
+
+
+def test_views_of_real_pictures_from_the_commands_that_messages_name(
+    photo_folder: Path, inside: Run, cache: Path
+) -> None:
+    flags = ["--cache", cache, "--device", "cpu", "-q"]
+    here = [*TINY_FLAGS, "--workers", 1, "--cache", cache, "-q"]
+    assert inside("extract", photo_folder, "--name", "set", *here).returncode == 0
+    train = ["train-head", "set", "--epochs", 3, "--json", "--overwrite", *flags, "--out"]
+    assert json_of(inside(*train, "a"))["views"] is None
+
+    def follow(message: str) -> None:
+        """Run the command that a message names, with these pictures."""
+        (words,) = re.findall(r"make them: featpipe (extract DATA .*)", message)
+        command = [photo_folder if word == "DATA" else word for word in words.split()]
+        done = inside(*command, "--device", "cpu", "--workers", 1, "--cache", cache, "-q")
+        assert done.returncode == 0, done.stderr
+
+    follow(inside(*train, "a", "--augment", "light").stderr)
+    trained = json_of(inside(*train, "a"))
+    assert trained["views"]["policy"] == "light" and trained["views"]["number"] == 4
+    scores = ["evaluate", "a", "--cache", cache, "--json", "-q", "--tta"]
+    follow(inside(*scores).stderr)
+    assert json_of(inside(*scores))["tta"] == {"policy": "light", "seed": 0, "views": 4}
+    # val has no views of its own.
+    assert inside(*scores, "--split", "val").returncode == 10
+
+
+def test_a_recipe_trains_with_and_without_views_and_averages_over_them(
+    photo_folder: Path, inside: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        [dataset]
+        name = "set"
+        data = "{photo_folder.name}"
+        [extract]
+        weights = "random:0"
+        tap = "block1_pool"
+        size = 16
+        resize = "squash"
+        precision = "fp32"
+        device = "cpu"
+        workers = 1
+        views = 2
+        augment = "flip"
+        views_of = ["train", "test"]
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        no_views = true
+        [evaluate]
+        tta = true
+        """
+    )
+    done = json_of(inside("run", "recipe.toml", "--out", "out", "--json", "-q"))
+    assert [head["train"]["views"] for head in done["heads"]] == [
+        {**NOTED, "policy": "flip"},
+        None,
+    ]
+    for head in done["heads"]:
+        assert head["evaluation"]["tta"] == {"policy": "flip", "seed": 0, "views": 2}
+        assert head["evaluation"]["report"].endswith("report-tta.html")
+    assert "linear epochs=2 views=2 flip" in inside("runs", "out").stdout

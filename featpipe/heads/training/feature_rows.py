@@ -39,22 +39,23 @@ _BLOCKS_AT_ONCE = 4
 """Blocks that are in memory at the same time, their rows shuffled together."""
 
 
-def feature_rows(X: Any, y: NDArray[np.int64], device: str) -> FeatureRowSet:
+def feature_rows(X: Any, y: NDArray[np.int64], device: str, *, reserved: int = 0) -> FeatureRowSet:
     """Rows (n, …) and classes (n,), held on the device or the CPU if they fit, else streamed.
 
-    All views count where there are some.
+    All views count where there are some. ``reserved`` is the part of the device's free memory
+    (bytes) that training itself will take.
     """
-    if fits(X, device):
+    if fits(X, device, reserved=reserved):
         return HeldRows(X, y, device, home=device)
     if device != "cpu" and fits(X, "cpu"):
         return HeldRows(X, y, device, home="cpu")
     return StreamedRows(X, y, device)
 
 
-def fits(X: Any, device: str) -> bool:
+def fits(X: Any, device: str, *, reserved: int = 0) -> bool:
     """Whether rows and their views, as stored, fit into the share of a device's free memory."""
     stored = _row_bytes(X) * len(X) * (1 + len(views_of(X)))
-    return stored <= HELD_SHARE * free_memory(device)
+    return stored <= HELD_SHARE * (free_memory(device) - reserved)
 
 
 class FeatureRowSet(ABC):
@@ -72,11 +73,14 @@ class FeatureRowSet(ABC):
         Features that come from each tap; they sum to d.
     home : str
         The device whose memory the rows are read from.
+    whereabouts : str
+        Where the rows lie during training, for messages.
     """
 
     X: Any
     y: torch.Tensor
     home = "cpu"
+    whereabouts = "streamed from the cache"
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str) -> None:
         self.X, self.views, self.device = X, views_of(X), device
@@ -90,6 +94,11 @@ class FeatureRowSet(ABC):
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows and their views as they are stored."""
+        return len(self) * (1 + len(self.views)) * self.width * self.dtype.itemsize
 
     def centre_on(self, mean: NDArray[np.float32]) -> None:
         """Subtract ``mean`` (d,) from the rows of all later batches."""
@@ -189,7 +198,7 @@ class HeldRows(FeatureRowSet):
 
     def __init__(self, X: Any, y: NDArray[np.int64], device: str, *, home: str) -> None:
         super().__init__(X, y, device)
-        self.home = home
+        self.home, self.whereabouts = home, f"held in memory ({home})"
         each = (X, *self.views)
         # Row i of view v is row v * n + i.
         self._rows = torch.empty(len(each) * len(X), self.width, dtype=self.dtype, device=home)

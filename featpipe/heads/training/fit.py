@@ -5,6 +5,7 @@ fit into memory, or takes networks one by one, and runs the epoch loop over each
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,13 @@ from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
 from featpipe.heads.training.loop import EpochLoop, OnEpoch, Plan, TrainedState
+from featpipe.heads.training.memory import check_memory, in_mib, training_memory
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
 from featpipe.heads.training.threads import threads_for
 from featpipe.heads.training.trainer import Trainer
+
+log = logging.getLogger("featpipe")
 
 GROUP_MEMORY_SHARE = 0.25
 """Of the memory that is free, what a group may take; a larger one is trained in parts."""
@@ -97,7 +101,11 @@ def train_all(
     it names among the heads that are done.
     """
     maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
-    rows, val_rows = feature_rows(X, y, device), feature_rows(X_val, y_val, device)
+    reserved = max((_checked_memory(head, maps[0], device) for head in heads if maps), default=0)
+    rows = feature_rows(X, y, device, reserved=reserved)
+    val_rows = feature_rows(X_val, y_val, device, reserved=reserved)
+    if maps:
+        log.info("rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
     first = heads[0]
     if isinstance(first, ModuleHead) and not first.standardises:
         mean, scale = np.zeros(maps[0][0], np.float32), np.ones(1, np.float32)
@@ -127,6 +135,12 @@ def train_all(
         for i, end in ends.items():
             end.layers = end.layers if i in kept else {}
     return [ends[i] for i in range(len(heads))]
+
+
+def _checked_memory(head: Any, shape: tuple[int, ...], device: str) -> int:
+    needed = training_memory(head, shape)
+    check_memory(needed, head, device)
+    return needed.total
 
 
 def lowest(ends: Mapping[int, TrainedState]) -> set[int]:

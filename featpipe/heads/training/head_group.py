@@ -64,6 +64,7 @@ class HeadGroup(ABC):
     ) -> None:
         self.heads, self.seeds = list(heads), list(seeds)
         self.width, self.classes, self.device = width, classes, device
+        self.widest = width
         self._inverse_scale = 1 / scale
         self._log_prior = torch.from_numpy(log_prior)
         self._class_weights: torch.Tensor | None = None

@@ -15,14 +15,14 @@ import torch
 from featpipe.heads.base import History, HistoryRow
 from featpipe.heads.doubts import epoch_doubts
 from featpipe.heads.training.feature_rows import FeatureRowSet
-from featpipe.heads.training.trainer import Trainer
+from featpipe.heads.training.trainer import State, Trainer
 
 MIN_STEPS = 5
 """Steps that an epoch makes at least, in several passes over the rows where they are few.
 
 After one step a validation loss says little: patience would be spent before a head has learned."""
 _SCORE_BYTES = 16 * 2**20
-"""Rows that are scored at once, as float32."""
+"""The widest numbers of the rows that are scored at once, as float32."""
 
 OnEpoch = Callable[[int, HistoryRow], None]
 """Called after every epoch with two arguments: how many epochs of heads are done by it (those that
@@ -115,7 +115,8 @@ class EpochLoop:
         self.diverged = [""] * count
         self.best_loss = [np.inf] * count
         self.best_steps = [0] * count
-        self.best = {name: value.clone() for name, value in trainer.state().items()}
+        self.best: State = {}
+        """The state of every head's best epoch; empty before the first epoch."""
         self.members = list(range(count))
         """The heads that the trainer still has, by their index at the start."""
         self.running = set(self.members)
@@ -156,7 +157,7 @@ class EpochLoop:
         seconds = time.perf_counter() - started
         for k in self.running:
             self.histories[k].epoch_seconds.append(seconds)
-        step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.rows.width))))
+        step = max(32, min(1024, _SCORE_BYTES // (4 * max(1, self.trainer.widest))))
         scored = [self.trainer.score(*batch) for batch in self.val_rows.in_order(step)]
         return [*means, *self._means(scored, self.val_rows, 1)]
 
@@ -203,6 +204,10 @@ class EpochLoop:
 
     def _keep_improved(self) -> None:
         """Copy the state of every head whose best epoch was this one."""
+        if not self.best:
+            # Every head that has not diverged improves in its first epoch.
+            self.best = {name: value.clone() for name, value in self.trainer.state().items()}
+            return
         improved = {k for k, steps in enumerate(self.best_steps) if steps == self.trainer.steps}
         places = [(place, k) for place, k in enumerate(self.members) if k in improved]
         for name, value in self.trainer.state().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featpipe.base.errors import UsageError
-from featpipe.heads.module_head import PREFIX, ModuleHead
+from featpipe.heads.module_head import PREFIX, ModuleHead, widest_activation
 from featpipe.heads.training.optimizers import OPTIMIZERS
 from featpipe.heads.training.schedules import rate_share
 from featpipe.heads.training.trainer import State
@@ -67,6 +68,10 @@ class ModuleTrainer:
         initialise(module, head.init)
         head.begin(module)
         self.multiplications = multiplications(module, head.row_shape_)
+        with head.running("to take a row"):
+            widest = widest_activation(module.eval(), head.row_shape_)
+        module.train()
+        self.widest = max(widest, math.prod(head.row_shape_))
         self.module = module.to(device)
         factors = freeze(self.module, head.rate_factors(self.module))
         self._optimizer = OPTIMIZERS[head.optimizer](
@@ -76,6 +81,7 @@ class ModuleTrainer:
             momentum=head.inertia,
             factors=factors,
         )
+        self._frozen = {n for n, p in self.module.named_parameters() if not p.requires_grad}
         self._learns = True
 
     def learn(self, Z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,11 +131,18 @@ class ModuleTrainer:
 
     def state(self) -> State:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""
-        return {name: tensor.detach()[None] for name, tensor in self.module.state_dict().items()}
+        return {
+            name: tensor.detach()[None]
+            for name, tensor in self.module.state_dict().items()
+            if name not in self._frozen
+        }
 
     def layers(self, state: State, k: int, steps: int) -> dict[str, np.ndarray]:
         """See :class:`featpipe.heads.training.trainer.Trainer`."""
-        return {PREFIX + name: value[k].cpu().numpy() for name, value in state.items()}
+        # Frozen parameters are those that the module has had from its start.
+        own = self.module.state_dict()
+        found = {name: state[name][k] if name in state else own[name].detach() for name in own}
+        return {PREFIX + name: tensor.cpu().numpy() for name, tensor in found.items()}
 
     def keep(self, heads: list[int]) -> None:
         """See :class:`featpipe.heads.training.trainer.Trainer`; there is one head."""

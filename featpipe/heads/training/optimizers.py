@@ -65,6 +65,11 @@ class Optimizer(ABC):
         self.steps = 0
         self._memory: dict[int, list[torch.Tensor]] = {}
 
+    @staticmethod
+    @abstractmethod
+    def remembers(momentum: float) -> int:
+        """How many tensors of the size of a parameter it keeps for each."""
+
     @torch.no_grad()
     def step(self) -> None:
         """Make one step, and forget the gradients."""
@@ -97,6 +102,11 @@ class Optimizer(ABC):
 
 class ModuleAdamW(Optimizer):
     """Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019)."""
+
+    @staticmethod
+    def remembers(momentum: float) -> int:
+        """See :meth:`Optimizer.remembers`."""
+        return 2
 
     def _update(
         self,
@@ -137,6 +147,11 @@ class ModuleAdamW(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent; a step is the gradient plus the last step times momentum."""
 
+    @staticmethod
+    def remembers(momentum: float) -> int:
+        """See :meth:`Optimizer.remembers`."""
+        return 1 if momentum else 0
+
     def _update(
         self,
         values: list[torch.Tensor],
@@ -168,6 +183,11 @@ class SGD(Optimizer):
 
 class RMSprop(Optimizer):
     """Tieleman and Hinton (2012): gradients divided by the root of their mean square."""
+
+    @staticmethod
+    def remembers(momentum: float) -> int:
+        """See :meth:`Optimizer.remembers`."""
+        return 2
 
     def _update(
         self,

@@ -20,9 +20,12 @@ class Trainer(Protocol):
         K, the heads still in training.
     steps : int
         Steps made so far.
+    widest : int
+        Numbers of a row, or of the widest activation that it leads to.
     """
 
     steps: int
+    widest: int
 
     @property
     def count(self) -> int:
