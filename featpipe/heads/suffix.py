@@ -36,6 +36,7 @@ class SuffixHead(SuffixParams, ModuleHead):
 
     kind = "suffix"
     standardises = False
+    smaller_network = "a deeper --tap, or --top linear"
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "backbone_rate_factor": (0.01, 0.03, 0.1),

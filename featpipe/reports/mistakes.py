@@ -16,6 +16,8 @@ PAGE_THUMBNAIL_BYTES = 8_000_000
 THUMBNAIL_SECONDS = 30.0
 """After this time no more thumbnails are made: large pictures on a slow disk must not hold up an
 evaluation. Only then do two pages of one evaluation differ."""
+MAPPED = 12
+"""How many of the worst mistakes get a score map, where such are asked for."""
 FIRST_SHOWN = 24
 """How many mistakes a page shows before it is asked for more."""
 
@@ -34,6 +36,8 @@ class Mistake:
         SHA-256 of the picture's bytes when it was scored.
     read : callable
         Returns the bytes of the picture at a path.
+    score_map : Markup or None
+        An address that holds the score map of the predicted class; None where there is none.
     """
 
     path: str
@@ -42,6 +46,7 @@ class Mistake:
     probability: float
     image_id: bytes
     read: Callable[[str], bytes]
+    score_map: Markup | None = None
 
     def thumbnail(self) -> Markup | None:
         """An address that holds the picture; None if it is gone, changed or unreadable."""

@@ -130,6 +130,7 @@ def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
                 "probability": listed[i].probability,
                 "has_room": i in pictures,
                 "picture": pictures.get(i),
+                "score_map": listed[i].score_map,
             }
             for i in order
         ],
@@ -137,4 +138,5 @@ def _gallery(mistakes: list[Mistake], classes: list[str]) -> dict[str, Any]:
         "unlisted": len(mistakes) - len(listed),
         "megabytes": PAGE_THUMBNAIL_BYTES // 1_000_000,
         "first_shown": FIRST_SHOWN,
+        "mapped": sum(mistake.score_map is not None for mistake in listed),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.base.errors import SpaceMismatchError, UsageError, WeightsError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import Augmentation
 from featpipe.base.views import views_in
 from featpipe.datasets.dataset import Dataset
+from featpipe.decoding.worker_process import Task
 from featpipe.reports.contact_sheet import PICTURES, ContactSheet, SheetPicture, contact_sheet
 from featpipe.reports.documents import (
     EvaluationDocument,
@@ -22,14 +25,16 @@ from featpipe.reports.documents import (
     TTADocument,
 )
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import Mistake
+from featpipe.reports.mistakes import MAPPED, Mistake
 from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
 from featpipe.reports.page import write_report
 from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
-from featpipe.sources import image_reader
+from featpipe.reports.thumbnails import SIDE, image_uri
+from featpipe.sources import image_reader, locator
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scales import score_as
+from featpipe.stages.score_maps import ScoreMaps
 from featpipe.stages.scoring import Scored
 
 
@@ -129,21 +134,25 @@ def evaluate(
     """
     started = time.perf_counter()
     scored = score_as(head, spec, cache=cache, progress=progress)
-    return evaluate_scored(scored, spec, started=started)
+    return evaluate_scored(scored, spec, cache=cache, started=started)
 
 
-def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Evaluation:
+def evaluate_scored(
+    scored: Scored, spec: EvaluateSpec, *, cache: Path, started: float
+) -> Evaluation:
     """As :func:`evaluate`, of a head that has been scored as ``spec`` says.
 
     Parameters
     ----------
     scored : Scored
     spec : EvaluateSpec
+    cache : Path
     started : float
         When scoring began, by ``time.perf_counter``.
     """
     run, trained, dataset, split = scored.run, scored.trained, scored.dataset, scored.split
     metrics = score(scored.y, scored.probabilities, scored.classes)
+    mistakes = _mistakes(scored)
     seen = scored.trained_on()
     own = split != "test" and dataset.name == trained.dataset["name"]
     notes = [no_test_split(dataset.name)] if scored.is_fallback else []
@@ -151,6 +160,12 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         notes.append(on_own_pictures(trained, split, len(scored.y), len(seen)))
     is_new = not seen or (own and split == "val")
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
+    if spec.maps:
+        try:
+            _add_maps(mistakes, scored, spec, cache)
+        except (UsageError, WeightsError, SpaceMismatchError) as error:
+            # The scores stand without them.
+            notes.append(f"no score maps: {error}")
     evaluated = run.evaluation_name(
         *(spec.on, dataset.name, split),
         is_fallback=scored.is_fallback,
@@ -183,7 +198,7 @@ def evaluate_scored(scored: Scored, spec: EvaluateSpec, *, started: float) -> Ev
         result.report,
         trained,
         result.as_json(),
-        _mistakes(scored),
+        mistakes,
         thresholds,
         _sheet_of_views(scored),
     )
@@ -226,6 +241,23 @@ def _of_different_classes(dataset: Dataset, split: str) -> NDArray[np.intp]:
         rank[labels == label] = np.arange((labels == label).sum())
     chosen: NDArray[np.intp] = rows[np.lexsort((labels, rank))]
     return chosen
+
+
+def _add_maps(mistakes: list[Mistake], scored: Scored, spec: EvaluateSpec, cache: Path) -> None:
+    """Give the worst mistakes score maps; those whose pictures are gone or changed get none."""
+    if not mistakes:
+        return
+    dataset, trained = scored.dataset, scored.trained
+    locate = locator(dataset.source.kind, dataset.source.root)
+    worst = enumerate(mistakes[:MAPPED])
+    tasks = [Task.at(key, locate(mistake.path)) for key, mistake in worst]
+    with ScoreMaps(trained, spec.weights or trained.weights_name, cache, spec) as score_maps:
+        for picture in score_maps.compute(tasks):
+            mistake = mistakes[picture.key]
+            drawn = picture.drawn(scored.classes.index(mistake.predicted), largest=SIDE)
+            if drawn is not None and picture.image_id == mistake.image_id:
+                mapped = dataclasses.replace(mistake, score_map=image_uri(drawn))
+                mistakes[picture.key] = mapped
 
 
 def _mistakes(scored: Scored) -> list[Mistake]:

@@ -141,7 +141,7 @@ def run_recipe(
         started = time.perf_counter()
         scored = score_as(trained.head, asked, cache=cache, progress=bar)
         scores.append(scored)
-        done.append((trained, evaluate_scored(scored, asked, started=started)))
+        done.append((trained, evaluate_scored(scored, asked, cache=cache, started=started)))
     comparison = None
     if len(done) > 1:
         folder = None if out is None else out / "compare"

@@ -440,3 +440,44 @@ def test_views_of_real_pictures_from_the_commands_that_messages_name(
     assert json_of(inside(*scores))["tta"] == {"policy": "light", "seed": 0, "views": 4}
     # val has no views of its own.
     assert inside(*scores, "--split", "val").returncode == 10
+
+
+def test_a_recipe_trains_with_and_without_views_and_averages_over_them(
+    photo_folder: Path, inside: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        [dataset]
+        name = "set"
+        data = "{photo_folder.name}"
+        [extract]
+        weights = "random:0"
+        tap = "block1_pool"
+        size = 16
+        resize = "squash"
+        precision = "fp32"
+        device = "cpu"
+        workers = 1
+        views = 2
+        augment = "flip"
+        views_of = ["train", "test"]
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        no_views = true
+        [evaluate]
+        tta = true
+        """
+    )
+    done = json_of(inside("run", "recipe.toml", "--out", "out", "--json", "-q"))
+    assert [head["train"]["views"] for head in done["heads"]] == [
+        {**NOTED, "policy": "flip"},
+        None,
+    ]
+    for head in done["heads"]:
+        assert head["evaluation"]["tta"] == {"policy": "flip", "seed": 0, "views": 2}
+        assert head["evaluation"]["report"].endswith("report-tta.html")
+    assert "linear epochs=2 views=2 flip" in inside("runs", "out").stdout
