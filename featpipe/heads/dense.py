@@ -14,6 +14,7 @@ from featpipe.base.errors import UsageError
 from featpipe.base.joined_spaces import joined_taps
 from featpipe.base.space import FeatureSpace
 from featpipe.heads.base import Head, blocks_of, softmax
+from featpipe.heads.knn import KNNHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class DenseHead:
     """A head as convolutions.
 
-    At the size of training, the mean of its scores over all places is the head's logits.
+    At the size of training, its scores' mean over all places is the head's logits.
 
     Attributes
     ----------
@@ -35,6 +36,9 @@ class DenseHead:
     window : tuple of int
         Height and width of the part of the last map that a place sees. H' and W' are so much
         smaller, but for one.
+    is_class_map : bool
+        Whether the scores' mean over the places of a map of any size is the head's logits for its
+        average: the class map of global average pooling.
     temperature : float
         What the logits are divided by.
     """
@@ -42,6 +46,7 @@ class DenseHead:
     module: nn.Module
     space: FeatureSpace
     window: tuple[int, int]
+    is_class_map: bool
     temperature: float = 1.0
 
     def scores(self, maps: Any) -> NDArray[np.float32]:
@@ -53,12 +58,19 @@ class DenseHead:
             return np.concatenate([self.module(block).numpy() for block in blocks])
 
     def logits(self, maps: Any) -> NDArray[np.float32]:
-        """Scores averaged over places: (n, classes)."""
-        means: NDArray[np.float32] = self.scores(maps).mean(axis=(2, 3))
-        return means
+        """Logits of maps of any size, (n, classes).
+
+        Of a class map the mean over places. Else each place is an answer for a window, and a class
+        has the score of its best window (Sermanet et al., "OverFeat", 2014): most windows of a
+        large picture do not show what it is a picture of.
+        """
+        scores, places = self.scores(maps), (2, 3)
+        found: NDArray[np.float32]
+        found = scores.mean(axis=places) if self.is_class_map else scores.max(axis=places)
+        return found
 
     def predict_proba(self, maps: Any) -> NDArray[np.float64]:
-        """Class probabilities of the averaged scores: (n, classes)."""
+        """Class probabilities of maps of any size: (n, classes)."""
         return softmax(self.logits(maps) / self.temperature)
 
 
@@ -82,6 +94,12 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     from featpipe.heads.as_module import Average
     from featpipe.heads.dense_graph import CHANNELS_FIRST, CHANNELS_LAST, as_convolutions
 
+    if isinstance(head, KNNHead):
+        raise UsageError(
+            f"expected a head that is a network, found '{head.kind}', which compares rows with "
+            "those it was trained on; such a head has no score maps: train a linear, mlp, logistic "
+            "or suffix head"
+        )
     space = spaces[0]
     _check_pooling(spaces)
     backbone, size = get_backbone(space.backbone), space.preprocessing.size
@@ -97,7 +115,7 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     if space.pooling == "avg":
         layers.insert(0, Average(axes))
     dense = as_convolutions(nn.Sequential(*layers), maps.shape, axes)
-    return DenseHead(dense.module, maps, dense.window, head.temperature_)
+    return DenseHead(dense.module, maps, dense.window, dense.is_class_map, head.temperature_)
 
 
 def _maps_of(space: FeatureSpace) -> FeatureSpace:
