@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class DenseHead:
     """A head as convolutions.
 
-    At the size of training, the mean of its scores over all places is the head's logits.
+    At the size of training, its scores' mean over all places is the head's logits.
 
     Attributes
     ----------
@@ -36,6 +36,9 @@ class DenseHead:
     window : tuple of int
         Height and width of the part of the last map that a place sees. H' and W' are so much
         smaller, but for one.
+    is_class_map : bool
+        Whether the scores' mean over the places of a map of any size is the head's logits for its
+        average: the class map of global average pooling.
     temperature : float
         What the logits are divided by.
     """
@@ -43,6 +46,7 @@ class DenseHead:
     module: nn.Module
     space: FeatureSpace
     window: tuple[int, int]
+    is_class_map: bool
     temperature: float = 1.0
 
     def scores(self, maps: Any) -> NDArray[np.float32]:
@@ -54,12 +58,19 @@ class DenseHead:
             return np.concatenate([self.module(block).numpy() for block in blocks])
 
     def logits(self, maps: Any) -> NDArray[np.float32]:
-        """Scores averaged over places: (n, classes)."""
-        means: NDArray[np.float32] = self.scores(maps).mean(axis=(2, 3))
-        return means
+        """Logits of maps of any size, (n, classes).
+
+        Of a class map the mean over places. Else each place is an answer for a window, and a class
+        has the score of its best window (Sermanet et al., "OverFeat", 2014): most windows of a
+        large picture do not show what it is a picture of.
+        """
+        scores, places = self.scores(maps), (2, 3)
+        found: NDArray[np.float32]
+        found = scores.mean(axis=places) if self.is_class_map else scores.max(axis=places)
+        return found
 
     def predict_proba(self, maps: Any) -> NDArray[np.float64]:
-        """Class probabilities of the averaged scores: (n, classes)."""
+        """Class probabilities of maps of any size: (n, classes)."""
         return softmax(self.logits(maps) / self.temperature)
 
 
@@ -104,7 +115,7 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     if space.pooling == "avg":
         layers.insert(0, Average(axes))
     dense = as_convolutions(nn.Sequential(*layers), maps.shape, axes)
-    return DenseHead(dense.module, maps, dense.window, head.temperature_)
+    return DenseHead(dense.module, maps, dense.window, dense.is_class_map, head.temperature_)
 
 
 def _maps_of(space: FeatureSpace) -> FeatureSpace:

@@ -64,10 +64,14 @@ class Dense(NamedTuple):
         Maps as before, float32, but as large or larger → (n, outputs, H', W').
     window : tuple of int
         Height and width of the part of the last map that a place of the answer sees.
+    is_class_map : bool
+        Whether the mean over the places of any map is the network's answer for it: places are
+        parts of a sum then, and not answers of their own.
     """
 
     module: fx.GraphModule
     window: tuple[int, int]
+    is_class_map: bool
 
 
 def as_convolutions(
@@ -162,16 +166,16 @@ class _Rewriting:
 
     def dense(self) -> Dense:
         """The rewritten network."""
-        found, window = self._first_layers()
+        found, window, is_class_map = self._first_layers()
         for node in self.tail[found:]:
             self.copies[node] = self._at_every_place(node)
         self.graph.output(self.copies[_answer(self.traced)])
-        return Dense(fx.GraphModule(self.traced, self.graph).eval(), window)
+        return Dense(fx.GraphModule(self.traced, self.graph).eval(), window, is_class_map)
 
-    def _first_layers(self) -> tuple[int, tuple[int, int]]:
+    def _first_layers(self) -> tuple[int, tuple[int, int], bool]:
         """Rewrite what lies between the last map and the first layer that acts on places.
 
-        Returns how many nodes that were, and the window.
+        Returns how many nodes that were, the window, and whether it is a class map.
         """
         values = self.channels
         for number, node in enumerate(self.tail):
@@ -182,21 +186,22 @@ class _Rewriting:
                 if self.axes == CHANNELS_LAST:
                     kernel = kernel.permute(0, 3, 1, 2).contiguous()  # O H W C → O C H W
                 self.copies[node] = self._add(_convolution(kernel, bias), self.last)
-                return number + 1, self.sides
+                return number + 1, self.sides, False
             if kind not in _RESHAPING | _AVERAGING:
                 raise self._cannot(node)
             if self.shapes[node][1:] in ((values,), (values, 1, 1)):
-                return number + 1, self._pooled(node, self.tail[number + 1 :])
+                is_class_map = self._pooled(node, self.tail[number + 1 :])
+                return number + 1, (1, 1) if is_class_map else self.sides, is_class_map
         raise _refusal("no layer behind its last map")
 
-    def _pooled(self, node: fx.Node, rest: list[fx.Node]) -> tuple[int, int]:
-        """Of global average pooling: nothing, or the average over a window; returns the window."""
+    def _pooled(self, node: fx.Node, rest: list[fx.Node]) -> bool:
+        """Leave global average pooling out, or make it one over windows; returns which."""
         affine = {nn.Linear, F.linear, nn.BatchNorm1d, *_RESHAPING}
         if all(self._kind(one) in affine for one in rest):
             self.copies[node] = self.copies[self.last]
-            return (1, 1)
+            return True
         self.copies[node] = self._add(nn.AvgPool2d(self.sides, stride=1), self.last)
-        return self.sides
+        return False
 
     def _folded(self, weight: torch.Tensor, before: list[fx.Node]) -> torch.Tensor:
         """The kernel (outputs, C, h, w) that is a matrix behind layers that are linear."""

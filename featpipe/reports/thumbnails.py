@@ -45,7 +45,7 @@ def thumbnail_uri(read: Callable[[str], bytes], path: str, image_id: bytes) -> M
 
 
 def image_uri(image: Image.Image) -> Markup:
-    """An image of at most 160 px a side, else a smaller copy, as an address that holds it."""
+    """An RGB image, made no larger than 160 px a side, as an address that holds it."""
     kind, small = _encoded(image)
     return Markup(f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}")
 

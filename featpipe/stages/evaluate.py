@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from featpipe.base.progress import Progress, no_progress
 from featpipe.base.space import Augmentation
 from featpipe.base.views import views_in
 from featpipe.datasets.dataset import Dataset
-from featpipe.decoding.worker_process import Task
 from featpipe.reports.contact_sheet import PICTURES, ContactSheet, SheetPicture, contact_sheet
 from featpipe.reports.documents import (
     EvaluationDocument,
@@ -25,16 +23,15 @@ from featpipe.reports.documents import (
     TTADocument,
 )
 from featpipe.reports.metrics import score
-from featpipe.reports.mistakes import MAPPED, Mistake
+from featpipe.reports.mistakes import Mistake
 from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
 from featpipe.reports.page import write_report
 from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
-from featpipe.reports.thumbnails import SIDE, image_uri
-from featpipe.sources import image_reader, locator
+from featpipe.sources import image_reader
 from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scales import score_as
-from featpipe.stages.score_maps import ScoreMaps
+from featpipe.stages.score_maps import add_score_maps
 from featpipe.stages.scoring import Scored
 
 
@@ -162,7 +159,9 @@ def evaluate_scored(
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
     if spec.maps:
         try:
-            _add_maps(mistakes, scored, spec, cache)
+            add_score_maps(
+                mistakes, scored.dataset, trained, spec.weights, cache=cache, options=spec
+            )
         except (UsageError, WeightsError, SpaceMismatchError) as error:
             # The scores stand without them.
             notes.append(f"no score maps: {error}")
@@ -241,23 +240,6 @@ def _of_different_classes(dataset: Dataset, split: str) -> NDArray[np.intp]:
         rank[labels == label] = np.arange((labels == label).sum())
     chosen: NDArray[np.intp] = rows[np.lexsort((labels, rank))]
     return chosen
-
-
-def _add_maps(mistakes: list[Mistake], scored: Scored, spec: EvaluateSpec, cache: Path) -> None:
-    """Give the worst mistakes score maps; those whose pictures are gone or changed get none."""
-    if not mistakes:
-        return
-    dataset, trained = scored.dataset, scored.trained
-    locate = locator(dataset.source.kind, dataset.source.root)
-    worst = enumerate(mistakes[:MAPPED])
-    tasks = [Task.at(key, locate(mistake.path)) for key, mistake in worst]
-    with ScoreMaps(trained, spec.weights or trained.weights_name, cache, spec) as score_maps:
-        for picture in score_maps.compute(tasks):
-            mistake = mistakes[picture.key]
-            drawn = picture.drawn(scored.classes.index(mistake.predicted), largest=SIDE)
-            if drawn is not None and picture.image_id == mistake.image_id:
-                mapped = dataclasses.replace(mistake, score_map=image_uri(drawn))
-                mistakes[picture.key] = mapped
 
 
 def _mistakes(scored: Scored) -> list[Mistake]:

@@ -16,6 +16,7 @@ from featpipe.engine.extractor import Extractor
 from featpipe.engine.outcome import Outcome, OutcomeKind
 from featpipe.engine.plan import at_size, plan_for_spaces
 from featpipe.engine.whole_pictures import WholePictures
+from featpipe.heads.base import softmax
 from featpipe.heads.dense import DenseHead, dense_head, smallest_size
 from featpipe.reports.documents import ScaleScore
 from featpipe.sources import locator
@@ -24,6 +25,9 @@ from featpipe.stages.scoring import Scored, ToScore, pictures_to_score, score_he
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
 from featpipe.store.lease import shared_lease
+
+_LEAST_PROBABILITY = 1e-9
+"""Smaller ones count as this, so that no size can rule out a class alone."""
 
 
 def score_as(
@@ -71,7 +75,7 @@ class _AtSizes:
         todo, head = self.todo, self.todo.trained.head
         at_sizes = {size: self._spaces(size) for size in sizes}
         dense = self._dense(at_sizes)
-        total = np.zeros((len(todo.y), len(head.classes_)))
+        logs = np.zeros((len(todo.y), len(head.classes_)))
         scales: list[ScaleScore] = []
         with shared_lease(self.cache):
             for size, spaces in at_sizes.items():
@@ -81,10 +85,12 @@ class _AtSizes:
                     self._compute_missing(spaces)
                     rows = open_rows(self.cache, spaces, todo.ids)
                     probabilities = (dense or head).predict_proba(rows)
-                total += probabilities
+                logs += np.log(np.maximum(probabilities, _LEAST_PROBABILITY))
                 accuracy = float((probabilities.argmax(axis=1) == todo.y).mean())
                 scales.append({"size": size, "accuracy": accuracy})
-        return Scored(**vars(todo), probabilities=total / len(sizes), scales=scales)
+        # The mean of logits, and not of probabilities: a size that is unsure changes little.
+        mean = softmax(logs / len(sizes))
+        return Scored(**vars(todo), probabilities=mean, scales=scales)
 
     def _spaces(self, size: int) -> list[FeatureSpace]:
         spaces = self.todo.trained.spaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featpipe.base.errors import Reason
+from featpipe.datasets.dataset import Dataset
 from featpipe.decoding.worker_process import Task
 from featpipe.engine.plan import at_size, plan_for_spaces
 from featpipe.engine.whole_pictures import WholePictures
 from featpipe.heads.dense import dense_head
 from featpipe.reports.heat_map import LARGEST_SIDE, heat_map, log_odds
+from featpipe.reports.mistakes import MAPPED, Mistake
+from featpipe.reports.thumbnails import SIDE, image_uri
 from featpipe.runs.trained_head import TrainedHead
+from featpipe.sources import locator
 from featpipe.specs.extract import MAX_SIZE, EngineOptions
 
 _ENLARGED = 2
@@ -113,3 +118,48 @@ class ScoreMaps:
                 window=dense.window,
                 reason=picture.reason,
             )
+
+
+def add_score_maps(
+    mistakes: list[Mistake],
+    dataset: Dataset,
+    trained: TrainedHead,
+    weights: str | None,
+    *,
+    cache: Path,
+    options: EngineOptions,
+) -> None:
+    """Give the worst mistakes score maps of their predicted classes, as a report shows them.
+
+    Pictures that are gone or have changed get none.
+
+    Parameters
+    ----------
+    mistakes : list of Mistake
+        The worst first.
+    dataset : Dataset
+        The one of their pictures.
+    trained : TrainedHead
+    weights : str or None
+        Name of the backbone's weights; None for those of the training.
+    cache : Path
+    options : EngineOptions
+
+    Raises
+    ------
+    UsageError, SpaceMismatchError, WeightsError
+        As :class:`ScoreMaps`.
+    """
+    if not mistakes:
+        return
+    locate = locator(dataset.source.kind, dataset.source.root)
+    worst = enumerate(mistakes[:MAPPED])
+    tasks = [Task.at(key, locate(mistake.path)) for key, mistake in worst]
+    classes = trained.head.classes_.tolist()
+    with ScoreMaps(trained, weights or trained.weights_name, cache, options) as score_maps:
+        for picture in score_maps.compute(tasks):
+            mistake = mistakes[picture.key]
+            drawn = picture.drawn(classes.index(mistake.predicted), largest=SIDE)
+            if drawn is not None and picture.image_id == mistake.image_id:
+                mapped = dataclasses.replace(mistake, score_map=image_uri(drawn))
+                mistakes[picture.key] = mapped

@@ -198,6 +198,16 @@ def test_policies_and_seeds_are_views_of_their_own(
     assert len(load_dataset(cache, "set").spaces) == 4
 
 
+def test_a_second_view_by_flipping_is_said_to_be_waste(
+    photos: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"name": "set", "cache": cache, "backbone": "pixels", "size": 8, "augment": "flip"}
+    for views, is_said in ((1, False), (2, True)):
+        with caplog.at_level(logging.WARNING, "featpipe"):
+            extract(photos, views=views, **options)
+        assert ("--views 1 is enough" in caplog.text) == is_said
+
+
 def test_several_taps_are_computed_in_one_pass(
     photos: Path, cache: Path, tiny: dict[str, Any], work: dict[str, int]
 ) -> None:
