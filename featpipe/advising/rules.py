@@ -33,6 +33,10 @@ OVERFIT_GAP = 0.05
 """Training accuracy above validation accuracy from which on a head counts as overfitted."""
 UNDERFIT = 0.99
 """Training accuracy below which a linear head leaves something that a hidden layer could fit."""
+UNEQUAL = 10.0
+"""Largest by smallest class from which on accuracy says little of the small classes."""
+COARSEST = 0.1
+"""Smallest provable difference beyond which features are not called useless: 60 pictures."""
 SCRATCH_PER_CLASS = 5000
 """Pictures per class with which supervised networks reach acceptable performance from scratch
 (Goodfellow, Bengio, Courville 2016, section 1.2.3)."""
@@ -95,9 +99,13 @@ def advises_suffix(facts: FactsDocument) -> bool:
     return best is not None and gap is not None and suffix(facts, best, gap).is_advised
 
 
-def is_at_ceiling(best: TapFact) -> bool:
-    """Whether the best linear head may be as good as any head can be."""
-    return best["val_accuracy_ci95"][1] >= CEILING
+def is_at_ceiling(facts: FactsDocument, best: TapFact) -> bool:
+    """Whether the best linear head may be as good as any head can be.
+
+    One that is no better than the largest class is not, however large that is.
+    """
+    low, high = best["val_accuracy_ci95"]
+    return high >= CEILING and low > facts["baseline_accuracy"]
 
 
 def _ceiling(best: TapFact, gap: GapFact) -> str:
@@ -117,12 +125,18 @@ def linear(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
         f"({_ROWS[best['rows']]}): {best['val_accuracy']:.1%} of validation right "
         f"({low:.1%} to {high:.1%}; the largest class: {facts['baseline_accuracy']:.1%})"
     )
+    ratio = facts["class_sizes"]["imbalance_ratio"]
+    if ratio >= UNEQUAL:
+        why += (
+            f"; the largest class has {ratio:.1f} times the pictures of the smallest: if small "
+            "ones matter as much, add --class-weight balanced"
+        )
     return Verdict(True, why)
 
 
 def taps(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict | None:
     """One tap alone cannot tell similar from different content."""
-    if facts["content"] != "unknown" or is_at_ceiling(best):
+    if facts["content"] != "unknown" or is_at_ceiling(facts, best):
         return None
     return Verdict(
         True,
@@ -133,7 +147,7 @@ def taps(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict | None:
 
 def suffix(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     """Retrain the end of the network, where there is something to gain and data to do it with."""
-    if is_at_ceiling(best):
+    if is_at_ceiling(facts, best):
         return Verdict(False, _ceiling(best, gap))
     median = facts["class_sizes"]["median"]
     if median < SUFFIX_PER_CLASS:
@@ -152,7 +166,7 @@ def suffix(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
 
 def views(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     """More training pictures out of those that are there, where a head overfits."""
-    if is_at_ceiling(best):
+    if is_at_ceiling(facts, best):
         return Verdict(False, _ceiling(best, gap))
     numbers = (
         f"training {gap['train_accuracy']:.1%} against validation {gap['val_accuracy']:.1%} is a "
@@ -170,7 +184,7 @@ def views(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
 
 def mlp(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     """A hidden layer, where a plane cannot even separate the training pictures."""
-    if is_at_ceiling(best):
+    if is_at_ceiling(facts, best):
         return Verdict(False, _ceiling(best, gap))
     fitted = f"the linear head has {gap['train_accuracy']:.1%} of its training pictures right"
     if gap["train_accuracy"] < UNDERFIT:
@@ -190,7 +204,7 @@ def pictures(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict | Non
     )
     if facts["data"] == "enough":
         return Verdict(False, f"{numbers}, less than one point: the learning curve is flat")
-    if is_at_ceiling(best):
+    if is_at_ceiling(facts, best):
         return Verdict(False, _ceiling(best, gap))
     if facts["data"] == "undecided":
         return Verdict(False, f"{numbers}: not beyond chance")
@@ -200,7 +214,12 @@ def pictures(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict | Non
 def scratch(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     """A small network on the pixels, where pretraining has nothing to give."""
     baseline, low = facts["baseline_accuracy"], best["val_accuracy_ci95"][0]
-    if low <= baseline:
+    # Few pictures, or very unequal classes, never put an interval above the baseline.
+    can_tell = (
+        facts["smallest_provable_difference"] <= COARSEST
+        and facts["class_sizes"]["imbalance_ratio"] < UNEQUAL
+    )
+    if low <= baseline and can_tell:
         return Verdict(
             True,
             f"no cached features are better than the largest class ({baseline:.1%}) beyond chance: "
@@ -209,7 +228,7 @@ def scratch(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
         )
     median = facts["class_sizes"]["median"]
     numbers = f"{_count(median, 'training picture')} in the median class"
-    if median >= SCRATCH_PER_CLASS and not is_at_ceiling(best):
+    if median >= SCRATCH_PER_CLASS and not is_at_ceiling(facts, best):
         return Verdict(True, f"{numbers} are enough to train a network from nothing")
     if median >= SCRATCH_PER_CLASS:
         return Verdict(False, _ceiling(best, gap))

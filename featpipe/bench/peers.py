@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def _normalised(pixels: NDArray[np.uint8]) -> Any:
 
 def bare_loop(
     build: Callable[[], Any],
-    X: NDArray[np.uint8],
+    X: NDArray[Any],
     y: NDArray[np.int64],
     *,
     batch_size: int,
@@ -187,8 +188,28 @@ def bare_loop(
     decay: float,
     momentum: float,
     device: str,
+    factors: Mapping[str, float] = MappingProxyType({}),
+    standardises: bool = True,
+    in_bf16: bool = False,
 ) -> Callable[[], float]:
-    """One epoch of the shortest loop that trains a network on pixels held on its device.
+    """One epoch of the shortest loop that trains a network on rows held on its device.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the network.
+    X, y : ndarray
+        Rows in their stored dtype, and class indices.
+    batch_size : int
+    optimizer : {"adamw", "sgd", "rmsprop"}
+    rate, decay, momentum : float
+    device : str
+    factors : mapping of str to float
+        What the rate is multiplied by, by names of parameters; 1 for others.
+    standardises : bool
+        Whether rows are centred and scaled.
+    in_bf16 : bool
+        Whether products are computed in bf16, by autocast.
 
     Returns
     -------
@@ -198,23 +219,31 @@ def bare_loop(
     import torch
 
     rows, labels = torch.from_numpy(X).to(device), torch.from_numpy(y).to(device)
-    mean, scale = float(X[:1000].mean()), float(X[:1000].std())
+    mean, scale = (X[:1000].mean(), X[:1000].std()) if standardises else (0.0, 1.0)
+
+    def optimizer_of(module: Any) -> torch.optim.Optimizer:
+        by_factor: dict[float, list[Any]] = {}
+        for name, parameter in module.named_parameters():
+            by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+        groups: Any = [{"params": p, "lr": rate * factor} for factor, p in by_factor.items()]
+        if optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+        if optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
+        return torch.optim.RMSprop(groups, lr=rate, momentum=momentum)
 
     def run() -> float:
         module = build().to(device)
-        step: torch.optim.Optimizer
-        if optimizer == "adamw":
-            parameters = module.parameters()
-            step = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-        elif optimizer == "sgd":
-            step = torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum, fused=True)
-        else:
-            step = torch.optim.RMSprop(module.parameters(), lr=rate, momentum=momentum)
+        step = optimizer_of(module)
         started = time.perf_counter()
         order = torch.randperm(len(rows)).to(device)
         for start in range(0, len(rows), batch_size):
             batch = order[start : start + batch_size]
-            logits = module((rows[batch].float() - mean) / scale)
+            given = rows[batch].float()
+            if standardises:
+                given = (given - float(mean)) / float(scale)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=in_bf16):
+                logits = module(given)
             loss = torch.nn.functional.cross_entropy(logits, labels[batch])
             step.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)

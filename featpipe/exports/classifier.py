@@ -161,11 +161,6 @@ def picture_classifier(
     spaces : sequence of FeatureSpace
         Those of the head.
     head : Head
-
-    Raises
-    ------
-    UsageError
-        The head is no network.
     """
     module = head.to_module(joined_shape(spaces))
     whole = PictureClassifier(_rows(backbone, tensors, spaces), module, float(head.temperature_))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import image_reader
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
+
+log = logging.getLogger("featpipe")
 
 PICTURES = 8
 """Pictures that are compared."""
@@ -155,12 +158,19 @@ def compare(
     _require(parts[0], exact[:1], sample.source)
     _require(parts[1], exact, sample.source)
     found = parts[1]
+    differ = int((found.argmax(1) != expected.argmax(1)).sum())
+    if differ:
+        log.warning(
+            "'featpipe predict', with features in %s, gives other labels than the exported network "
+            "to %d of %d %s; extract with --precision fp32 for a network that agrees with it",
+            *(trained.space.precision, differ, len(found), sample.source),
+        )
     return {
         "pictures": len(found),
         "source": sample.source,
         "max_difference": _largest(found, exact),
         "predict_max_difference": _largest(found, expected),
-        "predict_labels_differ": int((found.argmax(1) != expected.argmax(1)).sum()),
+        "predict_labels_differ": differ,
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.base.errors import DamageError, DataError, OwnCodeError, UsageError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError
 from featpipe.base.numbers import is_finite
 from featpipe.base.space import FeatureSpace
 
@@ -211,6 +211,7 @@ class Head(ABC):
     def set_layers(self, layers: dict[str, np.ndarray]) -> None:
         """Set the tensors that :meth:`layers` returns."""
 
+    @abstractmethod
     def to_module(self, row_shape: tuple[int, ...]) -> nn.Module:
         """The trained head as a torch module, for export and score maps.
 
@@ -224,16 +225,7 @@ class Head(ABC):
         Module
             Rows (n, *row_shape) float32, not standardised → logits (n, classes), not divided by
             the temperature.
-
-        Raises
-        ------
-        UsageError
-            The head is no network.
         """
-        raise UsageError(
-            f"expected a head that is a network, found '{self.kind}', which compares rows with "
-            "those it was trained on; train a linear, mlp, logistic or suffix head"
-        )
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of feature rows (n, …): (n, classes) float64, rows sum to 1.

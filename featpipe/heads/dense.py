@@ -14,6 +14,7 @@ from featpipe.base.errors import UsageError
 from featpipe.base.joined_spaces import joined_taps
 from featpipe.base.space import FeatureSpace
 from featpipe.heads.base import Head, blocks_of, softmax
+from featpipe.heads.knn import KNNHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +94,12 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     from featpipe.heads.as_module import Average
     from featpipe.heads.dense_graph import CHANNELS_FIRST, CHANNELS_LAST, as_convolutions
 
+    if isinstance(head, KNNHead):
+        raise UsageError(
+            f"expected a head that is a network, found '{head.kind}', which compares rows with "
+            "those it was trained on; such a head has no score maps: train a linear, mlp, logistic "
+            "or suffix head"
+        )
     space = spaces[0]
     if head.kind == "knn":
         raise UsageError(

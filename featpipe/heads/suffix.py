@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +26,10 @@ _ACTIVATION_BYTES = 64 * 2**20
 """Memory that the largest map of a block of rows may take where the suffix does not learn."""
 
 
+_USUAL_INPUTS = 512
+"""Inputs of a unit up to which a new layer learns at the whole learning rate."""
+
+
 class SuffixHead(SuffixParams, ModuleHead):
     """The layers of a backbone behind a tap, the last one replaced; rows are taken as they are.
 
@@ -36,6 +40,7 @@ class SuffixHead(SuffixParams, ModuleHead):
 
     kind = "suffix"
     standardises = False
+    smaller_network = "a deeper --tap, or --top linear"
     sweep_grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "backbone_rate_factor": (0.01, 0.03, 0.1),
@@ -144,8 +149,11 @@ class SuffixHead(SuffixParams, ModuleHead):
 
         from featpipe.backbones.suffix_tensors import draw
 
-        module = self._suffix(classes)
-        if not torch.empty(0).is_meta:
+        needs_memory = not torch.empty(0).is_meta
+        # Networks that could not be made without memory are on the CPU, whatever is asked for here.
+        with torch.device("cpu"):
+            module = self._suffix(classes)
+        if needs_memory:
             draw(module, self.backbone, given=self._start)
         module.train()
         return module
@@ -173,9 +181,19 @@ class SuffixHead(SuffixParams, ModuleHead):
                 state[name].copy_(torch.from_numpy(np.asarray(self._start[name])))
 
     def rate_factors(self, module: nn.Module) -> Mapping[str, float]:
-        """See :meth:`ModuleHead.rate_factors`: pretrained layers learn more slowly."""
-        names: Collection[str] = [name for name, _ in module.named_parameters()]
-        return {name: self.backbone_rate_factor for name in names if name in self._pretrained}
+        """See :meth:`ModuleHead.rate_factors`: pretrained layers learn more slowly.
+
+        So do wide new ones, where the optimiser's step does not depend on the gradient's size: all
+        inputs of a unit move it at once (Yang and Hu, "Tensor Programs IV", 2021).
+        """
+        factors = {}
+        for name, parameter in module.named_parameters():
+            inputs = parameter[0].numel() if parameter.dim() > 1 else 1
+            if name in self._pretrained:
+                factors[name] = self.backbone_rate_factor
+            elif self.optimizer != "sgd" and inputs > _USUAL_INPUTS:
+                factors[name] = _USUAL_INPUTS / inputs
+        return factors
 
     @property
     def block_rows(self) -> int:

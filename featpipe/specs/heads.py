@@ -30,8 +30,9 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
 
     head: str = option(
         HeadKind(),
-        "linear, mlp, logistic or knn; on maps also lenet, lenet3x3, mnist-cnn, simplecnn, or "
-        "package.module:factory, a network of your own, whose code is then run.",
+        "linear, mlp, logistic or knn; on maps also suffix, the backbone's layers behind the tap, "
+        "lenet, lenet3x3, mnist-cnn, simplecnn, or package.module:factory, a network of your own, "
+        "whose code is then run.",
         default="linear",
     )
     sweep: bool = option(
@@ -198,8 +199,8 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
 
     @property
     def own_code(self) -> tuple[str, ...]:
-        """Code that whoever writes these options by hand permits: also the head that they name."""
-        return (self.head, *self.allow_code)
+        """Code that whoever writes these options by hand permits: also what they name in them."""
+        return (self.head, *([] if self.backbone is None else [self.backbone]), *self.allow_code)
 
     @property
     def ranging(self) -> tuple[str, ...]:

@@ -36,6 +36,11 @@ def check_views_of(source: Source, spec: ExtractSpec) -> None:
     ------
     UsageError
     """
+    if spec.policy == "flip" and spec.views > 1:
+        log.warning(
+            "--augment flip makes one picture of each: views 1, 3, … are mirrored, 2, 4, … the "
+            "picture itself; --views 1 is enough"
+        )
     if not spec.views or ALL_PICTURES in spec.views_of:
         return
     given = {record.split for record in source.records if record.split}

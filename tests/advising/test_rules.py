@@ -175,6 +175,27 @@ def test_scratch_is_for_features_that_say_nothing_and_for_very_much_data() -> No
     assert "scratch" in judged(class_sizes=sizes, taps=[done], gap=gap(1, 0.99, 2))[1]
 
 
+def test_few_pictures_or_unequal_classes_do_not_make_features_useless() -> None:
+    nothing = {"taps": [tap("block4_pool", 0.22, val_accuracy_ci95=[0.17, 0.28])]}
+    assert "scratch" in judged(**nothing)[0]
+    assert "scratch" in judged(**nothing, smallest_provable_difference=0.2)[1]
+    sizes = {"smallest": 8, "median": 80.0, "largest": 80, "imbalance_ratio": 10.0}
+    assert "scratch" in judged(**nothing, class_sizes=sizes)[1]
+
+
+def test_a_head_that_answers_the_largest_class_alone_is_at_no_ceiling() -> None:
+    sizes = {"smallest": 80, "median": 80.0, "largest": 8000, "imbalance_ratio": 100.0}
+    advised, _ = judged(
+        taps=[tap("block4_pool", 0.99, val_accuracy_ci95=[0.985, 0.995])],
+        gap=gap(1.0, 0.99, 2),
+        baseline_accuracy=0.99,
+        class_sizes=sizes,
+    )
+    assert "suffix" in advised
+    assert "100.0 times the pictures" in advised["linear"]
+    assert "--class-weight balanced" in advised["linear"]
+
+
 def test_one_tap_alone_asks_for_another() -> None:
     advised, _ = judged(
         taps=[tap("block5_pool", 0.8)], tap_comparisons=[], content="unknown", gap=gap(1, 0.8)

@@ -49,8 +49,9 @@ def torchvision_features(weights: Path) -> nn.Sequential:
 
 
 @torch.inference_mode()
-def plain_forward(layers: nn.Sequential, pixels: np.ndarray, space: FeatureSpace) -> np.ndarray:
-    """One picture (size, size, 3) through torchvision's own layers and transforms, fp32."""
+def plain_forward(layers: nn.Sequential, pixels: np.ndarray) -> list[torch.Tensor]:
+    """One picture (size, size, 3) through torchvision's own layers and transforms, fp32: what each
+    layer gives."""
     preset = v2.Compose(
         [
             v2.ToImage(),
@@ -58,8 +59,17 @@ def plain_forward(layers: nn.Sequential, pixels: np.ndarray, space: FeatureSpace
             v2.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
         ]
     )
-    last = int(get_backbone("vgg16").tap(space.tap).node.removeprefix("features."))
-    maps = layers[: last + 1](preset(pixels.copy())[None])[0]
+    maps, found = preset(pixels.copy())[None], []
+    for layer in layers:
+        # A copy, because the next ReLU writes into its input.
+        maps = layer(maps.clone())
+        found.append(maps[0])
+    return found
+
+
+def at(space: FeatureSpace, found: list[torch.Tensor]) -> np.ndarray:
+    """The tap and pooling of a space among what the layers give."""
+    maps = found[int(get_backbone("vgg16").tap(space.tap).node.removeprefix("features."))]
     if space.pooling == "avg":
         maps = maps.mean((1, 2))
     if space.pooling == "max":
@@ -83,13 +93,17 @@ def worst_error(
     assert result.quarantined == 0
     dataset = load_dataset(cache, "set")
     layers = torchvision_features(weights)
+    (preprocessing,) = {space.preprocessing for space in result.spaces}
+    plain = [
+        plain_forward(layers, load_pixels((folder / path).read_bytes(), preprocessing))
+        for path in dataset.paths
+    ]
     errors = {}
     for space in result.spaces:
         rows = FeatureStore(cache, space).rows(dataset.image_sha256)
         worst = 0.0
-        for path, row in zip(dataset.paths, rows, strict=True):
-            pixels = load_pixels((folder / path).read_bytes(), space.preprocessing)
-            expected = plain_forward(layers, pixels, space)
+        for found, row in zip(plain, rows, strict=True):
+            expected = at(space, found)
             assert row.shape == expected.shape and row.dtype == np.float16
             difference = np.linalg.norm(row.astype(np.float64) - expected)
             worst = max(worst, float(difference / np.linalg.norm(expected)))

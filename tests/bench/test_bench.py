@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import tiny_network
 from support.command import Run
 from support.library import plan_of
 
@@ -24,6 +25,7 @@ from featpipe.bench.measure import Contender, Report, in_turns, machine
 from featpipe.bench.networks import bench_networks
 from featpipe.bench.pictures import write_pictures
 from featpipe.bench.read import bench_read
+from featpipe.bench.suffixes import bench_suffix
 
 
 def test_contenders_take_turns_and_warm_up_unmeasured() -> None:
@@ -80,6 +82,18 @@ def test_networks_are_measured_beside_a_bare_loop() -> None:
         )
         assert [len(result.rates) for result in report.results.values()] == [1, 1]
         assert all(result.rate > 0 for result in report.results.values())
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_suffixes_are_measured_beside_a_bare_loop(compute: str, tmp_path: Path) -> None:
+    report = bench_suffix(
+        tmp_path, backbone=tiny_network.NAME, tap=tiny_network.TAP, size=tiny_network.SIZE,
+        top="own", compute=compute, rows=40, batch_size=8, rounds=1, device="cpu",
+    )  # fmt: skip
+    assert all(result.rate > 0 for result in report.results.values())
+    ((what, ratio, least),) = report.ratios
+    assert what.startswith("rows per second") and ratio > 0 and least == pytest.approx(1 / 1.15)
+    assert f"{compute}, cpu" in report.as_text()
 
 
 @pytest.mark.slow

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from support.command import Run
-from support.heads import MAP_KINDS, MAP_SHAPE, banded
+from support.heads import MAP_KINDS, MAP_SHAPE, banded, made
 from torch import nn
 
 from featpipe.base.errors import OutOfMemoryError
 from featpipe.heads import new_head
 from featpipe.heads.lenet import LeNetHead
 from featpipe.heads.module_head import ModuleHead
+from featpipe.heads.suffix import SuffixHead
 from featpipe.heads.training import feature_rows as rows_module
 from featpipe.heads.training import memory
 from featpipe.heads.training.feature_rows import StreamedRows
@@ -91,13 +92,28 @@ def test_frozen_parameters_have_no_gradient_and_no_copy(monkeypatch: pytest.Monk
     assert head.layers_["module.conv1.bias"].shape == (6,)
 
 
-@pytest.mark.parametrize("kind", MAP_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in MAP_KINDS if kind != "suffix"])
 def test_counting_draws_nothing_and_takes_no_memory(kind: str) -> None:
     before = torch.get_rng_state()
     head = head_of(kind, batch_size=64)
     needed = memory.training_memory(head, (3, 1024, 1024))
     assert torch.equal(torch.get_rng_state(), before)
     assert needed.activations > 64 * 4 * 3 * 1024**2
+
+
+def test_a_suffix_is_counted_as_the_layers_that_it_has() -> None:
+    counted = {}
+    for factor in (1.0, 0.0):
+        head = made("suffix", {"backbone_rate_factor": factor, "batch_size": 4})
+        assert isinstance(head, SuffixHead)
+        head.classes_ = np.array(["a", "b"])
+        head.start_from(head._start, pretrained=True)
+        counted[factor] = memory.training_memory(head, MAP_SHAPE)
+        numbers = sum(p.numel() for p in head.blank_module(MAP_SHAPE).parameters())
+        assert counted[factor].parameters == 4 * numbers
+    assert counted[1.0].gradients == 4 * numbers > counted[0.0].gradients
+    assert counted[0.0].moments == 2 * counted[0.0].gradients
+    assert counted[1.0].activations > 0
 
 
 @pytest.fixture
@@ -157,10 +173,10 @@ def test_a_network_learns_from_streamed_rows_as_from_held_ones(
     seen = 0
     read = StreamedRows._read
 
-    def watched(self: StreamedRows, start: int, stop: int, offset: int) -> None:
+    def watched(self: StreamedRows, *place: Any) -> None:
         nonlocal seen
         seen += 1
-        read(self, start, stop, offset)
+        read(self, *place)
 
     monkeypatch.setattr(StreamedRows, "_read", watched)
     after = fit(streamed, 64).kept

@@ -117,6 +117,7 @@ def some(count: int, wanted: int) -> list[int]:
     return [*range(count)] if wanted >= count else sorted(random.sample(range(count), wanted))
 
 
+@pytest.mark.timeout(3600)
 def test_views_cut_after_any_call_go_on_where_they_were(
     start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
 ) -> None:
@@ -145,6 +146,7 @@ def test_views_cut_after_any_call_go_on_where_they_were(
         shutil.rmtree(cache)
 
 
+@pytest.mark.timeout(3600)
 def test_views_survive_a_power_loss_at_any_instant(
     start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
 ) -> None:
@@ -169,6 +171,7 @@ def test_views_survive_a_power_loss_at_any_instant(
         shutil.rmtree(cache)
 
 
+@pytest.mark.timeout(3600)
 def test_every_call_of_a_pass_over_views_that_fails_is_told_and_costs_nothing(
     start: Path, tmp_path: Path, go: Any, tally: NewTally, scale: Scale
 ) -> None:

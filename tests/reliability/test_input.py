@@ -134,7 +134,8 @@ TOML_VALUES = st.recursive(
 )
 KEYS = {
     "dataset": "name data root split max_bad",
-    "extract": "backbone weights tap pool size resize precision dtype device batch_size workers",
+    "extract": "backbone weights tap pool size resize precision dtype device batch_size workers "
+    "views augment augment_seed views_of",
     "head": "kind tap pool seed val device learning_rate epochs hidden dropout C max_iter "
     "no_views augment augment_seed",
     "evaluate": "on split tta augment augment_seed",
@@ -703,7 +704,7 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
         inner = draw(JSON_VALUES if name != "name" else st.sampled_from(["", "a/b", 1, None, []]))
         keys = {
             "source": ["kind", "spec", "root"],
-            "info": ["decoder", "split", "weights", "list"],
+            "info": ["decoder", "split", "weights", "list", "covers"],
             "reasons": ["0", "-1", "99", "x"],
         }
         if name in keys and draw(st.integers(0, 3)):

@@ -49,7 +49,7 @@ def test_a_damaged_row_of_a_view_is_refused(
     t = tally("4 Damage is found", "flipped rows of views: refused in training and evaluation")
     rng = np.random.default_rng(0)
     train = "train-head", "set", "--epochs", 1, "--out", "new", "--overwrite", "--device", "cpu"
-    for number in range(scale(4, 60)):
+    for number in range(scale(2, 60)):
         space = views[number % 2]
         (path,) = FeatureStore(cache, space).segments_folder.iterdir()
         segment, whole = read_segment(path, space), path.read_bytes()
@@ -97,7 +97,7 @@ def test_whatever_a_head_notes_of_views_it_is_used_or_refused(
                 name: noted[name] for name in NOTED
             }
             used += 1
-            if used % scale(10, 20) == 0:
+            if used % scale(20, 20) == 0:
                 rewrite(tmp_path / "run", lambda document: document["info"].update(views=noted))
                 for command in (["evaluate", "run", "--tta"], ["runs", "."]):
                     done = inside(*command, *(["--cache", cache] if len(command) > 2 else []))
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_the_plain_evaluation_as_it_is(
     assert inside(*command).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    for limit in (0, 300, 1500, 20_000):
+    for limit in (0, 1500):
         with t.case(f"{limit} bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 from safetensors.numpy import load, save
 from support.runs import load_head, save_head, trained_head
 
-from featpipe.base.errors import DamageError, DataError
+from featpipe.base.errors import DamageError, DataError, OwnCodeError
+from featpipe.base.space import FeatureSpace
 
 
 def rewrite(
@@ -92,3 +94,62 @@ def test_what_comes_out_as_no_number_is_an_error_not_the_first_class(tmp_path: P
     rewrite(folder, weight=lambda t: np.full_like(t, 3e38) * np.array([[1], [-1], [1]], np.float32))
     with pytest.raises(DataError, match="no numbers"):
         load_head(folder).head.predict_proba(np.full((1, 4), 100, np.float32))
+
+
+def space_edit(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """Another feature space than the one that a head was trained on, with the id it has."""
+
+    def edit(document: dict[str, Any]) -> None:
+        space = FeatureSpace.from_json(json.dumps(document["feature_space"]))
+        size = changes.pop("size", space.preprocessing.size)
+        preprocessing = dataclasses.replace(space.preprocessing, size=size)
+        space = dataclasses.replace(space, preprocessing=preprocessing, **changes)
+        document["feature_space"] = json.loads(space.canonical_json)
+        document["feature_space_id"] = space.id
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        space_edit(backbone="resnet18", tap="layer3"),
+        space_edit(backbone="resnet18", tap="layer3", shape=(256, 2**20, 2**20), size=2**24),
+        space_edit(backbone="no-network"),
+        space_edit(backbone="pixels", tap="input"),
+        space_edit(tap="conv"),
+        space_edit(tap="no-tap"),
+        space_edit(pooling="avg"),
+        space_edit(shape=(2, 2**15, 2**15)),
+        lambda document: document["params"].update(top=None),
+        lambda document: document["params"].update(top="linear"),
+        lambda document: document["params"].update(top="no-top"),
+        lambda document: document["params"].update(dropout=7),
+    ],
+)
+def test_a_suffix_of_another_network_or_tap_is_damage(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    folder = save_head(tmp_path / "run", trained_head("suffix"))
+    assert load_head(folder).head.kind == "suffix"
+    rewrite(folder, edit)
+    with pytest.raises(DamageError, match="expected a whole head in"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("name", ["mean", "scale", "module.conv.weight", "module.last.bias"])
+def test_a_suffix_with_other_tensors_is_damage(tmp_path: Path, name: str) -> None:
+    folder = save_head(tmp_path / "run", trained_head("suffix"))
+    rewrite(folder, **{name: lambda t: t * np.nan})
+    with pytest.raises(DamageError, match="expected a whole head in"):
+        load_head(folder)
+    rewrite(folder, **{name: lambda t: np.ones((*t.shape, 2), np.float32)})
+    with pytest.raises(DamageError, match="expected a whole head in"):
+        load_head(folder)
+
+
+def test_a_suffix_of_code_of_ones_own_is_not_imported(tmp_path: Path) -> None:
+    folder = save_head(tmp_path / "run", trained_head("suffix"))
+    rewrite(folder, space_edit(backbone="os:system", tap="0"))
+    with pytest.raises(OwnCodeError, match="found 'os:system', which is code to be run"):
+        load_head(folder)

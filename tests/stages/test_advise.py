@@ -22,6 +22,7 @@ from featpipe.store.feature_store import FeatureStore
 
 EARLY, DEEP = vgg_space("block4_pool"), vgg_space("block5_pool")
 MEAN_EARLY = vgg_space("block4_pool", pooling="avg", shape=(16,))
+MEAN_DEEP = vgg_space("block5_pool", pooling="avg", shape=(16,))
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_one_picture_per_class_has_no_learning_curve(cache: Path, advise: Any) -
 
 
 def test_many_classes(cache: Path, advise: Any) -> None:
-    tapped_set(cache, splits_of(101, train=2, val=1), {EARLY: 1.0, DEEP: 3.0})
+    tapped_set(cache, splits_of(101, train=2, val=1), {MEAN_EARLY: 1.0, MEAN_DEEP: 3.0})
     found = advise()
     assert len(found["facts"]["classes"]) == 101
     assert found["facts"]["baseline_accuracy"] == 1 / 101

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import Run, json_of
-from support.heads import MAP_KINDS, space_for
+from support.heads import MAP_KINDS, STAGE_KINDS, space_for
 from support.library import evaluate, train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
 
 from featpipe.heads import new_head
 from featpipe.heads.base import softmax
-from featpipe.specs.head_params import HEAD_KINDS
 from featpipe.stages.calibration import calibrate
 
 PARAMS: dict[str, dict[str, Any]] = {
@@ -48,7 +47,7 @@ def train(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     return go
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_the_same_head_answers_with_calibrated_probabilities(
     kind: str, train: Callable[..., Any], cache: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"backbone": "squeezenet1_1", "tap": "features.4", "pool": "max", "size": 48},
         {"head": "knn", "k": 3},
     ),
+    "suffix": (
+        {"backbone": "squeezenet1_1", "tap": "features.9", "size": 64},
+        {"head": "suffix", "top": "own", "epochs": 2, "patience": 2},
+    ),
     "tokens": (
         {"backbone": "timm/test_vit", "tap": "norm", "weights": "random:0", "pool": "none"},
         {"head": "linear", "epochs": 3},
@@ -108,6 +113,55 @@ def test_an_onnx_file_answers_as_predict(
         printed = run_card(tmp_path / "model" / "README.md", pictures)
         assert [label for label, _ in printed] == labels
         assert np.allclose([p for _, p in printed], expected.max(axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_head_over_larger_pictures(
+    format: str, photo_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    need_onnx()
+    torch = pytest.importorskip("torch")
+    options = {"weights": "random:0", "tap": "block2_pool", "size": 24, "resize": "squash"}
+    extract(photo_folder, name="set", cache=cache, precision="fp32", device="cpu", **options)
+    head = train_head(
+        "set", cache=cache, head="logistic", C=1.0, out=tmp_path / "run", device="cpu"
+    ).head
+    out = tmp_path / "dense"
+    done = featpipe.export(head, cache=cache, format=format, out=out, dense=True)
+    assert done["dense"] and done["check"]["max_difference"] <= 1e-4
+    pictures = pictures_in(tmp_path / "new")
+    _, expected = expected_of(head, cache, pictures)
+
+    def ask(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if format == "onnx":
+            found = answers(out, image)
+            return found["score_map"], found["probabilities"]
+        program = torch.export.load(io.BytesIO(out.read_bytes())).module()
+        score_map, probabilities = program(torch.from_numpy(image))
+        return score_map.numpy(), probabilities.numpy()
+
+    scores, probabilities = ask(images_of(head, pictures))
+    assert scores.shape == (3, 2, 1, 1)
+    assert np.abs(probabilities - expected).max() <= 1e-4
+    # The same picture three times side by side: 18 columns of maps, seen six at a time.
+    twice = np.tile(images_of(head, pictures[:1]), (1, 1, 1, 3))
+    scores, probabilities = ask(twice)
+    assert scores.shape == (1, 2, 1, 13)
+    mean = np.exp(scores.mean(axis=(2, 3)))
+    assert np.allclose(probabilities, mean / mean.sum(axis=1, keepdims=True), atol=1e-5)
+    assert "any N" in Path(done["card"]).read_text("utf-8")
+    assert "N × 3 × height × width" in Path(done["card"]).read_text("utf-8")
+
+
+def test_a_head_that_is_no_convolution_is_refused(
+    export: Callable[..., Any], own_workspace: Path
+) -> None:
+    train_head(
+        "colours", cache=own_workspace / "cache", head="knn", out=own_workspace / "near", k=3
+    )
+    with pytest.raises(UsageError):
+        export("near", dense=True)
+    assert not (own_workspace / "model.pt2").exists()
 
 
 @pytest.fixture

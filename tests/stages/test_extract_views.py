@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import TINY_FLAGS, Run, json_of
+from support.idx import write_idx
 from support.library import extract, plan_extraction
 from support.samples import class_picture
 
@@ -21,6 +22,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.named_rows import NamedRows
+from featpipe.decoding import pool
 from featpipe.decoding.augmentation import augmentation
 from featpipe.decoding.views import load_views
 from featpipe.engine import extractor as runner
@@ -194,6 +196,16 @@ def test_policies_and_seeds_are_views_of_their_own(
         done = go(photos, cache, tiny, views=1, **options)
         assert done.views is not None and done.views.computed == TRAIN
     assert len(load_dataset(cache, "set").spaces) == 4
+
+
+def test_a_second_view_by_flipping_is_said_to_be_waste(
+    photos: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"name": "set", "cache": cache, "backbone": "pixels", "size": 8, "augment": "flip"}
+    for views, is_said in ((1, False), (2, True)):
+        with caplog.at_level(logging.WARNING, "featpipe"):
+            extract(photos, views=views, **options)
+        assert ("--views 1 is enough" in caplog.text) == is_said
 
 
 def test_several_taps_are_computed_in_one_pass(
@@ -499,3 +511,41 @@ def test_a_split_without_pictures_has_no_views(
     with pytest.raises(NotFoundError, match="expected a split '"):
         for split in ("val", "test"):
             go(photo_folder, cache, tiny, views=1, views_of=split)
+
+
+def test_pictures_that_are_no_files_have_views(tmp_path: Path, cache: Path) -> None:
+    write_idx(tmp_path / "idx", train=9, t10k=3)
+    done = extract(
+        tmp_path / "idx",
+        name="set",
+        cache=cache,
+        backbone="pixels",
+        size=6,
+        resize="squash",
+        channels="grey",
+        views=3,
+    )
+    assert done.views is not None
+    assert (done.views.pictures, done.views.computed) == (9, 27)
+    assert views_of(load_dataset(cache, "set")) == dict.fromkeys((1, 2, 3), ("train",))
+
+
+def test_many_views_are_decoded_in_parts(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, work: dict[str, int]
+) -> None:
+    options = {"name": "set", "cache": cache, "backbone": "pixels", "size": 8, "views": 5}
+    # Room for two views of a picture.
+    monkeypatch.setattr(pool, "_TASK_BYTES", 2 * 8 * 8 * 3)
+    done = extract(photos, **options)
+    assert done.views is not None and done.views.computed == 5 * TRAIN
+    assert work["decoded"] == TRAIN + VAL + TEST + 3 * TRAIN
+    monkeypatch.undo()
+    again = extract(photos, **{**options, "cache": cache.with_name("other")})
+    assert again.views is not None
+    dataset = load_dataset(cache, "set")
+    for space in done.views.spaces:
+        ids = dataset.image_sha256[dataset.covered_by(space)]
+        rows, others = (
+            FeatureStore(place, space).rows(ids)[:] for place in (cache, cache.with_name("other"))
+        )
+        assert np.array_equal(rows, others)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import Run, json_of
-from support.heads import MAP_KINDS, space_for
+from support.heads import MAP_KINDS, STAGE_KINDS, space_for
 from support.library import evaluate, train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
@@ -19,7 +19,6 @@ from featpipe.base.errors import UsageError
 from featpipe.datasets.dataset import Dataset
 from featpipe.heads.logistic import LogisticHead
 from featpipe.heads.spread import spread_of
-from featpipe.specs.head_params import HEAD_KINDS
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.recipe import load_recipe
 from featpipe.store.feature_store import FeatureStore
@@ -51,7 +50,7 @@ def train(cache: Path, tmp_path: Path, dataset: Dataset) -> Callable[..., Any]:
     return go
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_scores_are_told_for_each_number_of_pictures(
     kind: str, train: Callable[..., Any], tmp_path: Path, cache: Path
 ) -> None:

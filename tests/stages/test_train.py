@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from support.heads import MAP_KINDS, ROW_KINDS, space_for
+from support.heads import MAP_KINDS, ROW_KINDS, STAGE_KINDS, space_for
 from support.library import extract, train_head
 from support.runs import load_head
 from support.samples import in_splits, small_space, stored_set
@@ -107,7 +107,7 @@ def test_three_heads_one_after_another_open_no_picture_and_build_no_backbone(
         assert tensor.tobytes() == first[name].tobytes()
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_a_trained_head_is_described_and_can_be_loaded(
     kind: str, cache: Path, tmp_path: Path, train: Callable[..., TrainResult]
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_trained_head_is_described_and_can_be_loaded(
     assert len(loaded.train_ids) == 56
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_one_seed_gives_the_same_files(
     kind: str, cache: Path, tmp_path: Path, train: Callable[..., TrainResult]
 ) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.heads import space_for
+from support.heads import STAGE_KINDS, space_for
 from support.library import train_head
 from support.runs import load_head
 from support.samples import in_splits, stored_set
-
-from featpipe.specs.head_params import HEAD_KINDS
 
 UNEQUAL = [
     (f"{split}/{label}/{i}.png", label, split)
@@ -52,7 +50,7 @@ def test_a_head_no_better_than_the_larger_class_is_a_warning(
     assert load_head(result.head).info["warnings"] == result.warnings
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_a_good_head_is_no_warning(
     kind: str, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,8 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.training_split import training_rows
 from featpipe.runs.words import head_words
+from featpipe.specs.views import ViewChoice
+from featpipe.stages.scoring import score_head
 from featpipe.store.feature_store import FeatureStore
 
 SAMPLES = in_splits(train=20, val=8, test=6)
@@ -85,9 +87,9 @@ def test_the_head_is_fed_view_0_and_each_view(
     given: list[Any] = []
     real = fit.feature_rows
 
-    def watched(X: Any, y: Any, device: str) -> Any:
+    def watched(X: Any, *more: Any, **options: Any) -> Any:
         given.append(X)
-        return real(X, y, device)
+        return real(X, *more, **options)
 
     monkeypatch.setattr(fit, "feature_rows", watched)
     train()
@@ -297,10 +299,19 @@ def test_probabilities_are_averaged_over_each_picture_and_its_views(
 def test_other_splits_have_names_of_their_own(cache: Path, train: Callable[..., Any]) -> None:
     stored_views(cache, stored_set(cache, SAMPLES), of=["train", "val", "test"])
     head = train().head
-    for split, name in (("val", "-set-val-tta"), ("all", "-set-all-tta"), (None, "-tta")):
+    for split, name in (("all", "-set-all-tta"), (None, "-tta")):
         done = evaluate(head, cache=cache, split=split, tta=True)
         assert done.report.name == f"report{name}.html"
         assert done.tta == {"policy": "light", "seed": 0, "views": 2}
+
+
+def averaged(head: Path, cache: Path, **choice: Any) -> tuple[str, int]:
+    """Which views are averaged over: their policy and number."""
+    views = score_head(
+        head, on=None, split=None, cache=cache, averaged_views=ViewChoice(**choice)
+    ).views
+    assert views is not None
+    return views.augmentation.policy, views.number
 
 
 def test_the_heads_own_augmentation_is_averaged_over(
@@ -309,25 +320,23 @@ def test_the_heads_own_augmentation_is_averaged_over(
     dataset = stored_set(cache, SAMPLES)
     stored_views(cache, dataset, of=["train"])
     own, plain = train("own").head, train("plain", no_views=True).head
-    stored_views(cache, dataset, (1,), of=["test"], drawn=FLIP, spaces=[small_space()])
+    stored_views(cache, dataset, (1,), of=["test"], drawn=FLIP)
     for head in (own, plain):
         # The only one there.
-        done = evaluate(head, cache=cache, tta=True)
-        assert done.tta == {"policy": "flip", "seed": 0, "views": 1}
-    stored_views(cache, dataset, (3, 4, 5), of=["test"], spaces=[small_space()])
-    assert evaluate(own, cache=cache, tta=True).tta == {"policy": "light", "seed": 0, "views": 3}
+        assert averaged(head, cache) == ("flip", 1)
+    stored_views(cache, dataset, (3, 4, 5), of=["test"])
+    assert averaged(own, cache) == ("light", 3)
     with pytest.raises(UsageError) as caught:
-        evaluate(plain, cache=cache, tta=True)
+        averaged(plain, cache)
     assert str(caught.value) == (
         "expected --augment to choose one of the views of 'set', found 2: 1 view (flip), 3 views "
         "(light); for the first add --augment flip"
     )
-    done = evaluate(own, cache=cache, tta=True, augment="flip")
-    assert done.tta == {"policy": "flip", "seed": 0, "views": 1}
+    assert averaged(own, cache, augment="flip") == ("flip", 1)
     # What a head notes may come from elsewhere.
     rewrite(own, lambda d: d["info"].update(views={"policy": "odd", "version": 1, "seed": 0}))
     with pytest.raises(UsageError, match="expected --augment to choose"):
-        evaluate(own, cache=cache, tta=True)
+        averaged(own, cache)
 
 
 def test_missing_views_name_the_command_that_makes_them(
@@ -440,3 +449,44 @@ def test_views_of_real_pictures_from_the_commands_that_messages_name(
     assert json_of(inside(*scores))["tta"] == {"policy": "light", "seed": 0, "views": 4}
     # val has no views of its own.
     assert inside(*scores, "--split", "val").returncode == 10
+
+
+def test_a_recipe_trains_with_and_without_views_and_averages_over_them(
+    photo_folder: Path, inside: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        [dataset]
+        name = "set"
+        data = "{photo_folder.name}"
+        [extract]
+        weights = "random:0"
+        tap = "block1_pool"
+        size = 16
+        resize = "squash"
+        precision = "fp32"
+        device = "cpu"
+        workers = 1
+        views = 2
+        augment = "flip"
+        views_of = ["train", "test"]
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        [[head]]
+        kind = "linear"
+        epochs = 2
+        no_views = true
+        [evaluate]
+        tta = true
+        """
+    )
+    done = json_of(inside("run", "recipe.toml", "--out", "out", "--json", "-q"))
+    assert [head["train"]["views"] for head in done["heads"]] == [
+        {**NOTED, "policy": "flip"},
+        None,
+    ]
+    for head in done["heads"]:
+        assert head["evaluation"]["tta"] == {"policy": "flip", "seed": 0, "views": 2}
+        assert head["evaluation"]["report"].endswith("report-tta.html")
+    assert "linear epochs=2 views=2 flip" in inside("runs", "out").stdout

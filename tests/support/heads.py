@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
@@ -17,6 +18,14 @@ from support.samples import small_preprocessing, small_space
 MAP_KINDS = tuple(kind for kind in HEAD_KINDS if issubclass(params_of(kind), ModuleParams))
 """Kinds of heads whose rows are maps."""
 ROW_KINDS = tuple(kind for kind in HEAD_KINDS if kind not in MAP_KINDS)
+STAGE_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow)
+    if kind in ("lenet3x3", "mnist-cnn", "simplecnn")
+    else kind
+    for kind in HEAD_KINDS
+]
+"""Kinds of heads for tests of stages. Those that differ from lenet in their layers alone, which
+tests of heads cover, only train longer: they are slow."""
 MAP_SHAPE = (2, 16, 16)
 
 

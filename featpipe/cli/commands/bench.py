@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featpipe.cli.console import Console, reporting_errors
-from featpipe.cli.options import AsJson, Quiet, Verbose, flag_of
+from featpipe.cli.options import AsJson, Quiet, Verbose, flag_of, hyper_parameter
 from featpipe.specs.extract import EngineOptions, FeatureOptions
 
 if TYPE_CHECKING:
@@ -152,6 +152,50 @@ def heads(
                 rows=300 if quick else rows,
                 width=2048 if quick else width,
                 classes=classes,
+                rounds=1 if quick else rounds,
+                device=device,
+                progress=console.progress,
+            ),
+        )
+
+
+@app.command("suffix")
+def suffix(
+    backbone: Annotated[str, flag_of(FeatureOptions, "backbone")] = FeatureOptions.backbone,
+    tap: Annotated[str, typer.Option(help="What is trained lies behind it.")] = "block4_pool",
+    size: Annotated[int, typer.Option(min=1, help="Side of the pictures, pixels.")] = 180,
+    top: Annotated[str, hyper_parameter("top")] = "linear",
+    compute: Annotated[str, hyper_parameter("compute")] = "auto",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of an epoch.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 32,
+    rounds: Rounds = 3,
+    quick: Quick = False,
+    device: Device = EngineOptions.device,
+    folder: Folder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """An epoch of a suffix on maps in memory, beside a bare PyTorch loop.
+
+    Example: featpipe bench suffix --tap block5_pool --top own
+    """
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting_errors(console):
+        from featpipe.bench.suffixes import bench_suffix
+
+        _report(
+            console,
+            folder,
+            lambda where: bench_suffix(
+                where,
+                backbone=backbone,
+                tap=tap,
+                size=size,
+                top=top,
+                compute=compute,
+                rows=32 if quick else rows,
+                batch_size=batch_size,
                 rounds=1 if quick else rounds,
                 device=device,
                 progress=console.progress,

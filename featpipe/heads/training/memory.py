@@ -13,6 +13,7 @@ from torch import nn
 from featpipe.base.errors import OutOfMemoryError
 from featpipe.base.hardware import free_memory
 from featpipe.heads.module_head import ModuleHead
+from featpipe.heads.training.module_trainer import freeze
 from featpipe.heads.training.optimizers import OPTIMIZERS
 
 log = logging.getLogger("featpipe")
@@ -71,10 +72,8 @@ def training_memory(head: ModuleHead, shape: tuple[int, ...]) -> TrainingMemory:
     The module is built and run without memory where it can be, so that one of any size is measured.
     """
     module = head.blank_module(shape)
-    factors = head.rate_factors(module)
-    trained = _bytes(
-        {n: p for n, p in module.named_parameters() if factors.get(n, 1.0) and p.requires_grad}
-    )
+    freeze(module, head.rate_factors(module))
+    trained = _bytes({n: p for n, p in module.named_parameters() if p.requires_grad})
     state = _bytes(module.state_dict())
     frozen = _bytes(dict(module.named_parameters())) - trained
     saved, widest = activations(module, shape)
