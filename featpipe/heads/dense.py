@@ -101,11 +101,6 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
             "or suffix head"
         )
     space = spaces[0]
-    if head.kind == "knn":
-        raise UsageError(
-            "expected a head that is a network, found 'knn', which compares rows with those it was "
-            "trained on; it has no score maps: train a linear, mlp, logistic or suffix head"
-        )
     _check_pooling(spaces)
     backbone, size = get_backbone(space.backbone), space.preprocessing.size
     maps = space if space.pooling == "none" else _maps_of(space)
