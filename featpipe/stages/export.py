@@ -88,9 +88,15 @@ def _is_dataset(name: str, cache: Path) -> bool:
 
 
 def _check_free(spec: ExportSpec) -> None:
-    """Refuse a folder, and a file that nobody said may be replaced."""
+    """Refuse what is no file, and a file that nobody said may be replaced."""
     if os.path.isdir(spec.out):
         raise UsageError(f"expected a file as --out, found the folder {spec.out}; add a name")
+    if os.path.exists(spec.out) and not os.path.isfile(spec.out):
+        # A rename would put a file in the place of the device itself.
+        raise UsageError(
+            f"expected a file as --out, found a device, a pipe or a socket at {spec.out}; name "
+            "another one"
+        )
     if os.path.lexists(spec.out) and not spec.overwrite:
         raise UsageError(
             f"expected a new file as --out, found {spec.out}; name another one, or replace it with "

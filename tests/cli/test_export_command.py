@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ def test_what_cannot_be_exported_says_why(
 def test_an_empty_file_name_is_refused(inside: Run, workspace: Path) -> None:
     code, message = said(inside, workspace, "run", "--format", "torch", "--out", "")
     assert (code, message) == (2, "Error: expected a file for --out, found an empty text\n")
+
+
+def test_what_is_no_file_is_never_replaced(inside: Run, own_workspace: Path) -> None:
+    pipe = own_workspace / "pipe"
+    os.mkfifo(pipe)
+    for words in ("run --format torch", "colours --format npz"):
+        done = inside("export", *words.split(), "--out", "pipe", "--overwrite", cwd=own_workspace)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            "Error: expected a file as --out, found a device, a pipe or a socket at pipe; name "
+            "another one\n"
+        )
+        assert pipe.is_fifo()
 
 
 def test_other_weights_exit_12(inside: Run, workspace: Path) -> None:
