@@ -211,7 +211,7 @@ def _training(trained: TrainedHead) -> str:
     rows = [
         ("data set", plain(str(dataset["name"]))),
         *(
-            (f"{what}, SHA-256", f"`{dataset[key]}`")  # type: ignore[literal-required]
+            (f"{what}, SHA-256", plain(str(dataset[key])))  # type: ignore[literal-required]
             for what, key in (
                 ("list", "sha256"),
                 ("train", "train_sha256"),

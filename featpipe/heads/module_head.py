@@ -219,6 +219,9 @@ class ModuleHead(ModuleParams, GradientHead):
                 )
             # The head's own memory: an evaluating module changes nothing.
             state[name] = torch.from_numpy(np.require(found, requirements=["C", "W"]))
+            if state[name].dtype != tensor.dtype:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{PREFIX + name} of {dtype}, found {found.dtype}")
         if len(self.layers_) > len(expected):
             raise ValueError(f"{len(expected)} of them, found {len(self.layers_)}")
         module.load_state_dict(state, assign=True)

@@ -14,7 +14,7 @@ from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import DamageError, UsageError
 from featpipe.base.space import FeatureSpace
 from featpipe.heads.base import StartDocument
-from featpipe.heads.module_head import ModuleHead, Shape
+from featpipe.heads.module_head import ModuleHead, Shape, first_line
 from featpipe.specs.head_params import LINEAR, OWN, SuffixParams
 
 if TYPE_CHECKING:
@@ -209,9 +209,14 @@ class SuffixHead(SuffixParams, ModuleHead):
         self, layers: dict[str, np.ndarray], row_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Set the layers and compare shapes; a file could ask for rows of any size."""
-        if self.top is None or tuple(row_shape) != self.suffixes.rows:
+        try:
+            rows = self.suffixes.rows
+        except (RuntimeError, MemoryError) as error:
+            # Of pictures of any size, too.
+            raise DamageError(f"expected a network for its rows: {first_line(error)}") from error
+        if self.top is None or tuple(row_shape) != rows:
             raise DamageError(
-                f"expected rows of {self.suffixes.rows} at {self.space.tap}, and a top, found "
+                f"expected rows of {rows} at {self.space.tap}, and a top, found "
                 f"{tuple(row_shape)} and {self.top}"
             )
         if self.mean_.shape != tuple(row_shape[:1]) or self.mean_.any() or (self.scale_ != 1).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from support import tiny_network
 from support.heads import overlapping, space_for
 
+from featpipe.base.errors import DamageError
 from featpipe.heads.suffix import SuffixHead
 
 TINY = tiny_network.TINY
@@ -57,3 +59,27 @@ def test_initial_weights_of_a_scheme_are_those_of_drawn_layers_alone() -> None:
     data = (*overlapping(40, 0, "suffix"), *overlapping(20, 1, "suffix"))
     head.fit(*data, seed=0, device="cpu", tick=lambda _: None)
     assert all(np.array_equal(head.layers()[f"module.{name}"], start[name]) for name in start)
+
+
+def test_a_file_that_names_pictures_of_any_size_is_damaged() -> None:
+    space = space_for("suffix")
+    huge = dataclasses.replace(space.preprocessing, size=10**9)
+    head = SuffixHead(top="linear")
+    head.attach([dataclasses.replace(space, preprocessing=huge)])
+    tensors = {"mean": np.zeros(space.shape[0], np.float32), "scale": np.ones(1, np.float32)}
+    with pytest.raises(DamageError, match="overflowed"):
+        head.set_tensors(tensors, ["a", "b"], space.shape)
+
+
+def test_tensors_of_another_dtype_are_damaged() -> None:
+    trained = suffix()
+    data = (*overlapping(40, 0, "suffix"), *overlapping(20, 1, "suffix"))
+    trained.fit(*data, seed=0, device="cpu", tick=lambda _: None)
+    tensors = {
+        name: tensor.astype(np.float16) if name == "module.last.weight" else tensor
+        for name, tensor in trained.tensors().items()
+    }
+    head = SuffixHead(top="own")
+    head.attach([space_for("suffix")])
+    with pytest.raises(DamageError, match=r"module\.last\.weight of float32, found float16"):
+        head.set_tensors(tensors, ["a", "b"], space_for("suffix").shape)

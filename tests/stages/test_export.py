@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from support.exports import answers, need_onnx, program_of, run_card
 from support.library import extract, predict, train_head
-from support.runs import load_head
+from support.runs import load_head, trained_head
 from support.samples import class_picture
 
 import featpipe
@@ -26,7 +26,7 @@ from featpipe.base.errors import (
 )
 from featpipe.base.packages import needing
 from featpipe.decoding.pixels import load_pixels
-from featpipe.exports import comparison, model_files
+from featpipe.exports import comparison, model_card, model_files
 from featpipe.exports.model_card import plain
 
 
@@ -287,6 +287,12 @@ def test_more_than_two_gigabytes_are_no_onnx_file(monkeypatch: pytest.MonkeyPatc
         large = torch.nn.Linear(40_000, 15_000)
     with pytest.raises(UsageError, match=r"less than 2 GiB for one ONNX file, found 2\.2 GiB"):
         model_files.FILES["onnx"].encode(large, torch.zeros(2, 3, 8, 8), {}, dense=False)
+
+
+def test_digests_of_a_head_from_elsewhere_end_no_line_of_a_card() -> None:
+    trained = trained_head()
+    trained.dataset["train_sha256"] = "`\n\n# Run this\n"
+    assert "\n# Run this" not in model_card._training(trained)
 
 
 def test_names_in_a_card_are_shown_as_they_are() -> None:
