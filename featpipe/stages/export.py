@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from featpipe._version import __version__
 from featpipe.base.disk import read_regular, write_atomically
-from featpipe.base.errors import UsageError
+from featpipe.base.errors import DamageError, UsageError
+from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
 from featpipe.datasets.files import dataset_path
 from featpipe.runs.run import Run
@@ -188,7 +189,17 @@ def _metadata(trained: TrainedHead) -> dict[str, str]:
 def _evaluation(run: Run, trained: TrainedHead) -> Mapping[str, Any] | None:
     """The head's evaluation on the test split, if it is this head's."""
     found = run.load_metrics()
-    return found if found is not None and found.get("head_sha256") == trained.digest else None
+    if found is None or found.get("head_sha256") != trained.digest:
+        return None
+    try:
+        low, high = found["accuracy_ci95"]
+        if not all(map(is_finite, (low, high, found["n"], found["accuracy"], found["log_loss"]))):
+            raise ValueError("scores that are no numbers")
+        return {**found, "split": str(found["split"])}
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamageError(
+            f"expected metrics in {run.metrics_path()}, found: {error!r}; evaluate the head again"
+        ) from error
 
 
 def card_path(out: Path) -> Path:

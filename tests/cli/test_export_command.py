@@ -128,6 +128,16 @@ def test_what_is_no_file_is_never_replaced(inside: Run, own_workspace: Path) -> 
         assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("value", ["x", [0.1], [None, 1.0], 3])
+def test_metrics_that_are_none_are_damage(value: Any, inside: Run, own_workspace: Path) -> None:
+    head = json.loads((own_workspace / "run" / "head.json").read_text())
+    metrics = {"head_sha256": head["sha256"], "split": "test", "accuracy_ci95": value}
+    (own_workspace / "run" / "metrics.json").write_text(json.dumps(metrics))
+    code, message = said(inside, own_workspace, "run", "--format", "torch", "--out", "x")
+    assert code == 13
+    assert message.startswith("Error: expected metrics in run/metrics.json, found: ")
+
+
 def test_other_weights_exit_12(inside: Run, workspace: Path) -> None:
     words = ("run", "--format", "torch", "--out", "x", "--weights", "random:1")
     code, message = said(inside, workspace, *words)
