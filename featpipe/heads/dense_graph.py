@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from featpipe.backbones.graph import ShapeRun
+from featpipe.backbones.graph import ShapeRun, ancestors
 from featpipe.base.errors import UsageError
 
 CHANNELS_FIRST, CHANNELS_LAST = (2, 3), (1, 2)
@@ -155,14 +155,14 @@ class _Rewriting:
         if len(self.shapes.get(_answer(traced), ())) != 2:
             raise _refusal("one whose answer is not one row for each map")
         keeping = [n for n, s in self.shapes.items() if len(s) > 2 and larger.get(n, s) != s]
-        self.body = _ancestors(keeping)
+        self.body = ancestors(keeping)
         self.tail = [
             node
             for node in traced.graph.nodes
             if node in self.shapes and node not in self.body and node.op != "get_attr"
         ]
         self.last, self.axes = self._last_map(larger)
-        needed = _ancestors([self.last])
+        needed = ancestors([self.last])
         self.copies: dict[fx.Node, fx.Node] = {}
         for node in traced.graph.nodes:
             if node in needed:
@@ -254,7 +254,7 @@ class _Rewriting:
         graph = fx.Graph()
         start = graph.placeholder("maps")
         copies = {self.last: start}
-        needed = _ancestors(nodes) - self.body
+        needed = ancestors(nodes) - self.body
         for node in self.traced.graph.nodes:
             if node in needed:
                 # The number of pictures may have been read from an earlier map.
@@ -348,18 +348,6 @@ def _answer(traced: fx.GraphModule) -> fx.Node:
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     (answer, *_) = output.args
     return answer if isinstance(answer, fx.Node) else output
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Nodes and all they are computed from."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
 
 
 def _attribute(traced: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
