@@ -204,7 +204,7 @@ def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, 
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
         "expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, lenet, lenet3x3, "
-        f"mnist-cnn, simplecnn or package.module:factory, found {kind!r}"
+        f"mnist-cnn, simplecnn, suffix or package.module:factory, found {kind!r}"
     )
 
 
