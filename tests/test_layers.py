@@ -140,6 +140,7 @@ def test_stages_meet_only_through_files() -> None:
     allowed = {("recipe", stage) for stage in ("extract", "train", "evaluate", "compare")}
     allowed |= {(stage, "scoring") for stage in ("evaluate", "compare", "scales")}
     allowed |= {(stage, "scales") for stage in ("recipe", "evaluate")}
+    allowed |= {("evaluate", "view_sheet"), ("view_sheet", "scoring")}
     allowed |= {(stage, "score_maps") for stage in ("predict", "evaluate")}
     # What is known beforehand, for the extraction and for its plan.
     allowed |= {(stage, "known_pictures") for stage in ("extract", "dry_run")}

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from featpipe.backbones.base import Backbone
+from featpipe.backbones.cuts import Flow
 from featpipe.backbones.graph import ShapeRun, Traced, is_in_place
 from featpipe.backbones.receptive_field import receptive_fields
 from featpipe.backbones.spans import Field
@@ -38,6 +39,8 @@ class TapRow:
         Pixels from one position of the output to the next.
     padding : int or None
         By how many pixels the first position's field begins before the picture.
+    cut : bool or None
+        Whether all that lies behind it is computed from it alone, so that a suffix can be trained.
     """
 
     name: str
@@ -48,6 +51,7 @@ class TapRow:
     receptive_field: int | str | None = None
     stride: int | None = None
     padding: int | None = None
+    cut: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def _table_of_graph(backbone: Backbone, traced: Traced, size: int) -> TapTable:
         notes.append(f"{_NOT_KNOWN}: {backbone.name} has no convolutions")
     if run.failures:
         notes.append(f"not at {size} px: {next(iter(run.failures.values()))}")
+    cuts = frozenset(Flow.of(traced, size).cuts)
     learned, needed = _learned(traced), _needed(traced.graph)
     rows = []
     for tap in backbone.taps.values():
@@ -135,7 +140,8 @@ def _table_of_graph(backbone: Backbone, traced: Traced, size: int) -> TapTable:
         if node in run.results:
             operations = sum(run.operations[i] for i in needed[node])
             shape = tuple(run.results[node].shape[1:])
-            row = replace(row, shape=shape, gflops=operations / _BATCH / 1e9)
+            gflops = operations / _BATCH / 1e9
+            row = replace(row, shape=shape, gflops=gflops, cut=tap.node in cuts)
         rows.append(_with_field(row, fields.get(node)) if has_fields else row)
     return TapTable(backbone.name, size, rows, notes)
 

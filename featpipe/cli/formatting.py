@@ -315,7 +315,7 @@ def of_pairs(pairs: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(escape(str(inner)) for inner in value)
     return str(value)

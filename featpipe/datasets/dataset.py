@@ -235,8 +235,10 @@ class Dataset:
         return np.flatnonzero(self.usable & covered)
 
     def describe(self) -> dict[str, Any]:
-        """The data set in figures, ready for JSON."""
+        """The data set in figures, ready for JSON; ``covers`` where it has views of some splits."""
         splits = {name: len(self.in_split(name)) for name in self.split_names}
+        spaces = [FeatureSpace.from_json(text) for text in self.spaces]
+        covers = {s.name: list(self.info.covers[s.id]) for s in spaces if s.id in self.info.covers}
         return {
             "dataset": self.name,
             "source": self.source.spec,
@@ -246,7 +248,8 @@ class Dataset:
             "classes": self.classes,
             "class_counts": self._class_counts(),
             "reasons": [dataclasses.asdict(group) for group in self.reason_groups()],
-            "spaces": [FeatureSpace.from_json(text).name for text in self.spaces],
+            "spaces": [space.name for space in spaces],
+            **({"covers": covers} if covers else {}),
             "sha256": self.digest(),
         }
 

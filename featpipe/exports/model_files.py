@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -116,7 +115,6 @@ class OnnxFile(ModelFile):
             ) from error
         assert made is not None
         proto = made.model_proto
-        proto.doc_string = facts.get("description", "")
         for key, value in facts.items():
             proto.metadata_props.add(key=key, value=value)
         return bytes(proto.SerializeToString())
@@ -166,11 +164,6 @@ def answer_of(module: nn.Module) -> Answer:
 
 FILES: dict[str, ModelFile] = {"onnx": OnnxFile(), "torch": TorchFile()}
 """Every format of a network by the name that people choose it by."""
-
-
-def as_json(value: Any) -> str:
-    """A fact that is no text, as one."""
-    return json.dumps(value, ensure_ascii=True)
 
 
 def _traced(

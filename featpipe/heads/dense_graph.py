@@ -100,12 +100,43 @@ def as_convolutions(
         a larger one.
     """
     try:
-        traced = fx.symbolic_trace(module.eval())
+        root = nn.Sequential(module).eval()
+        traced = fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:
         # Tracing runs the network's own code on stand-ins for tensors: anything may come of it.
         raise _refusal(f"a network that cannot be traced ({_line(error)})") from error
     with torch.no_grad():
         return _Rewriting(traced, (2, *shape), axes).dense()
+
+
+class _Tracer(fx.Tracer):
+    """Takes the graphs of parts that have one as they are.
+
+    To trace them again would run functions that are one node in them, such as attention.
+    """
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not isinstance(m, fx.GraphModule):
+            return super().call_module(m, forward, args, kwargs)
+        path, given = self.path_of_module(m), iter(args)
+        made: dict[fx.Node, Any] = {}
+        for node in m.graph.nodes:
+            inner = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
+            if node.op == "placeholder":
+                made[node] = next(given)
+            elif node.op == "output":
+                return inner[0][0]
+            else:
+                is_part = node.op in ("call_module", "get_attr")
+                target = f"{path}.{node.target}" if is_part else node.target
+                made[node] = self.create_proxy(node.op, target, *inner)
+        raise AssertionError("a graph ends in its output")
 
 
 class _Rewriting:

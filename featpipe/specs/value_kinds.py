@@ -336,6 +336,8 @@ class Folder:
         # An unset shell variable gives an empty text, which pathlib takes for this folder.
         if not os.fspath(value):
             raise UsageError(f"expected a {self.what} for {label}, found an empty text")
+        if "\0" in str(value):
+            raise UsageError(f"expected a {self.what} for {label}, found {str(value)!r}")
         return Path(value)
 
     read = check

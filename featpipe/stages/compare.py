@@ -115,7 +115,7 @@ def compare_scored(scored: Sequence[Scored], out: Path | None, *, started: float
         "baseline_accuracy": found[0].metrics["baseline_accuracy"],
         "heads": rows,
         "pairs": _pairs(found),
-        "notes": _notes(rows, len(first.y)),
+        "notes": [*_notes(rows, len(first.y)), *_averaged_views(scored)],
         "report": str(folder.report_path),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -233,6 +233,14 @@ def _pairs(found: Sequence[_Contestant]) -> list[ComparedPair]:
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_value_holm"] = corrected
     return rows
+
+
+def _averaged_views(scored: Sequence[Scored]) -> list[str]:
+    """That the scores are not those of the pictures alone, as a recipe may ask."""
+    several = dict.fromkeys(str(one.views) for one in scored if one.views is not None)
+    if not several:
+        return []
+    return [f"probabilities are averaged over each picture and its {' or '.join(several)}"]
 
 
 def _notes(heads: Sequence[ComparedHead], n: int) -> list[str]:

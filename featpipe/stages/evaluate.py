@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featpipe.base.errors import SpaceMismatchError, UsageError, WeightsError
 from featpipe.base.progress import Progress, no_progress
-from featpipe.base.space import Augmentation
-from featpipe.base.views import views_in
-from featpipe.datasets.dataset import Dataset
-from featpipe.reports.contact_sheet import PICTURES, ContactSheet, SheetPicture, contact_sheet
 from featpipe.reports.documents import (
     EvaluationDocument,
     Metrics,
@@ -33,6 +28,7 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.stages.scales import score_as
 from featpipe.stages.score_maps import add_score_maps
 from featpipe.stages.scoring import Scored
+from featpipe.stages.view_sheet import sheet_of_views
 
 
 @dataclass(frozen=True)
@@ -199,7 +195,7 @@ def evaluate_scored(
         result.as_json(),
         mistakes,
         thresholds,
-        _sheet_of_views(scored),
+        sheet_of_views(scored),
     )
     return result
 
@@ -209,37 +205,6 @@ def _tta(scored: Scored) -> TTADocument | None:
         return None
     one = scored.views.augmentation
     return {"policy": one.policy, "seed": one.seed, "views": scored.views.number}
-
-
-def _sheet_of_views(scored: Scored) -> ContactSheet | None:
-    """Pictures beside the views that the head was trained on, else those that were averaged."""
-    trained, dataset, split = scored.trained, scored.dataset, scored.split
-    if (noted := views_in(trained.info)) is not None:
-        one = Augmentation(policy=noted["policy"], version=noted["version"], seed=noted["seed"])
-        number = noted["number"]
-        if dataset.name == trained.dataset["name"] and "train" in dataset.split_names:
-            split = "train"
-    elif scored.views is not None:
-        one, number = scored.views.augmentation, scored.views.number
-    else:
-        return None
-    read = image_reader(dataset.source.kind, dataset.source.root)
-    pictures = [
-        SheetPicture(dataset.paths[i], dataset.image_sha256[i].tobytes(), read)
-        for i in _of_different_classes(dataset, split)[:PICTURES]
-    ]
-    return contact_sheet(pictures, trained.space.preprocessing, one, number, split=split)
-
-
-def _of_different_classes(dataset: Dataset, split: str) -> NDArray[np.intp]:
-    """Row numbers of a split: the first picture of every class, then the second ones, …"""
-    rows = dataset.in_split(split)
-    labels = dataset.label[rows]
-    rank = np.zeros(len(rows), np.int64)
-    for label in np.unique(labels):
-        rank[labels == label] = np.arange((labels == label).sum())
-    chosen: NDArray[np.intp] = rows[np.lexsort((labels, rank))]
-    return chosen
 
 
 def _mistakes(scored: Scored) -> list[Mistake]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featpipe._version import __version__
 from featpipe.base.disk import read_regular, write_atomically
 from featpipe.base.errors import UsageError
 from featpipe.base.preprocessing import describe
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from featpipe.exports.documents import CheckDocument
+    from featpipe.exports.model_files import ModelFile
     from featpipe.runs.trained_head import TrainedHead
     from featpipe.stages.documents import ModelExportDocument, TableExportDocument
 
@@ -99,60 +103,32 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
     started = time.perf_counter()
     trained = run.load_head()
     # Not before there is a head: torch takes seconds to import.
-    import torch
-
-    from featpipe._version import __version__
-    from featpipe.backbones.catalog import get_backbone
-    from featpipe.engine.plan import plan_for_spaces
-    from featpipe.exports.classifier import picture_classifier, score_map_classifier
-    from featpipe.exports.comparison import compare, compare_larger, sample_of
     from featpipe.exports.model_card import CardFacts, model_card
-    from featpipe.exports.model_files import FILES, answer_of, as_json
+    from featpipe.exports.model_files import FILES
 
     file = FILES[spec.format]
     libraries = file.libraries()
-    weights = spec.weights or trained.weights_name
-    plan = plan_for_spaces(trained.spaces, weights, cache, device="cpu")
-    backbone = get_backbone(trained.space.backbone)
-    tensors = plan.weights.tensors(list(dict.fromkeys(s.tap for s in trained.spaces)))
-    make = score_map_classifier if spec.dense else picture_classifier
-    model = make(backbone, tensors, trained.spaces, trained.head)
-    facts = {
-        "classes": as_json(trained.classes_.tolist()),
-        "preprocessing": as_json(describe(trained.space.preprocessing)),
-        "featpipe": as_json({"version": __version__, "head_sha256": trained.digest}),
-    }
-    sample = sample_of(trained, cache)
-    example = sample.larger if spec.dense else sample.two
-    data = file.encode(model, torch.from_numpy(example), facts, dense=spec.dense)
-    answer = file.open(data)
-    check = compare(answer, sample, trained, backbone, tensors, cache)
-    if spec.dense:
-        compare_larger(answer, answer_of(model), sample)
-    sha256 = hashlib.sha256(data).hexdigest()
-    card = card_path(spec.out)
-    text = model_card(
-        trained,
-        CardFacts(
-            file=spec.out.name,
-            format=spec.format,
-            title=file.title,
-            sha256=sha256,
-            size=len(data),
-            check=check,
-            libraries=libraries,
-            evaluation=_evaluation(run, trained),
-            dense=spec.dense,
-        ),
+    data, check = _made(trained, file, spec, cache)
+    facts = CardFacts(
+        file=spec.out.name,
+        format=spec.format,
+        title=file.title,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        check=check,
+        libraries=libraries,
+        evaluation=_evaluation(run, trained),
+        dense=spec.dense,
     )
+    card = card_path(spec.out)
     # The card first: a file that has its final name is whole, and described.
-    write_atomically(card, text.encode("utf-8"))
+    write_atomically(card, model_card(trained, facts).encode("utf-8"))
     write_atomically(spec.out, data)
     return {
         "format": spec.format,
         "file": str(spec.out),
         "bytes": len(data),
-        "sha256": sha256,
+        "sha256": facts.sha256,
         "card": str(card),
         "head": str(run.folder),
         "kind": trained.head.kind,
@@ -160,8 +136,46 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
         "size": trained.space.preprocessing.size,
         "dense": spec.dense,
         "check": check,
-        "libraries": dict(libraries),
+        "libraries": libraries,
         "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _made(
+    trained: TrainedHead, file: ModelFile, spec: ExportSpec, cache: Path
+) -> tuple[bytes, CheckDocument]:
+    """The bytes of the network, and how they were compared."""
+    import torch
+
+    from featpipe.backbones.catalog import get_backbone
+    from featpipe.engine.plan import plan_for_spaces
+    from featpipe.exports.classifier import picture_classifier, score_map_classifier
+    from featpipe.exports.comparison import compare, compare_larger, sample_of
+    from featpipe.exports.model_files import answer_of
+
+    weights = spec.weights or trained.weights_name
+    plan = plan_for_spaces(trained.spaces, weights, cache, device="cpu")
+    backbone = get_backbone(trained.space.backbone)
+    tensors = plan.weights.tensors(list(dict.fromkeys(s.tap for s in trained.spaces)))
+    make = score_map_classifier if spec.dense else picture_classifier
+    model = make(backbone, tensors, trained.spaces, trained.head)
+    sample = sample_of(trained, cache)
+    example = torch.from_numpy(sample.larger if spec.dense else sample.two)
+    data = file.encode(model, example, _metadata(trained), dense=spec.dense)
+    answer = file.open(data)
+    check = compare(answer, sample, trained, backbone, tensors, cache)
+    if spec.dense:
+        compare_larger(answer, answer_of(model), sample)
+    return data, check
+
+
+def _metadata(trained: TrainedHead) -> dict[str, str]:
+    """What the file itself says of the head."""
+    about = {"version": __version__, "head_sha256": trained.digest}
+    return {
+        "classes": json.dumps(trained.classes_.tolist()),
+        "preprocessing": json.dumps(describe(trained.space.preprocessing)),
+        "featpipe": json.dumps(about),
     }
 
 

@@ -59,6 +59,7 @@ def test_a_tap_is_listed_with_what_it_gives_costs_and_sees(listed: Lines) -> Non
         "receptive_field": 212,
         "stride": 32,
         "padding": 90,
+        "cut": True,
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.backbones import TOY, pixels, preprocessing, space
-from support.heads import overlapping, toy
+from support.heads import WithViews, overlapping, toy
 from support.samples import class_picture
 
 import featpipe
@@ -242,6 +242,20 @@ def test_mean_and_scale_of_rows_on_the_card_are_those_of_the_host(device: str) -
     here = HeldRows(X, y, "cpu", home="cpu").mean_and_scale()
     for found, expected in zip(there, here, strict=True):
         assert np.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("home", ["device", "cpu"])
+def test_rows_come_in_the_same_views_on_the_card(home: str, device: str) -> None:
+    tables = [np.full((50, 3), view, np.float32) for view in range(4)]
+    X, y = WithViews(*tables), np.arange(50)
+    drawn = []
+    for place in (device, "cpu"):
+        rows = HeldRows(X, y, place, home=place if home == "device" else "cpu")
+        order, found = np.random.default_rng(0), np.full(50, -1)
+        for Z, numbers in rows.shuffled(order, 16):
+            found[numbers.cpu().numpy()] = Z[:, 0].cpu().numpy()
+        drawn.append(found)
+    assert np.array_equal(*drawn) and set(drawn[0]) == {0, 1, 2, 3}
 
 
 @only_on_card

@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.heads import MAP_KINDS, separable
+from support.heads import MAP_KINDS, made, separable, space_for
 from torch import nn
 from torch.nn import functional as F
 
+from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import UsageError
 from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.heads import new_head
 from featpipe.heads.base import Head
 from featpipe.heads.dense import dense_head
 from featpipe.heads.dense_graph import CHANNELS_LAST, as_convolutions
+from featpipe.heads.suffix import SuffixHead
 
 FAST: dict[str, Any] = {"epochs": 2}
 
@@ -112,6 +114,53 @@ def test_a_small_network_keeps_its_convolutions(kind: str) -> None:
         assert_close(scores[:, :, 2, 1], logits_of(head, larger[:, :, 8:24, 4:20]))
 
 
+def trained_suffix(backbone: str, tap: str, top: str) -> tuple[Head, FeatureSpace, np.ndarray]:
+    """A suffix of a network with drawn weights after an epoch, its space and some rows."""
+    network = get_backbone(backbone)
+    shape = network.output_shape(tap, "none", 64)
+    space = space_of(shape, backbone=backbone, tap=tap)
+    rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    head = new_head("suffix", {"compute": "fp32", "top": top, "epochs": 1})
+    assert isinstance(head, SuffixHead)
+    head.attach([space])
+    names = (*head.body, *head.tail)
+    head.start_from(network.random_tensors(0, names), pretrained=False)
+    head.classes_ = np.array(["a", "b", "c"])
+    y = np.arange(8) % 3
+    head.fit(rows, y, rows, y, seed=0, device="cpu", tick=lambda row: None)
+    return head, space, rows
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tap", "top"),
+    [
+        ("resnet18", "layer4.0", "own"),
+        ("squeezenet1_1", "features.10", "own"),
+        ("squeezenet1_1", "features.10", "linear"),
+        pytest.param("swin_t", "features.5", "own", marks=pytest.mark.slow),
+        pytest.param("vgg11", "block4_pool", "own", marks=pytest.mark.slow),
+    ],
+)
+def test_a_suffix_is_rewritten_behind_its_last_map(backbone: str, tap: str, top: str) -> None:
+    head, space, rows = trained_suffix(backbone, tap, top)
+    dense = dense_head(head, [space])
+    assert_close(dense.scores(rows).mean(axis=(2, 3)), logits_of(head, rows))
+    axes = get_backbone(backbone).pooled_axes(tap, 64)
+    sides = [n * 3 if axis + 1 in axes else n for axis, n in enumerate(space.shape)]
+    larger = np.random.default_rng(1).normal(size=(2, *sides)).astype(np.float32)
+    scores = dense.scores(larger)
+    assert scores.shape[1] == 3 and min(scores.shape[2:]) > 1
+
+
+def test_a_suffix_that_mixes_places_with_channels_is_refused() -> None:
+    head = made("suffix", {"epochs": 1})
+    rows, y = separable("suffix", 12, 3)
+    head.classes_ = np.array(["a", "b", "c"])
+    head.fit(rows, y, rows, y, seed=0, device="cpu", tick=lambda row: None)
+    with pytest.raises(UsageError, match="such a head has no score maps"):
+        dense_head(head, [space_for("suffix")])
+
+
 @pytest.mark.parametrize("kind", ["linear", "logistic"])
 def test_on_pooled_rows_the_class_map_has_the_logits_as_its_mean(kind: str) -> None:
     rng = np.random.default_rng(0)
@@ -139,9 +188,7 @@ def test_an_mlp_on_pooled_rows_sees_the_averages_of_windows() -> None:
     assert_close(dense.scores(larger)[:, :, 2, 1], logits_of(head, part))
 
 
-def test_maps_with_channels_last_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from featpipe.backbones.catalog import get_backbone
-
+def test_maps_with_channels_last_are_turned() -> None:
     backbone = get_backbone("swin_t")
     shape = backbone.output_shape("features.3", "none", 64)
     assert shape == (8, 8, 192)
@@ -274,7 +321,7 @@ def test_networks_of_many_forms_are_rewritten(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet18", 64), ("squeezenet1_1", 64), ("convnext_tiny", 64), ("mobilenet_v3_small", 64)],
+    [("resnet18", 64), ("convnext_tiny", 64), ("mobilenet_v3_small", 64)],
 )
 def test_whole_networks_are_rewritten(name: str, size: int) -> None:
     from torchvision import models

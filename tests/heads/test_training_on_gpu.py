@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.fake_cuda import FakeCuda, Operations, fake_tensors
-from support.heads import toy
+from support.heads import WithViews, toy
 from torch._subclasses.fake_tensor import FakeTensor
 
 from featpipe.heads import new_head
@@ -24,9 +24,9 @@ from featpipe.heads.training.mlp_group import MLPGroup
 ROWS, WIDTH = 50, 8
 
 
-def held(device: str) -> HeldRows:
+def held(device: str, views: int = 0) -> HeldRows:
     X, y = toy(ROWS, 3, (WIDTH,), dtype="f2")
-    return HeldRows(X, y, device, home=device)
+    return HeldRows(WithViews(X, *[X] * views), y, device, home=device)
 
 
 def group(kind: type[HeadGroup], device: str, classes: int) -> HeadGroup:
@@ -50,14 +50,15 @@ def group(kind: type[HeadGroup], device: str, classes: int) -> HeadGroup:
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("kind", [LinearGroup, MLPGroup])
+@pytest.mark.parametrize("views", [0, 2])
 def test_steps_stay_on_the_card_and_bring_nothing_to_the_host(
-    monkeypatch: pytest.MonkeyPatch, kind: type[HeadGroup], classes: int
+    monkeypatch: pytest.MonkeyPatch, kind: type[HeadGroup], classes: int, views: int
 ) -> None:
     FakeCuda().install(monkeypatch)
     # torch makes no generator for a device that it does not have.
     monkeypatch.setattr(mlp_group, "_dropout_generator", lambda seed, device: None)
     with fake_tensors(monkeypatch):
-        rows, trained = held("cuda:1"), group(kind, "cuda:1", classes)
+        rows, trained = held("cuda:1", views), group(kind, "cuda:1", classes)
         order = np.random.default_rng(0)
         with Operations() as operations:
             for batch in rows.shuffled(order, 20):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.heads import MAP_KINDS, separable
+from support.heads import MAP_KINDS, WithViews, separable
 
 from featpipe.heads import new_head
 from featpipe.heads.training import feature_rows as batches
@@ -22,20 +22,6 @@ from featpipe.heads.training.feature_rows import (
 )
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01}
-
-
-class WithViews:
-    """Rows in memory that have views."""
-
-    def __init__(self, rows: np.ndarray, *views: np.ndarray) -> None:
-        self.rows, self.views = rows, views
-        self.shape, self.dtype = rows.shape, rows.dtype
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self.rows[index]
 
 
 def numbered(n: int, views: int) -> WithViews:

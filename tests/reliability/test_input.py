@@ -410,6 +410,10 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "evaluate": (["evaluate", "run"], "on split cache augment".split()),
     "evaluate --tta": (["evaluate", "run", "--tta"], "on split augment augment-seed".split()),
+    "evaluate --scales": (
+        ["evaluate", "run", "--scales", "16"],
+        "frame weights device batch-size workers on split".split(),
+    ),
     "compare": (["compare", "run", "again", "--out", "compared"], "on split cache".split()),
     "runs": (["runs", "."], ["sort"]),
     "advise": (["advise", "colours"], "val seed max-pictures allow-code cache".split()),
@@ -428,7 +432,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "predict": (
         ["predict", "run", "photos/red/00.png"],
-        "weights device batch-size workers cache".split(),
+        "weights device batch-size workers maps cache".split(),
     ),
     "run": (["run", "recipe.toml", "--check"], "data out device cache".split()),
     "backbones": (["backbones", "vgg16"], ["size"]),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.backbones import preprocessing
 from support.reports import HOSTILE, mistake, trained_head
 from support.samples import jpeg_bytes
 
+from featpipe.decoding.augmentation import augmentation
+from featpipe.reports.contact_sheet import ContactSheet, SheetPicture, contact_sheet
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import FIRST_SHOWN
 from featpipe.reports.page import write_report
@@ -35,7 +39,14 @@ def opened(tmp_path: Path, chromium: Any) -> Iterator[Open]:
     """Write a report, open it, and see that it asks for nothing, runs nothing and has no errors."""
     contexts, surprises = [], []
 
-    def go(classes: list[str], *, n: int = 0, pictures: int = 5, **context: Any) -> Any:
+    def go(
+        classes: list[str],
+        *,
+        n: int = 0,
+        pictures: int = 5,
+        sheet: ContactSheet | None = None,
+        **context: Any,
+    ) -> Any:
         y, p = scored(classes, n or 8 * len(classes))
         predicted = p.argmax(axis=1)
         wrong = [int(i) for i in np.flatnonzero(predicted != y)]
@@ -59,7 +70,8 @@ def opened(tmp_path: Path, chromium: Any) -> Iterator[Open]:
             "predictions": "predictions.csv",
         }
         path = tmp_path / "report.html"
-        write_report(path, trained_head(classes), evaluation, mistakes, threshold_counts(y, p))
+        counts = threshold_counts(y, p)
+        write_report(path, trained_head(classes), evaluation, mistakes, counts, sheet)
         contexts.append(
             chromium.new_context(**{"viewport": {"width": 1000, "height": 800}, **context})
         )
@@ -278,3 +290,26 @@ def test_hostile_names_are_text_and_nothing_else(k: int, opened: Open) -> None:
         page.locator(".matrix [tabindex='0']").focus()
     assert names[-1] in page.inner_text(".caption")
     assert page.locator("figure code").first.text_content().startswith(tuple("0123456789"))
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_the_sheet_of_views_is_all_there_and_fits(width: int, opened: Open) -> None:
+    data = [jpeg_bytes(i, (90, 70)) for i in range(len(HOSTILE))]
+    pictures = [
+        SheetPicture(path, hashlib.sha256(one).digest(), lambda _, one=one: one)  # type: ignore[misc]
+        for path, one in zip(HOSTILE, data, strict=True)
+    ]
+    gone = SheetPicture("<b>gone</b>", b"", lambda _: b"")
+    light = augmentation("light", 3)
+    prep = preprocessing(size=48)
+    sheet = contact_sheet([*pictures, gone], prep, light, 9, split="train")
+    page = opened(["cat", "dog"], sheet=sheet, viewport={"width": width, "height": 800})
+    images = page.locator("#views img")
+    assert images.count() == len(HOSTILE) * 9
+    assert page.evaluate("[...document.querySelectorAll('#views img')].every(i => i.naturalWidth)")
+    titles = [f"{HOSTILE[0]}", f"view 1 of {HOSTILE[0]}"]
+    assert [images.nth(i).get_attribute("alt") for i in (0, 1)] == titles
+    text = page.inner_text("#views")
+    assert "the first 8 of its 9 views (light, seed 3)" in text
+    assert "<b>gone</b>: gone or changed" in text
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

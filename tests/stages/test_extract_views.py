@@ -446,6 +446,8 @@ def test_the_command_tells_what_it_did_with_views(featpipe: Run, photos: Path) -
     assert "nothing to compute" in again.stdout
     stores = featpipe("cache", "list").stdout
     assert "view 2 (standard, seed 7), of set" in stores
+    names = json_of(featpipe("cache", "info", "set", "--json"))["covers"]
+    assert len(names) == 2 and set(map(tuple, names.values())) == {("test",)}
     assert featpipe("cache", "verify").returncode == 0
     collected = json_of(featpipe("cache", "gc", "--grace", "0", "--json"))
     assert collected["rows"] == 0

@@ -329,4 +329,7 @@ def test_all_chunks_share_one_pool_and_one_network(
     assert made == {"pools": 1, "networks": 1}
     monkeypatch.undo()
     whole = list(predict(head, files, cache=cache, device="cpu", **OPTIONS))
-    assert answers[: len(files)] == whole
+    assert [answer.label for answer in answers[: len(files)]] == [each.label for each in whole]
+    # On some processors a product of two rows differs in its last bits from one of many.
+    for answer, each in zip(answers, whole, strict=False):
+        assert answer.probability == pytest.approx(each.probability, abs=1e-8)

@@ -486,6 +486,10 @@ def test_a_recipe_trains_with_and_without_views_and_averages_over_them(
         {**NOTED, "policy": "flip"},
         None,
     ]
+    assert (
+        "probabilities are averaged over each picture and its 2 views (flip)"
+        in (done["comparison"]["notes"])
+    )
     for head in done["heads"]:
         assert head["evaluation"]["tta"] == {"policy": "flip", "seed": 0, "views": 2}
         assert head["evaluation"]["report"].endswith("report-tta.html")

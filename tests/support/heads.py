@@ -70,6 +70,20 @@ class SideBySide:
         return self.values[index]
 
 
+class WithViews:
+    """Rows in memory that have views."""
+
+    def __init__(self, rows: np.ndarray, *views: np.ndarray) -> None:
+        self.rows, self.views = rows, views
+        self.shape, self.dtype = rows.shape, rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.rows[index]
+
+
 def toy(
     n: int, classes: int = 2, shape: tuple[int, ...] = (8,), *, seed: int = 0, dtype: str = "f4"
 ) -> tuple[np.ndarray, np.ndarray]:
