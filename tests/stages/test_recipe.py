@@ -26,7 +26,7 @@ PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 
 SHIPPED = [pytest.param(path, id=path.name) for path in sorted(PIPELINES.glob("*.toml"))]
-NAMES = "batch_size cats_dogs mnist quickstart scratch_vs_cached taps".split()
+NAMES = "batch_size cats_dogs fine_tune mnist quickstart scratch_vs_cached taps".split()
 
 
 @pytest.mark.parametrize("path", SHIPPED)
