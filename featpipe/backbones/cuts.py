@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from featpipe.backbones.graph import ShapeRun, Traced, is_in_place
+from featpipe.backbones.graph import ShapeRun, Traced, ancestors, is_in_place
 
 BATCHES = (2, 3)
 """Sizes of two batches: what is the same for both does not depend on the number of pictures."""
@@ -67,16 +67,7 @@ class Flow:
     def before_output(self) -> set[fx.Node]:
         """The nodes that the answer depends on."""
         (output,) = (node for node in self.traced.graph.nodes if node.op == "output")
-        found: set[fx.Node] = set()
-        to_visit = [output]
-        while to_visit:
-            node = to_visit.pop()
-            if node not in found:
-                found.add(node)
-                to_visit += node.all_input_nodes
-                # What writes into a tensor in place has an effect without being an input.
-                to_visit += [u for u in node.users if is_in_place(u) and u.args[0] is node]
-        return found
+        return ancestors([output])
 
 
 def reached_from(node: fx.Node) -> set[fx.Node]:

@@ -136,7 +136,7 @@ def pruned(traced: Traced, names: Sequence[str]) -> fx.GraphModule:
         results.append(node)
     graph.output(tuple(results))
     # Assertions have no users, and would keep what they assert of later layers alive.
-    needed = _ancestors(results)
+    needed = ancestors(results)
     for node in reversed(list(graph.nodes)):
         if node.op not in ("placeholder", "output") and node not in needed:
             graph.erase_node(node)
@@ -149,7 +149,8 @@ def is_in_place(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target[-1:] == "_" and node.target[-2:] != "__"  # type: ignore[index]
 
 
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes, all that they are computed from, and what changes that in place."""
     found: set[fx.Node] = set()
     to_visit = list(nodes)
     while to_visit:

@@ -66,13 +66,16 @@ class ScoreMapClassifier(nn.Module):
         Pictures → a list of one batch of maps.
     head : nn.Module
         Maps → scores; see :class:`featpipe.heads.dense.DenseHead`.
-    temperature : float
-        What the scores are divided by.
+    is_class_map, temperature : bool and float
+        See there.
     """
 
-    def __init__(self, rows: nn.Module, head: nn.Module, temperature: float) -> None:
+    def __init__(
+        self, rows: nn.Module, head: nn.Module, *, is_class_map: bool, temperature: float
+    ) -> None:
         super().__init__()
-        self.rows, self.head, self.temperature = rows, head, temperature
+        self.rows, self.head = rows, head
+        self.is_class_map, self.temperature = is_class_map, temperature
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify pictures and their places.
@@ -86,11 +89,13 @@ class ScoreMapClassifier(nn.Module):
         -------
         score_map : Tensor of float32, shape (N, classes, rows, columns)
         probabilities : Tensor of float32, shape (N, classes)
-            The softmax of the scores' average.
+            The softmax of the scores' mean over a class map, else of each class's best window.
         """
         (maps,) = self.rows(image)
         scores = self.head(maps.float()) / self.temperature
-        return scores, scores.mean(dim=(2, 3)).softmax(dim=1)
+        places = (2, 3)
+        logits = scores.mean(dim=places) if self.is_class_map else scores.amax(dim=places)
+        return scores, logits.softmax(dim=1)
 
 
 class BackboneRows(nn.Module):
@@ -182,7 +187,9 @@ def score_map_classifier(
     is_map = spaces[0].pooling == "none"
     maps = dense.space if is_map else dataclasses.replace(dense.space, dtype="float32")
     rows = _rows(backbone, tensors, [maps])
-    return ScoreMapClassifier(rows, dense.module, float(head.temperature_)).eval()
+    return ScoreMapClassifier(
+        rows, dense.module, is_class_map=dense.is_class_map, temperature=dense.temperature
+    ).eval()
 
 
 def _rows(backbone: Backbone, tensors: Tensors, spaces: Sequence[FeatureSpace]) -> nn.Module:

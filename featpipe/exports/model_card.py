@@ -191,7 +191,8 @@ def _computation(trained: TrainedHead, dense: bool) -> str:
     if dense:
         outputs = (
             "Outputs: `score_map` (N × classes × rows × columns: logits at every place, divided by "
-            "the temperature) and `probabilities` (N × classes: the softmax of their average)."
+            "the temperature) and `probabilities` (N × classes: the softmax of their mean, or of "
+            "each class's best place where a place is an answer for a window)."
         )
     else:
         outputs = (

@@ -16,41 +16,31 @@ The layers that keep the places of a map stay as they are; those behind the last
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from featpipe.backbones.graph import ShapeRun
+from featpipe.backbones.graph import ancestors
 from featpipe.base.errors import UsageError
+from featpipe.heads.dense_layers import (
+    AVERAGING,
+    AXES,
+    NORMS,
+    POINTWISE,
+    RESHAPING,
+    SOFTMAXES,
+    convolution,
+    norm_of_maps,
+)
+from featpipe.heads.dense_tracing import Tracer, answer_of, shapes_of, without_memory
 
 CHANNELS_FIRST, CHANNELS_LAST = (2, 3), (1, 2)
 """Axes of the places of a batch of maps: N C H W, and N H W C."""
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
-_RESHAPING = {
-    *(nn.Flatten, *_DROPOUTS),
-    *(torch.flatten, torch.reshape, torch.squeeze, F.dropout, F.dropout2d),
-    *("flatten", "reshape", "view", "squeeze", "contiguous"),
-}
-"""What leaves a picture's numbers and their order as they are, once nothing is learnt any more."""
-_AVERAGING = {nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d}
-_AVERAGING |= {torch.mean, "mean"}
-_POINTWISE = {
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus),
-    *(torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu),
-    *(F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus),
-    *("relu", "sigmoid", "tanh"),
-    *(operator.add, operator.sub, operator.mul, operator.truediv),
-}
-_NORMS = {nn.LayerNorm, F.layer_norm}
-_AXES = {"permute", "movedim", torch.permute, torch.movedim}
-_SOFTMAXES = {F.softmax, F.log_softmax, torch.softmax, torch.log_softmax}
 _CHUNK = 256
 """Rows of a matrix whose adjoints are computed at once."""
 
@@ -101,42 +91,12 @@ def as_convolutions(
     """
     try:
         root = nn.Sequential(module).eval()
-        traced = fx.GraphModule(root, _Tracer().trace(root))
+        traced = fx.GraphModule(root, Tracer().trace(root))
     except Exception as error:
         # Tracing runs the network's own code on stand-ins for tensors: anything may come of it.
         raise _refusal(f"a network that cannot be traced ({_line(error)})") from error
     with torch.no_grad():
         return _Rewriting(traced, (2, *shape), axes).dense()
-
-
-class _Tracer(fx.Tracer):
-    """Takes the graphs of parts that have one as they are.
-
-    To trace them again would run functions that are one node in them, such as attention.
-    """
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if not isinstance(m, fx.GraphModule):
-            return super().call_module(m, forward, args, kwargs)
-        path, given = self.path_of_module(m), iter(args)
-        made: dict[fx.Node, Any] = {}
-        for node in m.graph.nodes:
-            inner = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
-            if node.op == "placeholder":
-                made[node] = next(given)
-            elif node.op == "output":
-                return inner[0][0]
-            else:
-                is_part = node.op in ("call_module", "get_attr")
-                target = f"{path}.{node.target}" if is_part else node.target
-                made[node] = self.create_proxy(node.op, target, *inner)
-        raise AssertionError("a graph ends in its output")
 
 
 class _Rewriting:
@@ -146,23 +106,23 @@ class _Rewriting:
         self, traced: fx.GraphModule, shape: tuple[int, ...], axes: tuple[int, ...]
     ) -> None:
         self.traced, self.graph = traced, fx.Graph()
-        empty, nodes = _without_memory(traced), {node.name: node for node in traced.graph.nodes}
+        empty, nodes = without_memory(traced), {node.name: node for node in traced.graph.nodes}
         doubled = [n * 2 if axis in axes else n for axis, n in enumerate(shape)]
         self.shapes, larger = (
-            {nodes[name]: found for name, found in _shapes(empty, tuple(sides)).items()}
+            {nodes[name]: found for name, found in shapes_of(empty, tuple(sides)).items()}
             for sides in (shape, doubled)
         )
-        if len(self.shapes.get(_answer(traced), ())) != 2:
+        if len(self.shapes.get(answer_of(traced), ())) != 2:
             raise _refusal("one whose answer is not one row for each map")
         keeping = [n for n, s in self.shapes.items() if len(s) > 2 and larger.get(n, s) != s]
-        self.body = _ancestors(keeping)
+        self.body = ancestors(keeping)
         self.tail = [
             node
             for node in traced.graph.nodes
             if node in self.shapes and node not in self.body and node.op != "get_attr"
         ]
         self.last, self.axes = self._last_map(larger)
-        needed = _ancestors([self.last])
+        needed = ancestors([self.last])
         self.copies: dict[fx.Node, fx.Node] = {}
         for node in traced.graph.nodes:
             if node in needed:
@@ -200,7 +160,7 @@ class _Rewriting:
         found, window, is_class_map = self._first_layers()
         for node in self.tail[found:]:
             self.copies[node] = self._at_every_place(node)
-        self.graph.output(self.copies[_answer(self.traced)])
+        self.graph.output(self.copies[answer_of(self.traced)])
         return Dense(fx.GraphModule(self.traced, self.graph).eval(), window, is_class_map)
 
     def _first_layers(self) -> tuple[int, tuple[int, int], bool]:
@@ -216,9 +176,9 @@ class _Rewriting:
                 kernel = self._folded(weight, self.tail[:number])
                 if self.axes == CHANNELS_LAST:
                     kernel = kernel.permute(0, 3, 1, 2).contiguous()  # O H W C → O C H W
-                self.copies[node] = self._add(_convolution(kernel, bias), self.last)
+                self.copies[node] = self._add(convolution(kernel, bias), self.last)
                 return number + 1, self.sides, False
-            if kind not in _RESHAPING | _AVERAGING:
+            if kind not in RESHAPING | AVERAGING:
                 raise self._cannot(node)
             if self.shapes[node][1:] in ((values,), (values, 1, 1)):
                 is_class_map = self._pooled(node, self.tail[number + 1 :])
@@ -227,7 +187,7 @@ class _Rewriting:
 
     def _pooled(self, node: fx.Node, rest: list[fx.Node]) -> bool:
         """Leave global average pooling out, or make it one over windows; returns which."""
-        affine = {nn.Linear, F.linear, nn.BatchNorm1d, *_RESHAPING}
+        affine = {nn.Linear, F.linear, nn.BatchNorm1d, *RESHAPING}
         if all(self._kind(one) in affine for one in rest):
             self.copies[node] = self.copies[self.last]
             return True
@@ -237,7 +197,7 @@ class _Rewriting:
     def _folded(self, weight: torch.Tensor, before: list[fx.Node]) -> torch.Tensor:
         """The kernel (outputs, C, h, w) that is a matrix behind layers that are linear."""
         shape = self.shapes[self.last][1:]
-        if all(self._kind(node) in _RESHAPING for node in before):
+        if all(self._kind(node) in RESHAPING for node in before):
             return weight.reshape(len(weight), *shape)
         layers = self._part(before)
         kernel = torch.empty(len(weight), *shape)
@@ -254,7 +214,7 @@ class _Rewriting:
         graph = fx.Graph()
         start = graph.placeholder("maps")
         copies = {self.last: start}
-        needed = _ancestors(nodes) - self.body
+        needed = ancestors(nodes) - self.body
         for node in self.traced.graph.nodes:
             if node in needed:
                 # The number of pictures may have been read from an earlier map.
@@ -269,14 +229,14 @@ class _Rewriting:
         if not isinstance(source, fx.Node) or source not in self.copies:
             raise self._cannot(node)
         before = self.shapes[source]
-        if kind in _RESHAPING and before[1:2] == shape[1:2]:
+        if kind in RESHAPING and before[1:2] == shape[1:2]:
             return self.copies[source]
         if kind is nn.Linear or kind is F.linear:
             if len(before) == 2:
-                return self._add(_convolution(*self._matrix(node)), source)
+                return self._add(convolution(*self._matrix(node)), source)
         elif kind is nn.BatchNorm1d:
-            return self._add(_norm_of_maps(self._module(node)), source)
-        elif kind in _NORMS and len(before) == 2:
+            return self._add(norm_of_maps(self._module(node)), source)
+        elif kind in NORMS and len(before) == 2:
             return self._norm(node, source)
         elif self._acts_on_places(node, kind, len(before)):
             return self.graph.node_copy(node, self._copied)
@@ -286,14 +246,14 @@ class _Rewriting:
         return self.copies[node] if node in self.copies else self.graph.node_copy(node)
 
     def _acts_on_places(self, node: fx.Node, kind: Any, rank: int) -> bool:
-        if kind in _POINTWISE:
+        if kind in POINTWISE:
             return all(i in self.copies for i in node.all_input_nodes)
-        if kind in _SOFTMAXES:
+        if kind in SOFTMAXES:
             return rank == 2 and 1 in (node.kwargs.get("dim"), *node.args[1:2])
         if kind is nn.Conv2d:
             return self._module(node).kernel_size == (1, 1)
         # Of 4 axes already, as layers of convolutional networks have them.
-        return rank == 4 and (kind in (nn.BatchNorm2d, *_NORMS, *_AXES))
+        return rank == 4 and (kind in (nn.BatchNorm2d, *NORMS, *AXES))
 
     def _norm(self, node: fx.Node, source: fx.Node) -> fx.Node:
         """A norm over the values of a picture, as one over the channels of each place."""
@@ -328,70 +288,12 @@ class _Rewriting:
         return _refusal(f"{getattr(kind, '__name__', kind)} ({node.name}) behind its last map")
 
 
-def _without_memory(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors have shapes alone."""
-    tensors = [*traced.parameters(), *traced.buffers()]
-    # Copies of the tensors themselves would take as much memory as a large head has.
-    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
-    memo |= {id(p): nn.Parameter(memo[id(p)], requires_grad=False) for p in traced.parameters()}
-    return copy.deepcopy(traced, memo)
-
-
-def _shapes(empty: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of what nodes give, by their names; of those that can be computed."""
-    results = ShapeRun(empty).run_on(shape).results
-    computed = ((node, result) for node, result in results.items() if node.op != "output")
-    return {node.name: tuple(result.shape) for node, result in computed}
-
-
-def _answer(traced: fx.GraphModule) -> fx.Node:
-    (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    (answer, *_) = output.args
-    return answer if isinstance(answer, fx.Node) else output
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Nodes and all they are computed from."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
-
-
 def _attribute(traced: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
     if node.op != "get_attr":
         return None
     find: Callable[[Any], Any] = operator.attrgetter(str(node.target))
     tensor: torch.Tensor = find(traced)
     return tensor
-
-
-def _convolution(kernel: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    """A convolution with a kernel (outputs, inputs, h, w), or (outputs, inputs) for 1 x 1."""
-    if kernel.dim() == 2:
-        kernel = kernel[:, :, None, None]
-    outputs, inputs, *window = kernel.shape
-    layer = nn.Conv2d(inputs, outputs, (window[0], window[1]), bias=bias is not None, device="meta")
-    state = {"weight": kernel.detach()} | ({} if bias is None else {"bias": bias.detach()})
-    layer.load_state_dict(state, assign=True)
-    return layer
-
-
-def _norm_of_maps(norm: nn.BatchNorm1d) -> nn.BatchNorm2d:
-    """Batch normalisation of (n, values) as one of (n, values, H, W)."""
-    layer = nn.BatchNorm2d(
-        norm.num_features,
-        eps=norm.eps,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-        device="meta",
-    )
-    layer.load_state_dict(norm.state_dict(), assign=True)
-    return layer
 
 
 def _refusal(found: str) -> UsageError:

@@ -178,6 +178,8 @@ class ModuleHead(ModuleParams, GradientHead):
     @cached_property
     def _widest(self) -> int:
         """Numbers of the widest activation of a row."""
+        from featpipe.heads.layer_costs import widest_activation
+
         return widest_activation(self._evaluating(), self.row_shape_)
 
     def _evaluating(self) -> nn.Module:
@@ -255,27 +257,6 @@ class ModuleHead(ModuleParams, GradientHead):
             raise DamageError(
                 f"expected the tensors of a '{self.kind}' head: {first_line(error)}"
             ) from error
-
-
-def widest_activation(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Numbers of the widest output of a layer for one row of a shape."""
-    import torch
-
-    widest = 0
-
-    def look(_: Any, __: Any, answer: Any) -> None:
-        nonlocal widest
-        if isinstance(answer, torch.Tensor):
-            widest = max(widest, answer.numel())
-
-    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, *shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return widest
 
 
 def pooled_side(side: int, lost: int = 0) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.base.errors import SpaceMismatchError, UsageError, WeightsError
+from featpipe.base.errors import DataError, SpaceMismatchError, UsageError, WeightsError
 from featpipe.base.progress import Progress, no_progress
 from featpipe.reports.documents import (
     EvaluationDocument,
@@ -158,7 +158,7 @@ def evaluate_scored(
             add_score_maps(
                 mistakes, scored.dataset, trained, spec.weights, cache=cache, options=spec
             )
-        except (UsageError, WeightsError, SpaceMismatchError) as error:
+        except (UsageError, WeightsError, SpaceMismatchError, DataError) as error:
             # The scores stand without them.
             notes.append(f"no score maps: {error}")
     evaluated = run.evaluation_name(

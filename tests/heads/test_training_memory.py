@@ -16,10 +16,12 @@ from torch import nn
 
 from featpipe.base.errors import OutOfMemoryError
 from featpipe.heads import new_head
+from featpipe.heads.layer_costs import activation_bytes
 from featpipe.heads.lenet import LeNetHead
 from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.suffix import SuffixHead
 from featpipe.heads.training import feature_rows as rows_module
+from featpipe.heads.training import fit as training
 from featpipe.heads.training import memory
 from featpipe.heads.training.feature_rows import StreamedRows
 from featpipe.heads.training.loop import EpochLoop
@@ -64,7 +66,7 @@ def test_activations_are_what_a_batch_leaves_for_the_way_back() -> None:
     layers = nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(800, 5)
     )
-    saved, widest = memory.activations(layers, (2, 10, 10))
+    saved, widest = activation_bytes(layers, (2, 10, 10))
     # The input of the convolution, the output of the ReLU (and the same numbers, flattened).
     assert saved == 4 * (2 * 100 + 8 * 100)
     assert widest == 4 * 800
@@ -146,7 +148,14 @@ def test_what_cannot_fit_is_refused_before_rows_are_read(
         fit(head)
 
 
-def test_it_is_said_beforehand_what_training_takes(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_said_beforehand_what_training_takes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.INFO, logger="featpipe"):
+        fit(head_of("lenet", epochs=1))
+    assert not caplog.records, "a small network takes little"
+    for module in (memory, training):
+        monkeypatch.setattr(module, "WORTH_SAYING", 0)
     with caplog.at_level(logging.INFO, logger="featpipe"):
         fit(head_of("lenet", epochs=1, batch_size=16))
     needs, rows = (record.message for record in caplog.records)

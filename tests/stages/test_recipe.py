@@ -26,7 +26,7 @@ PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 
 SHIPPED = [pytest.param(path, id=path.name) for path in sorted(PIPELINES.glob("*.toml"))]
-NAMES = "batch_size cats_dogs mnist quickstart scratch_vs_cached taps".split()
+NAMES = "batch_size cats_dogs fine_tune mnist quickstart scratch_vs_cached taps".split()
 
 
 @pytest.mark.parametrize("path", SHIPPED)
@@ -204,7 +204,7 @@ def test_an_unknown_kind_of_head_is_refused_and_the_known_named(tmp_path: Path, 
     head = {} if kind is None else {"kind": kind}
     assert refusal(tmp_path, changed(head=[head])).startswith(
         "expected 'kind' in [[head]] to be one of linear, mlp, logistic, knn, lenet, lenet3x3, "
-        f"mnist-cnn, simplecnn or package.module:factory, found {kind!r}"
+        f"mnist-cnn, simplecnn, suffix or package.module:factory, found {kind!r}"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.command import TINY_FLAGS, Run, json_of
-from support.library import evaluate, extract, train_head
+from support.library import evaluate, extract, predict, train_head
 from support.runs import load_head
 
 from featpipe.base.errors import DataError, SpaceMismatchError, UsageError
@@ -250,6 +250,27 @@ def test_a_network_for_one_size_is_refused(own_workspace: Path) -> None:
     )
     with pytest.raises(UsageError, match=r"expected a --size that .* such as 224, found 448"):
         evaluate(run.head, cache=cache, scales=224, frame="whole", **OPTIONS)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "grey"])
+def test_a_small_network_on_pixels_takes_larger_pictures(
+    own_workspace: Path, channels: str
+) -> None:
+    cache, photos = own_workspace / "cache", own_workspace / "photos"
+    options = {"backbone": "pixels", "size": 20, "resize": "squash", "channels": channels}
+    extract(photos, name="pixels", cache=cache, **options)
+    params = {"head": "lenet", "epochs": 2, "out": own_workspace / "lenet"}
+    run = Path(train_head("pixels", cache=cache, device="cpu", **params).head)
+    own = evaluate(run, cache=cache, scales=[20, 36], **OPTIONS)
+    whole = evaluate(run, cache=cache, scales=[20, 36], frame="whole", **OPTIONS)
+    expected = probabilities_in(own.predictions)
+    assert probabilities_in(whole.predictions) == pytest.approx(expected, abs=1e-5)
+    picture = photos / "red" / "00.png"
+    more = {"cache": cache, "maps": own_workspace / "maps", **OPTIONS}
+    (answer,) = predict(run, [picture], **more)
+    assert answer.map is not None
+    with Image.open(answer.map) as image:
+        assert image.size == (240, 240)
 
 
 def test_a_recipe_may_ask_for_sizes(own_workspace: Path, inside: Run) -> None:

@@ -117,7 +117,7 @@ def test_flat_rows_and_wrong_options_are_one_line(inside: Run, cache: Path) -> N
             ("lenet", "--dropout", "0.5"),
             "expected hyper-parameters of 'lenet' (class_weight, learning_rate, weight_decay, "
             "batch_size, epochs, patience, schedule, compute, optimizer, momentum, init), found "
-            "'dropout'; it is for 'mlp', 'mnist-cnn', 'simplecnn'",
+            "'dropout'; it is for 'mlp', 'mnist-cnn', 'simplecnn', 'suffix'",
         ),
     ):
         done = inside(*command, *arguments)

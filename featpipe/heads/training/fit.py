@@ -21,7 +21,7 @@ from featpipe.heads.training.feature_rows import FeatureRowSet, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
 from featpipe.heads.training.linear_group import LinearGroup
 from featpipe.heads.training.loop import EpochLoop, OnEpoch, Plan, TrainedState
-from featpipe.heads.training.memory import check_memory, in_mib, training_memory
+from featpipe.heads.training.memory import WORTH_SAYING, check_memory, in_mib, training_memory
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
 from featpipe.heads.training.threads import threads_for
@@ -101,10 +101,10 @@ def train_all(
     it names among the heads that are done.
     """
     maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
-    reserved = max((_checked_memory(head, maps[0], device) for head in heads if maps), default=0)
+    reserved = _checked_memory(heads, maps[0], device) if maps else 0
     rows = feature_rows(X, y, device, reserved=reserved)
     val_rows = feature_rows(X_val, y_val, device, reserved=reserved)
-    if maps:
+    if reserved >= WORTH_SAYING:
         log.info("rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
     first = heads[0]
     if isinstance(first, ModuleHead) and not first.standardises:
@@ -137,10 +137,12 @@ def train_all(
     return [ends[i] for i in range(len(heads))]
 
 
-def _checked_memory(head: Any, shape: tuple[int, ...], device: str) -> int:
-    needed = training_memory(head, shape)
-    check_memory(needed, head, device)
-    return needed.total
+def _checked_memory(heads: Sequence[Any], shape: tuple[int, ...], device: str) -> int:
+    """Bytes that the largest of networks takes in training; raises where it cannot fit."""
+    needs = [training_memory(head, shape) for head in heads]
+    number = max(range(len(heads)), key=lambda i: needs[i].total)
+    check_memory(needs[number], heads[number], device)
+    return needs[number].total
 
 
 def lowest(ends: Mapping[int, TrainedState]) -> set[int]:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from featpipe.base.errors import OutOfMemoryError
 from featpipe.base.hardware import free_memory
+from featpipe.heads.layer_costs import activation_bytes
 from featpipe.heads.module_head import ModuleHead
 from featpipe.heads.training.module_trainer import freeze
 from featpipe.heads.training.optimizers import OPTIMIZERS
 
 log = logging.getLogger("featpipe")
 
-_ROWS = 2
-"""Rows that activations are counted on: batch normalisation refuses to train on one."""
+WORTH_SAYING = 2**28
+"""Bytes from which it is said what training takes; a small network takes less."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def training_memory(head: ModuleHead, shape: tuple[int, ...]) -> TrainingMemory:
     trained = _bytes({n: p for n, p in module.named_parameters() if p.requires_grad})
     state = _bytes(module.state_dict())
     frozen = _bytes(dict(module.named_parameters())) - trained
-    saved, widest = activations(module, shape)
+    saved, widest = activation_bytes(module, shape)
     copies = OPTIMIZERS[head.optimizer].remembers(head.inertia)
     return TrainingMemory(
         parameters=state + (state // 2 if head.compute == "bf16" else 0),
@@ -91,39 +90,6 @@ def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def activations(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Bytes that a row leaves for the backward pass in float32, and those of its widest layer."""
-    own = {tensor.untyped_storage()._cdata for tensor in module.state_dict().values()}
-    saved: dict[int, torch.Tensor] = {}
-    widest = 0
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # Kept alive until all are counted: a storage of the same address is the same one.
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = tensor
-        return tensor
-
-    def look(_: Any, __: Any, answer: Any) -> None:
-        nonlocal widest
-        if isinstance(answer, torch.Tensor):
-            widest = max(widest, answer.nbytes // _ROWS)
-
-    hooks = [one.register_forward_hook(look) for one in module.modules()]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            module.train()(torch.zeros(_ROWS, *shape, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(t.untyped_storage().nbytes() for t in saved.values()) // _ROWS, widest
-
-
 def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> None:
     """Say what training takes, and refuse what cannot fit.
 
@@ -134,7 +100,8 @@ def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> None:
     """
     free = free_memory(device)
     text = needed.text(head.batch_size)
-    log.info("training '%s' takes %s; %s are free", head.kind, text, in_mib(free))
+    if needed.total >= WORTH_SAYING:
+        log.info("training '%s' takes %s; %s are free", head.kind, text, in_mib(free))
     if needed.total > free:
         smaller = "a smaller --batch-size"
         if needed.total - needed.activations > free:

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featpipe.base.errors import UsageError
-from featpipe.heads.module_head import PREFIX, ModuleHead, widest_activation
+from featpipe.heads.layer_costs import multiplications, widest_activation
+from featpipe.heads.module_head import PREFIX, ModuleHead
 from featpipe.heads.training.optimizers import OPTIMIZERS
 from featpipe.heads.training.schedules import rate_share
 from featpipe.heads.training.trainer import State
@@ -201,24 +201,3 @@ def initialise(module: nn.Module, scheme: str) -> None:
             nn.init.normal_(layer.weight, std=_NORMAL_SPREAD)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def multiplications(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiplications of convolutions and dense layers for one row of a shape."""
-    total = 0
-
-    def count(layer: Any, _: Any, answer: Any) -> None:
-        nonlocal total
-        if isinstance(answer, torch.Tensor):
-            total += answer.numel() * layer.weight[0].numel()
-
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, kinds)]
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        module.train()
-    return total
