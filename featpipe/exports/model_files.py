@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import logging
 import warnings
@@ -87,7 +88,7 @@ class OnnxFile(ModelFile):
         found = {"torch": str(torch.__version__)}
         for package in ("onnx", "onnxscript", "onnxruntime"):
             with needing(package, "--format onnx", "onnx"):
-                found[package] = str(__import__(package).__version__)
+                found[package] = importlib.metadata.version(package)
         return found
 
     def encode(

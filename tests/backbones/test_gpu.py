@@ -64,7 +64,7 @@ def test_every_batch_is_padded_to_one_shape(monkeypatch: pytest.MonkeyPatch, cou
 
         monkeypatch.setattr(built._normalise, "forward", seen)
         built._forward(torch.from_numpy(pixels(count)), 8)
-    assert shapes == [(8, 32, 32, 3)]
+    assert shapes == [(8, 3, 32, 32)]
 
 
 def test_mixed_cards_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
