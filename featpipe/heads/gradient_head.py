@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ class GradientHead(Head):
     """A head that is trained by AdamW with early stopping; it has ``GradientParams``."""
 
     epochs: int
+    min_steps: ClassVar[int] = 5
+    """Steps that an epoch makes at least, in several passes over the rows where they are few.
+
+    After one step a validation loss says little: patience would be spent before a head has learned.
+    """
 
     @property
     def progress_steps(self) -> int:

@@ -27,6 +27,7 @@ _COMPUTE = (
 )
 OWN, LINEAR = TOPS = ("own", "linear")
 _EPOCHS = "Largest number of epochs; an epoch passes over train until it has made 5 steps."
+_SUFFIX_EPOCHS = _EPOCHS.replace("5 steps", "25 steps")
 _PATIENCE = "Epochs without a lower validation loss before training stops."
 
 
@@ -225,7 +226,7 @@ class SuffixParams(ModuleParams):
     """Hyper-parameters of ``suffix``: the backbone's layers behind a tap, from its weights."""
 
     batch_size: int = option(Whole(), "Rows per step.", default=32)
-    epochs: int = option(Whole(), _EPOCHS, default=10)
+    epochs: int = option(Whole(), _SUFFIX_EPOCHS, default=10)
     schedule: str = option(Choice(SCHEDULES), _SCHEDULE, default="cosine")
     compute: str = option(Choice(COMPUTES), _COMPUTE, default="auto")
     top: str | None = option(

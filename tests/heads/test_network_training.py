@@ -17,7 +17,7 @@ from featpipe.base.errors import UsageError
 from featpipe.heads import new_head
 from featpipe.heads.lenet import LeNetHead
 from featpipe.heads.module_head import ModuleHead
-from featpipe.heads.training.loop import MIN_STEPS, Plan
+from featpipe.heads.training.loop import Plan
 from featpipe.heads.training.module_trainer import ModuleTrainer, random_numbers
 from featpipe.heads.training.optimizers import OPTIMIZERS
 from featpipe.heads.training.schedules import rate_share
@@ -132,7 +132,7 @@ def test_a_cosine_spreads_over_all_steps_of_a_training(monkeypatch: pytest.Monke
     head = lenet(schedule="cosine", epochs=7, batch_size=16, learning_rate=1e-4)
     history = head.fit(*data, seed=0, device="cpu", tick=lambda _: None)
     # Three batches make an epoch of two passes: at least 5 steps.
-    assert Plan(16, 7, 5).steps(40) == 7 * 6 == len(rates) and MIN_STEPS == 5
+    assert Plan(16, 7, head.min_steps, 5).steps(40) == 7 * 6 == len(rates)
     assert rates == [1e-4 * rate_share("cosine", i, 42) for i in range(42)]
     assert len(history.rows) == 7
 

@@ -12,12 +12,12 @@ from support.heads import overlapping, toy
 
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, mean_and_scale
+from featpipe.heads.gradient_head import GradientHead
 from featpipe.heads.training import feature_rows as batches
 from featpipe.heads.training import fit as gradient
 from featpipe.heads.training.adamw import AdamW
 from featpipe.heads.training.feature_rows import HeldRows, StreamedRows, feature_rows
 from featpipe.heads.training.head_group import HeadGroup
-from featpipe.heads.training.loop import MIN_STEPS
 from featpipe.heads.training.mlp_group import MLPGroup
 from featpipe.specs.head_params import CLASS_WEIGHTS
 
@@ -86,7 +86,7 @@ def test_one_step_is_one_update_of_each_tensor_however_many_heads(
     monkeypatch.setattr(torch, "_fused_adamw_", counted)
     settings = [{"learning_rate": rate, "epochs": 2} for rate in np.geomspace(1e-4, 1e-2, 20)]
     train_all(heads_of("linear", 2, settings), [0] * 20, toy(64, 2, (5,)), toy(30, 2, (5,)))
-    assert calls == 2 * 2 * MIN_STEPS
+    assert calls == 2 * 2 * GradientHead.min_steps
 
 
 @pytest.mark.parametrize(("width", "heads", "threads"), [(512, 1, 1), (512, 200, 3), (25088, 1, 3)])
@@ -272,7 +272,7 @@ def test_heads_that_are_done_leave_the_stack(monkeypatch: pytest.MonkeyPatch) ->
     # Three run past their best at once, the slow one goes on.
     settings = [{"epochs": 20, "patience": 2, "learning_rate": r} for r in (9.0, 9.0, 9.0, 1e-3)]
     train_all(heads_of("linear", 2, settings), [0] * 4, overlapping(60, 0), overlapping(40, 1))
-    assert (sizes[0], sizes[-1]) == (4, 1) and len(sizes) == 20 * MIN_STEPS
+    assert (sizes[0], sizes[-1]) == (4, 1) and len(sizes) == 20 * GradientHead.min_steps
 
 
 @pytest.mark.parametrize(

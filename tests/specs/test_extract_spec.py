@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featpipe.base.errors import UsageError
@@ -188,6 +188,7 @@ _VALUES = st.one_of(
 )
 
 
+@settings(deadline=None)  # the first tap that is none imports torch
 @given(
     st.dictionaries(st.sampled_from(FeatureOptions.option_names()) | st.text(max_size=8), _VALUES),
     st.booleans(),

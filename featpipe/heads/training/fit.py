@@ -153,8 +153,8 @@ def lowest(ends: Mapping[int, TrainedState]) -> set[int]:
 def _plan(head: Any) -> Plan:
     if isinstance(head, ModuleHead):
         anneals = head.schedule != "constant"
-        return Plan(head.batch_size, head.epochs, head.tolerance, anneals=anneals)
-    return Plan(head.batch_size, head.epochs, head.patience)
+        return Plan(head.batch_size, head.epochs, head.min_steps, head.tolerance, anneals=anneals)
+    return Plan(head.batch_size, head.epochs, head.min_steps, head.patience)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,6 @@ from featpipe.heads.doubts import epoch_doubts
 from featpipe.heads.training.feature_rows import FeatureRowSet
 from featpipe.heads.training.trainer import State, Trainer
 
-MIN_STEPS = 5
-"""Steps that an epoch makes at least, in several passes over the rows where they are few.
-
-After one step a validation loss says little: patience would be spent before a head has learned."""
 _SCORE_BYTES = 16 * 2**20
 """The widest numbers of the rows that are scored at once, as float32."""
 
@@ -38,7 +34,9 @@ class Plan:
     batch_size : int
         Rows per step.
     epochs : int
-        Largest number of epochs; each makes at least ``MIN_STEPS`` steps.
+        Largest number of epochs.
+    min_steps : int
+        Steps that an epoch makes at least.
     patience : int
         Epochs without a lower validation loss before a head stops.
     anneals : bool
@@ -47,12 +45,13 @@ class Plan:
 
     batch_size: int
     epochs: int
+    min_steps: int
     patience: int
     anneals: bool = False
 
     def passes(self, rows: int) -> int:
         """How often an epoch passes over so many rows."""
-        return -(-MIN_STEPS // self._batches(rows))
+        return -(-self.min_steps // self._batches(rows))
 
     def steps(self, rows: int) -> int:
         """Steps of all epochs over so many rows."""
