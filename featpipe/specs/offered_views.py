@@ -11,7 +11,7 @@ from featpipe.specs.evaluate import EvaluateSpec
 from featpipe.specs.extract import ALL_PICTURES, ExtractSpec
 from featpipe.specs.head_params import params_of
 from featpipe.specs.heads import HeadSpec
-from featpipe.specs.offered_features import CHOOSING, Offer, fitting
+from featpipe.specs.offered_features import CHOOSING, Offer, fitting, offers_of
 from featpipe.specs.views import ViewChoice
 
 Extraction = tuple[ExtractSpec, Sequence[Offer]]
@@ -28,6 +28,23 @@ class AskedViews:
     policy: str
     seed: int
     number: int
+
+
+def check_views(
+    heads: Sequence[HeadSpec], evaluation: EvaluateSpec, extracts: Sequence[ExtractSpec]
+) -> None:
+    """Refuse heads and averages whose views a recipe leaves open or does not extract.
+
+    Raises
+    ------
+    UsageError
+    """
+    extractions = [(one, offers_of([one])) for one in extracts]
+    for head in heads:
+        # Which features a named space has is known when they are extracted.
+        if head.space is None:
+            training_views(head, extractions)
+            averaged_views(head, evaluation, extractions)
 
 
 def training_views(head: HeadSpec, extractions: Sequence[Extraction]) -> AskedViews | None:

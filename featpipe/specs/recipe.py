@@ -26,7 +26,7 @@ from featpipe.specs.offered_features import (
     offers_of,
     ranging,
 )
-from featpipe.specs.offered_views import averaged_views, training_views
+from featpipe.specs.offered_views import check_views
 from featpipe.specs.value_kinds import Choice, Text
 
 SECTIONS = ("dataset", "extract", "head", "evaluate")
@@ -153,11 +153,7 @@ def _parsed(path: Path, document: dict[str, Any]) -> Recipe:
     offers = offers_of(extracts)
     heads = tuple(_head(table, offers) for table in tables)
     evaluation = _evaluation(_table(document, "evaluate"))
-    extractions = [(one, offers_of([one])) for one in extracts]
-    for head in heads:
-        if head.space is None:  # else they are known when that space is
-            training_views(head, extractions)
-            averaged_views(head, evaluation, extractions)
+    check_views(heads, evaluation, extracts)
     return Recipe(path, data, extracts, heads, evaluation)
 
 

@@ -75,8 +75,8 @@ TWO = [extracting(views=2), extracting(views=4, augment="flip")]
         (
             {"extract": extracting(views=2), "head": [{**LINEAR, "augment": "flip"}]},
             "expected 'augment' and 'augment_seed' in [[head]] to fit the views that [extract] "
-            "asks for, found that of kind 'linear' to fit none of: 2 views (light); leave them out, "
-            "or change 'augment' in [extract]",
+            "asks for, found that of kind 'linear' to fit none of: 2 views (light); leave them "
+            "out, or change 'augment' in [extract]",
         ),
         (
             {"head": [LINEAR], "evaluate": {"tta": True}},
