@@ -236,12 +236,7 @@ def of_evaluation(done: Evaluation) -> str:
         f"answering the largest class: {m['baseline_accuracy']:.2%}",
         f"  log-loss {m['log_loss']:.4f}, calibration error {m['ece']:.4f}{auc}",
     ]
-    if (tta := done.tta) is not None:
-        views = counted_views(tta["views"], tta["policy"], tta["seed"])
-        lines.append(f"  probabilities averaged over each picture and its {views}")
-    if done.scales:
-        lines.append(f"  probabilities averaged over {_sizes(done)}")
-    lines += [f"  {escape(note)}" for note in done.notes]
+    lines += [f"  {escape(note)}" for note in (*_averages(done), *done.notes)]
     if done.duplicates:
         shown = ", ".join(map(escape, done.duplicates[:3]))
         lines.append(
@@ -250,10 +245,16 @@ def of_evaluation(done: Evaluation) -> str:
     return "\n".join([*lines, f"  predictions: {done.predictions}", f"  report: {done.report}"])
 
 
-def _sizes(done: Evaluation) -> str:
-    """``180 px (98.20%), 224 px (98.60%)``."""
+def _averages(done: Evaluation) -> list[str]:
+    """What the scores are averages over, as sentences."""
+    if (tta := done.tta) is not None:
+        views = counted_views(tta["views"], tta["policy"], tta["seed"])
+        return [f"probabilities averaged over each picture and its {views}"]
+    if not done.scales:
+        return []
     shown = ", ".join(f"{row['size']} px ({row['accuracy']:.2%})" for row in done.scales)
-    return f"whole pictures of {shown}" if done.frame == "whole" else shown
+    shown = f"whole pictures of {shown}" if done.frame == "whole" else shown
+    return [f"logits averaged over {shown}" if len(done.scales) > 1 else f"scored at {shown}"]
 
 
 def of_recipe(done: RecipeResult) -> str:
@@ -286,13 +287,13 @@ def _heads_table(done: RecipeResult) -> list[str]:
 
 
 def _notes_by_head(done: RecipeResult) -> list[str]:
-    """Each note of the evaluations once, after the heads that it is for unless it is for all."""
+    """Each note of the evaluations, and what is averaged, once: after its heads unless for all."""
     kinds = [trained.kind for trained, _ in done.heads]
     heads_of: dict[str, list[str]] = {}
     for trained, scored in done.heads:
         # Of two heads of a kind, the folders tell which.
         name = trained.kind if kinds.count(trained.kind) == 1 else trained.head.name
-        for note in scored.notes:
+        for note in (*_averages(scored), *scored.notes):
             heads_of.setdefault(note, []).append(name)
     return [
         "  " + escape(note if len(names) == len(kinds) else f"{', '.join(names)}: {note}")

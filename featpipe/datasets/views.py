@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ class Views:
     def number(self) -> int:
         """How many views there are, view 0 not counted."""
         return len(self.spaces)
+
+    def first(self, number: int | None) -> Views:
+        """The first of the views; all of them for None."""
+        return dataclasses.replace(self, spaces=self.spaces[:number])
 
     def __str__(self) -> str:
         return counted_views(self.number, self.augmentation.policy, self.augmentation.seed)

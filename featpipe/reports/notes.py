@@ -20,6 +20,13 @@ def no_test_split(dataset: str) -> str:
     return f"'{dataset}' has no labelled test split, so val is evaluated"
 
 
+def without_score_maps(n: int) -> str:
+    """That ``n`` of the worst mistakes have no score map although the head has maps."""
+    if n == 1:
+        return "no score map for 1 of the worst mistakes: its picture is missing or changed"
+    return f"no score maps for {n} of the worst mistakes: their pictures are missing or changed"
+
+
 def on_own_pictures(trained: TrainedHead, split: str, n: int, seen: int) -> str:
     """What the head had to do with the pictures of its own data set.
 

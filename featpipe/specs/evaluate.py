@@ -5,11 +5,13 @@ from __future__ import annotations
 from featpipe.base.errors import UsageError
 from featpipe.specs.code import AllowCode
 from featpipe.specs.extract import MAX_SIZE, EngineOptions
-from featpipe.specs.fields import flag, option, spec
+from featpipe.specs.fields import called, option, spec
 from featpipe.specs.value_kinds import Choice, Flag, Text, Wholes
 from featpipe.specs.views import ViewChoice
 
 FRAMES = ("own", "whole")
+MAX_SCALES = 16
+"""The names of an evaluation's files have all sizes in them."""
 
 
 @spec
@@ -29,9 +31,9 @@ class EvaluateSpec(AllowCode, ViewChoice, EngineOptions):
         default=False,
     )
     scales: tuple[int, ...] | None = option(
-        Wholes(high=MAX_SIZE),
+        Wholes(high=MAX_SIZE, most=MAX_SCALES),
         "Sizes of the pictures in pixels, such as 180,224,288: scores each of them, and the "
-        "average over them.",
+        "average of their logits.",
         default_text="that of training alone",
         default=None,
     )
@@ -65,16 +67,16 @@ class EvaluateSpec(AllowCode, ViewChoice, EngineOptions):
         for name in ViewChoice.option_names():
             if getattr(self, name) is not None and not self.tta:
                 raise UsageError(
-                    f"expected {flag(name)} only with --tta, found it without; add --tta or leave "
-                    "it out"
+                    f"expected {called(name)} only with {called('tta')}, found it without; add "
+                    f"{called('tta')} or leave it out"
                 )
         if self.tta and self.scales is not None:
             raise UsageError(
-                "expected --tta or --scales, found both; views have the size of training alone: "
-                "leave out one of the two"
+                f"expected {called('tta')} or {called('scales')}, found both; views have the size "
+                "of training alone: leave out one of the two"
             )
         if self.frame == "whole" and self.scales is None:
             raise UsageError(
-                "expected --frame whole only with --scales, found it without; add --scales, such "
-                "as 224,288, or leave it out"
+                f"expected {called('frame')} whole only with {called('scales')}, found it without; "
+                f"add {called('scales')}, such as 224,288, or leave it out"
             )

@@ -15,7 +15,7 @@ from featpipe.base.choices import (
 )
 from featpipe.base.dataset_names import check_dataset_name
 from featpipe.base.errors import UsageError
-from featpipe.specs.fields import Spec, default_of, flag, option, required, spec
+from featpipe.specs.fields import Spec, called, default_of, option, required, spec
 from featpipe.specs.shards import Shard, ShardText
 from featpipe.specs.value_kinds import (
     Choice,
@@ -234,6 +234,6 @@ class ExtractSpec(FeatureOptions):
         for name in ("augment", "augment_seed", "views_of"):
             if not self.views and getattr(self, name) != default_of(ExtractSpec, name):
                 raise UsageError(
-                    f"expected --views together with {flag(name)}, found none; say how many views "
-                    "each picture shall have, such as --views 4"
+                    f"expected {called('views')} together with {called(name)}, found none; say how "
+                    "many views each picture shall have, such as 4"
                 )

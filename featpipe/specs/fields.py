@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, Self, TypeVar, dataclass_transform
 
 from featpipe.base.errors import UsageError
@@ -62,6 +63,18 @@ def required(kind: Kind, help: str) -> Any:
 def flag(name: str) -> str:
     """How the command line spells an option: ``batch_size`` → ``--batch-size``."""
     return "--" + name.replace("_", "-")
+
+
+_label: ContextVar[Label] = ContextVar("label", default=flag)
+"""How messages of the spec that is being built call its options."""
+
+
+def called(name: str) -> str:
+    """What whoever builds a spec calls an option: a flag, or in a recipe a key of a section.
+
+    For messages of :meth:`Spec._check_together`.
+    """
+    return _label.get()(name)
 
 
 def options_of(spec: type) -> dict[str, Option]:
@@ -141,7 +154,11 @@ class Spec:
         for name in known:
             if name not in values and default_of(cls, name) is dataclasses.MISSING:
                 raise UsageError(f"expected {label(name)}, found none")
-        return cls(**values)
+        before = _label.set(label)
+        try:
+            return cls(**values)
+        finally:
+            _label.reset(before)
 
 
 SpecT = TypeVar("SpecT")

@@ -18,7 +18,15 @@ from featpipe.specs.extract import ExtractSpec
 from featpipe.specs.fields import Label, unknown_name
 from featpipe.specs.head_params import HEAD_PARAMS, HeadKind
 from featpipe.specs.heads import HeadSpec
-from featpipe.specs.offered_features import Offer, differing, fitting, offers_of, ranging
+from featpipe.specs.offered_features import (
+    Offer,
+    check_maps,
+    differing,
+    fitting,
+    offers_of,
+    ranging,
+)
+from featpipe.specs.offered_views import check_views
 from featpipe.specs.value_kinds import Choice, Text
 
 SECTIONS = ("dataset", "extract", "head", "evaluate")
@@ -144,7 +152,9 @@ def _parsed(path: Path, document: dict[str, Any]) -> Recipe:
         raise UsageError("expected at least one [[head]] table, found none; add one with a 'kind'")
     offers = offers_of(extracts)
     heads = tuple(_head(table, offers) for table in tables)
-    return Recipe(path, data, extracts, heads, _evaluation(_table(document, "evaluate")))
+    evaluation = _evaluation(_table(document, "evaluate"))
+    check_views(heads, evaluation, extracts)
+    return Recipe(path, data, extracts, heads, evaluation)
 
 
 def _extracts(
@@ -190,6 +200,7 @@ def _head(table: dict[str, Any], offers: Sequence[Offer]) -> HeadSpec:
     spec = HeadSpec.from_options({"head": kind, **given}, text=False, label=label)
     if spec.space is None:
         _check_choice(spec, offers)
+        check_maps(spec, offers)
     return spec
 
 

@@ -299,8 +299,8 @@ class Several:
 class Wholes:
     """One whole number or several, each once; kept as a tuple, the smallest first."""
 
-    def __init__(self, low: int = 1, high: int = MAX_WHOLE) -> None:
-        self.kind = Whole(low, high)
+    def __init__(self, low: int = 1, high: int = MAX_WHOLE, *, most: int | None = None) -> None:
+        self.kind, self.most = Whole(low, high), most
 
     type_text = "int, or a list of them"
 
@@ -309,9 +309,13 @@ class Wholes:
         several = value if isinstance(value, list | tuple) else [value]
         if not several:
             raise UsageError(f"expected at least one whole number for {label}, found none")
-        return tuple(
-            sorted({number for item in several if (number := self.kind.check(label, item))})
-        )
+        found = {number for item in several if (number := self.kind.check(label, item))}
+        if self.most is not None and len(found) > self.most:
+            raise UsageError(
+                f"expected at most {self.most} numbers for {label}, found {len(found)}; leave out "
+                "some of them"
+            )
+        return tuple(sorted(found))
 
     def read(self, label: str, text: str) -> tuple[int, ...]:
         """See :class:`Kind`; numbers are divided by commas."""
@@ -320,7 +324,10 @@ class Wholes:
     def schema(self) -> dict[str, Any]:
         """See :class:`Kind`."""
         one = self.kind.schema()
-        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+        several = {"type": "array", "items": one, "minItems": 1}
+        if self.most is not None:
+            several["maxItems"] = self.most
+        return {"anyOf": [one, several]}
 
 
 class Folder:

@@ -19,7 +19,7 @@ from featpipe.reports.documents import (
 )
 from featpipe.reports.metrics import score
 from featpipe.reports.mistakes import Mistake
-from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures
+from featpipe.reports.notes import no_test_split, on_own_pictures, on_pictures, without_score_maps
 from featpipe.reports.page import write_report
 from featpipe.reports.predictions import write_predictions
 from featpipe.reports.thresholds import threshold_counts
@@ -155,9 +155,11 @@ def evaluate_scored(
     notes += on_pictures(metrics, scored.ids, bounds_error=is_new)
     if spec.maps:
         try:
-            add_score_maps(
+            lacking = add_score_maps(
                 mistakes, scored.dataset, trained, spec.weights, cache=cache, options=spec
             )
+            if lacking:
+                notes.append(without_score_maps(lacking))
         except (UsageError, WeightsError, SpaceMismatchError, DataError) as error:
             # The scores stand without them.
             notes.append(f"no score maps: {error}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from featpipe.base.errors import NotFoundError
 from featpipe.base.own_code import is_own_code, load_factory
@@ -17,9 +17,12 @@ from featpipe.base.text import escape
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import space_options, spaces_of
+from featpipe.specs.head_params import params_of
 from featpipe.specs.heads import HeadSpec
 from featpipe.specs.offered_features import Offer, agreed, fitting, ranging
+from featpipe.specs.offered_views import AskedViews, Extraction, averaged_views, training_views
 from featpipe.specs.recipe import Recipe
+from featpipe.specs.views import ViewChoice
 from featpipe.stages.compare import Comparison, compare_scored
 from featpipe.stages.evaluate import Evaluation, evaluate_scored
 from featpipe.stages.extract import extract
@@ -30,6 +33,8 @@ from featpipe.stages.train_result import TrainResult
 
 if TYPE_CHECKING:
     from featpipe.stages.documents import HeadDocument, RecipeDocument
+
+_ChoiceT = TypeVar("_ChoiceT", bound=ViewChoice)
 
 
 @dataclass(frozen=True)
@@ -127,19 +132,30 @@ def run_recipe(
         for number, spec in enumerate(extracts, 1)
     ]
     dataset = load_dataset(cache, extracted[0].dataset)
-    offers = _offers(dataset, extracted)
+    offers = [_offers(dataset, one) for one in extracted]
     if asked.split is not None and asked.on is None:
         # Where that split is missing, it is said before a head is trained.
         dataset.in_split(asked.split)
     done, scores = [], []
     for number, head in enumerate(heads, 1):
         folder = None if out is None else out / f"{number}-{head.slug}"
-        spec = _on_own_features(head, offers)
+        own = list(zip(extracts, (_called(head, some) for some in offers), strict=True))
+        spec, drawn = _on_own_views(head, own)
+        spec = _on_own_features(spec, _different(offers))
         spec = dataclasses.replace(spec, out=folder, overwrite=overwrite)
         bar = _numbered(progress, number, heads)
-        trained = train_head(dataset.name, spec, cache=cache, progress=bar)
+        trained = train_head(
+            dataset.name, spec, cache=cache, progress=bar, most_views=_number(drawn)
+        )
         started = time.perf_counter()
-        scored = score_as(trained.head, asked, cache=cache, progress=bar)
+        averaged = averaged_views(head, asked, own)
+        scored = score_as(
+            trained.head,
+            asked if averaged is None else _of_views(asked, averaged),
+            cache=cache,
+            progress=bar,
+            most_views=_number(averaged),
+        )
         scores.append(scored)
         done.append((trained, evaluate_scored(scored, asked, cache=cache, started=started)))
     comparison = None
@@ -156,14 +172,51 @@ def _numbered(progress: Progress, number: int, of: Sequence[object]) -> Progress
     return lambda what, total: progress(f"{what}, {number} of {len(of)}", total)
 
 
-def _offers(dataset: Dataset, extracted: Sequence[ExtractResult]) -> list[Offer]:
-    """What a recipe's own feature spaces offer to its heads; the data set may have others."""
-    own = {space.id for done in extracted for space in done.spaces}
+def _offers(dataset: Dataset, extracted: ExtractResult) -> list[Offer]:
+    """What the feature spaces of an extraction offer to heads; the data set may have others."""
+    own = {space.id for space in extracted.spaces}
     return [
-        {**space_options(dataset, space), "space": space.id}
+        {**space_options(dataset, space), "space": space.id, "folder": space.name}
         for space, _ in spaces_of(dataset)
         if space.id in own
     ]
+
+
+def _different(offers: Sequence[Sequence[Offer]]) -> list[Offer]:
+    """What several extractions offer, each feature space once."""
+    return list({offer["space"]: offer for some in offers for offer in some}.values())
+
+
+def _called(head: HeadSpec, offers: Sequence[Offer]) -> list[Offer]:
+    """Those of the feature space that a head names; all where it names none."""
+    named = head.space
+    if named is None:
+        return list(offers)
+    return [one for one in offers if named == one["folder"] or one["space"].startswith(named)]
+
+
+def _on_own_views(
+    head: HeadSpec, extractions: Sequence[Extraction]
+) -> tuple[HeadSpec, AskedViews | None]:
+    """A head's spec that draws from the views of this recipe alone, and these views.
+
+    The data set may have others, of earlier extractions: a head draws from those only where it
+    asks for them and the recipe extracts none.
+    """
+    views = training_views(head, extractions)
+    if views is not None:
+        return _of_views(head, views), views
+    if head.is_open and params_of(head.head).draws_views:
+        return dataclasses.replace(head, no_views=True), None
+    return head, None
+
+
+def _of_views(spec: _ChoiceT, views: AskedViews) -> _ChoiceT:
+    return dataclasses.replace(spec, augment=views.policy, augment_seed=views.seed)
+
+
+def _number(views: AskedViews | None) -> int | None:
+    return None if views is None else views.number
 
 
 def _on_own_features(head: HeadSpec, offers: Sequence[Offer]) -> HeadSpec:

@@ -31,7 +31,12 @@ _LEAST_PROBABILITY = 1e-9
 
 
 def score_as(
-    head: Path, spec: EvaluateSpec, *, cache: Path, progress: Progress = no_progress
+    head: Path,
+    spec: EvaluateSpec,
+    *,
+    cache: Path,
+    progress: Progress = no_progress,
+    most_views: int | None = None,
 ) -> Scored:
     """Score a head as options say: on the features it was trained on, or at several sizes.
 
@@ -42,6 +47,8 @@ def score_as(
     spec : EvaluateSpec
     cache : Path
     progress : Progress
+    most_views : int, optional
+        With ``tta``: only so many views are averaged over, the first ones.
 
     Raises
     ------
@@ -57,6 +64,7 @@ def score_as(
             split=spec.split,
             cache=cache,
             averaged_views=spec.averaged_views,
+            most_views=most_views,
         )
     todo = pictures_to_score(head, on=spec.on, split=spec.split, cache=cache)
     return _AtSizes(todo, spec, cache, progress).scored(spec.scales)
@@ -71,7 +79,7 @@ class _AtSizes:
         self.locate = locator(todo.dataset.source.kind, todo.dataset.source.root)
 
     def scored(self, sizes: tuple[int, ...]) -> Scored:
-        """Probabilities averaged over sizes, and the accuracy at each."""
+        """Probabilities of the mean of the logits over sizes, and the accuracy at each."""
         todo, head = self.todo, self.todo.trained.head
         at_sizes = {size: self._spaces(size) for size in sizes}
         dense = self._dense(at_sizes)

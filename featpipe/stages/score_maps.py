@@ -128,7 +128,7 @@ def add_score_maps(
     *,
     cache: Path,
     options: EngineOptions,
-) -> None:
+) -> int:
     """Give the worst mistakes score maps of their predicted classes, as a report shows them.
 
     Pictures that are gone or have changed get none.
@@ -145,13 +145,18 @@ def add_score_maps(
     cache : Path
     options : EngineOptions
 
+    Returns
+    -------
+    int
+        How many of the worst mistakes get none.
+
     Raises
     ------
     UsageError, SpaceMismatchError, WeightsError
         As :class:`ScoreMaps`.
     """
     if not mistakes:
-        return
+        return 0
     locate = locator(dataset.source.kind, dataset.source.root)
     worst = enumerate(mistakes[:MAPPED])
     tasks = [Task.at(key, locate(mistake.path)) for key, mistake in worst]
@@ -163,3 +168,4 @@ def add_score_maps(
             if drawn is not None and picture.image_id == mistake.image_id:
                 mapped = dataclasses.replace(mistake, score_map=image_uri(drawn))
                 mistakes[picture.key] = mapped
+    return sum(mistake.score_map is None for mistake in mistakes[:MAPPED])

@@ -100,6 +100,7 @@ def score_head(
     split: str | None,
     cache: Path,
     averaged_views: ViewChoice | None = None,
+    most_views: int | None = None,
 ) -> Scored:
     """Compute a head's probabilities for the labelled pictures of a split, from cached features.
 
@@ -114,6 +115,8 @@ def score_head(
     cache : Path
     averaged_views : ViewChoice, optional
         Average the probabilities over each picture and its views, which have this.
+    most_views : int, optional
+        Only so many views are averaged over: the first ones.
 
     Raises
     ------
@@ -133,6 +136,7 @@ def score_head(
     each, views = [open_rows(cache, trained.spaces, todo.ids)], None
     if averaged_views is not None:
         views = views_to_average(todo.dataset, trained, todo.chosen, todo.split, averaged_views)
+        views = views.first(most_views)
         each += views_of_split(cache, todo.dataset, trained, views, todo.chosen, todo.split)
     return Scored(**vars(todo), probabilities=_averaged(trained, each), views=views)
 

@@ -54,7 +54,12 @@ log = logging.getLogger("featpipe")
 
 
 def train_head(
-    name: str, spec: HeadSpec, *, cache: Path, progress: Progress = no_progress
+    name: str,
+    spec: HeadSpec,
+    *,
+    cache: Path,
+    progress: Progress = no_progress,
+    most_views: int | None = None,
 ) -> TrainResult:
     """Train a head on a data set's train split, selecting on validation only.
 
@@ -65,12 +70,14 @@ def train_head(
     spec : HeadSpec
     cache : Path
     progress : Progress
+    most_views : int, optional
+        Only so many views are drawn from: the first ones.
 
     Raises
     ------
     NotFoundError, UsageError, DataError, DamageError, StorageError
     """
-    training = _Training(name, spec, cache)
+    training = _Training(name, spec, cache, most_views)
     training.fit(progress)
     return training.save()
 
@@ -78,7 +85,7 @@ def train_head(
 class _Training:
     """One training; making it reads the list of pictures and finds their rows."""
 
-    def __init__(self, name: str, spec: HeadSpec, cache: Path) -> None:
+    def __init__(self, name: str, spec: HeadSpec, cache: Path, most_views: int | None) -> None:
         self.spec, self.cache = spec, cache
         self.started = time.perf_counter()
         self.run = None if spec.out is None else Run(spec.out)
@@ -102,7 +109,7 @@ class _Training:
             log.warning("%s", warning)
         self.train, self.val = train, val
         self.labels = label[train], label[val]
-        self.views = TrainingViews(cache, self.dataset, train, spec)
+        self.views = TrainingViews(cache, self.dataset, train, spec, most_views)
         self.data = self._rows_of(self.spaces, self.weights_name)
         self.model = new_head(spec.head, spec.params)
         self._starting = StartingTensors(self.spaces, self.weights_name, cache)

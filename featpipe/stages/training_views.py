@@ -38,11 +38,19 @@ class TrainingViews:
     train : ndarray of int
         Row numbers of the training pictures. Nothing is read of other pictures' views.
     spec : HeadSpec
+    most : int, optional
+        Only so many views are drawn from: the first ones.
     """
 
     def __init__(
-        self, cache: Path, dataset: Dataset, train: NDArray[np.intp], spec: HeadSpec
+        self,
+        cache: Path,
+        dataset: Dataset,
+        train: NDArray[np.intp],
+        spec: HeadSpec,
+        most: int | None = None,
     ) -> None:
+        self._most = most
         self._cache, self._dataset, self._train, self._spec = cache, dataset, train, spec
         self._of: dict[tuple[FeatureSpace, ...], Views | None] = {}
 
@@ -86,7 +94,9 @@ class TrainingViews:
                 f"'{self._dataset.name}', found: {listed_views(held)}; make them: "
                 + self._command(spaces, weights, spec.augment, spec.augment_seed, None)
             )
-        return only_views(found, self._dataset, otherwise=", or train without views: --no-views")
+        without = ", or train without views: --no-views"
+        views = only_views(found, self._dataset, otherwise=without)
+        return None if views is None else views.first(self._most)
 
     def beside(self, X: RowArray, spaces: tuple[FeatureSpace, ...], weights: str) -> RowArray:
         """The rows of the training pictures, with those of their views where there are some.

@@ -455,7 +455,7 @@ def test_the_command_tells_what_it_did_with_views(featpipe: Run, photos: Path) -
     assert refused.returncode == 2
     assert refused.stderr == (
         "Error: expected --views together with --augment, found none; say how many views each "
-        "picture shall have, such as --views 4\n"
+        "picture shall have, such as 4\n"
     )
     unknown = featpipe(*words, "--views-of", "valid")
     assert unknown.returncode == 2 and "--views-of to be one of train, val" in unknown.stderr

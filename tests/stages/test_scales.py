@@ -215,12 +215,23 @@ def test_the_command_names_sizes_and_their_scores(own_workspace: Path, inside: R
     flags = ("--cache", own_workspace / "cache", "--device", "cpu", "--workers", 1)
     done = inside("evaluate", own_workspace / "run", "--scales", "16,22", *flags)
     assert done.returncode == 0
-    assert "  probabilities averaged over 16 px (100.00%), 22 px (" in done.stdout
+    assert "  logits averaged over 16 px (100.00%), 22 px (" in done.stdout
     document = json_of(
         inside("evaluate", own_workspace / "run", "--scales", "16,22", "--json", *flags)
     )
     assert [row["size"] for row in document["scales"]] == [16, 22]
     assert document["frame"] == "own"
+    assert "Logits averaged over pictures" in Path(document["report"]).read_text()
+    one = inside("evaluate", own_workspace / "run", "--scales", "22", *flags)
+    assert "  scored at 22 px (" in one.stdout and "averaged" not in one.stdout
+    page = (own_workspace / "run" / "report-scales-22.html").read_text()
+    assert "Scored on pictures of this size" in page and ">average<" not in page
+    many = ",".join(map(str, range(16, 33)))
+    refused = inside("evaluate", own_workspace / "run", "--scales", many, *flags)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "Error: expected at most 16 numbers for --scales, found 17; leave out some of them\n",
+    )
     refused = inside("evaluate", own_workspace / "run", "--frame", "whole", *flags)
     assert refused.returncode == 2
     assert refused.stderr == (

@@ -186,6 +186,8 @@ def test_the_report_shows_maps_of_the_worst_mistakes(
     os.rename(photos, own_workspace / "moved")
     gone = evaluate(run, cache=cache, on="swapped", split="all", maps=True, **OPTIONS)
     assert 'alt="score map' not in gone.report.read_text()
+    note = "no score maps for 12 of the worst mistakes: their pictures are missing or changed"
+    assert note in gone.notes and note in gone.report.read_text()
     lacking = evaluate(
         run, cache=cache, on="swapped", split="all", maps=True, weights="random:9", **OPTIONS
     )

@@ -51,7 +51,7 @@ def evaluate(
 
     The split is test, or val where there is no test. predictions.csv, beside them too, has the
     probabilities of every picture. With --scales, pictures of each size are computed where they
-    are not cached, and their probabilities are averaged.
+    are not cached, and their logits are averaged.
 
     Example: featpipe evaluate runs/pets-mlp-1 --scales 180,224,288
     """
