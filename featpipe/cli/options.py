@@ -49,15 +49,18 @@ def command_app() -> typer.Typer:
     )
 
 
-def flag_of(spec: type[Spec], name: str, **settings: Any) -> Any:
-    """The flag of an option of a spec, with the option's help and default."""
+def flag_of(spec: type[Spec], name: str, *, is_required: bool = False, **settings: Any) -> Any:
+    """The flag of an option of a spec, with the option's help and default.
+
+    ``is_required`` says so in the help; the spec refuses a command without it, and names a remedy.
+    """
     known = options_of(spec)[name]
     if isinstance(known.kind, File):
         settings = {"metavar": "FILE", **settings}
     elif isinstance(known.kind, Folder):
         settings = {"parser": _folder, "metavar": "DIR", **settings}
     words = known.default_text or _shown(default_of(spec, name))
-    default = f"  [default: {words}]" if words else ""
+    default = f"  [default: {words}]" if words else "  [required]" if is_required else ""
     return typer.Option(
         f"--{name.replace('_', '-')}",
         help=known.help.removesuffix(".") + "." + default,

@@ -198,7 +198,7 @@ def _predicted(
 ) -> NDArray[np.float64]:
     """What ``predict`` says: from the cache where it has the features, else they are computed."""
     ids = sample.ids
-    if ids is not None and not any(space.view for space in trained.spaces):
+    if ids is not None:
         stores = [FeatureStore(cache, space) for space in trained.spaces]
         if all(store.contains(ids).all() for store in stores):
             return trained.predict_proba(open_rows(cache, trained.spaces, ids))

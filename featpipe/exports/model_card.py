@@ -12,14 +12,18 @@ from featpipe.base.joined_spaces import joined_poolings, joined_taps
 from featpipe.base.preprocessing import MAX_ASPECT, short_side
 from featpipe.base.space import FeatureSpace, Preprocessing
 from featpipe.base.text import escape
+from featpipe.base.views import counted_views, views_in, views_words
 from featpipe.exports.comparison import MADE_UP
 from featpipe.exports.documents import CheckDocument
 from featpipe.exports.snippet import snippet
 from featpipe.runs.trained_head import TrainedHead
 
 _PUNCTUATION = re.compile(r"([\\`*_\[\]<>|~&$])")
-_FIRST_LINE = "<!-- featpipe: model card of {name} -->"
+_BEGINNING = "<!-- featpipe: model card of "
+_FIRST_LINE = _BEGINNING + "{name} -->"
 _LISTED_CLASSES = 200
+PROGRAM_NAME = "classify.py"
+"""What a card says its program be saved as."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class CardFacts:
     check : CheckDocument
     libraries : mapping of str to str
         Versions by name.
-    evaluation : mapping or None
-        ``metrics.json`` of the head.
+    evaluations : sequence of mapping
+        Metrics of the head on its own test pictures (of val where there are none): the plain ones
+        first, then those averaged over views or sizes.
     dense : bool
     """
 
@@ -52,8 +57,13 @@ class CardFacts:
     size: int
     check: CheckDocument
     libraries: Mapping[str, str]
-    evaluation: Mapping[str, Any] | None = None
+    evaluations: Sequence[Mapping[str, Any]] = ()
     dense: bool = field(default=False, kw_only=True)
+
+
+def is_card(text: str) -> bool:
+    """Whether a README is the card of some exported file."""
+    return text.startswith(_BEGINNING)
 
 
 def is_card_of(text: str, file: str) -> bool:
@@ -70,7 +80,7 @@ def model_card(trained: TrainedHead, facts: CardFacts) -> str:
         "## Classes",
         _classes(trained.classes_.tolist()),
         "## How good it is",
-        _scores(trained, facts.evaluation),
+        _scores(trained, facts.evaluations),
         "## How to feed it",
         *_feeding(trained.spaces[0].preprocessing, facts),
         "## What it computes",
@@ -124,25 +134,48 @@ def _classes(classes: Sequence[str]) -> str:
     return "Columns of `probabilities`, in order: " + ", ".join(listed) + rest + "."
 
 
-def _scores(trained: TrainedHead, evaluation: Mapping[str, Any] | None) -> str:
+def _scores(trained: TrainedHead, evaluations: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (split, str(scores["n"]), f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}")
         for split, scores in trained.metrics.items()
     ]
-    if evaluation is not None:
+    for evaluation in evaluations:
         low, high = evaluation["accuracy_ci95"]
         rows.append(
             (
-                f"{plain(evaluation['split'])}, evaluated",
+                f"{plain(evaluation['split'])}, evaluated{plain(averaged_words(evaluation))}",
                 str(evaluation["n"]),
                 f"{evaluation['accuracy']:.2%} (95 %: {low:.2%} to {high:.2%})",
                 f"{evaluation['log_loss']:.4f}",
             )
         )
     text = _table(("split", "pictures", "accuracy", "log-loss, nats"), rows)
-    if evaluation is None:
+    if not evaluations:
         text += "\n\nIt was not evaluated on test pictures; `val` chose the head, and flatters it."
+    elif all(map(averaged_words, evaluations)):
+        text += (
+            "\n\nIt was not evaluated plainly, on each picture once at the size of training, which "
+            "is what this file answers; `val` chose the head, and flatters it."
+        )
     return text
+
+
+def averaged_words(evaluation: Mapping[str, Any]) -> str:
+    """What the probabilities of an evaluation were averaged over; empty for a plain one.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        They are no metrics of an evaluation.
+    """
+    if (tta := evaluation.get("tta")) is not None:
+        views = counted_views(int(tta["views"]), str(tta["policy"]), int(tta["seed"]))
+        return f", averaged over the picture and {views}"
+    if scales := evaluation.get("scales"):
+        sizes = ", ".join(str(int(row["size"])) for row in scales)
+        whole = ", whole pictures" if evaluation["frame"] == "whole" else ""
+        return f", at sizes {sizes}{whole}"
+    return ""
 
 
 def _feeding(preprocessing: Preprocessing, facts: CardFacts) -> list[str]:
@@ -155,6 +188,8 @@ def _feeding(preprocessing: Preprocessing, facts: CardFacts) -> list[str]:
     return [
         words,
         "From a picture's file to this input: " + _steps(preprocessing, dense=facts.dense),
+        f"Save this program as `{PROGRAM_NAME}` beside {plain(facts.file)}, and run "
+        f"`python {PROGRAM_NAME} PICTURE …`; it prints path, label and probability of each:",
         f"```python\n{snippet(facts.file, facts.format, preprocessing, dense=facts.dense)}```",
     ]
 
@@ -207,7 +242,7 @@ def _shape(space: FeatureSpace) -> str:
 
 
 def _training(trained: TrainedHead) -> str:
-    info = trained.info
+    info, views = trained.info, views_in(trained.info)
     dataset = trained.dataset
     rows = [
         ("data set", plain(str(dataset["name"]))),
@@ -222,6 +257,7 @@ def _training(trained: TrainedHead) -> str:
         ),
         ("validation pictures", plain(str(dataset.get("val", "")))),
         *((plain(name), plain(str(value))) for name, value in trained.head.params.items()),
+        ("views", "none" if views is None else plain(views_words(views))),
         ("temperature", f"{trained.head.temperature_:g}"),
         *((name, plain(str(info[name]))) for name in ("seed", "seconds") if name in info),
     ]

@@ -7,12 +7,12 @@ from featpipe.base.space import Preprocessing
 
 _OPEN = {
     "onnx": """\
-session = onnxruntime.InferenceSession({file})
+session = onnxruntime.InferenceSession(str(model_file))
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 """,
     "torch": """\
-files = {{"classes": ""}}
-model = torch.export.load({file}, extra_files=files).module()
+files = {"classes": ""}
+model = torch.export.load(str(model_file), extra_files=files).module()
 classes = json.loads(files["classes"])
 """,
 }
@@ -29,7 +29,7 @@ def snippet(file: str, format: str, preprocessing: Preprocessing, *, dense: bool
     Parameters
     ----------
     file : str
-        Name of the exported file, which lies in the current folder.
+        Name of the exported file, which lies beside the program.
     format : {"onnx", "torch"}
     preprocessing : Preprocessing
     dense : bool
@@ -38,13 +38,14 @@ def snippet(file: str, format: str, preprocessing: Preprocessing, *, dense: bool
     # A name must not end the block of Markdown that the program stands in.
     name = ascii(file).replace("`", "\\x60")
     lines = [
-        "import json, sys",
+        "import json, pathlib, sys",
         f"import numpy, {_LIBRARY[format]}",
         "from PIL import Image, ImageOps",
         "",
         *_loading(preprocessing, dense=dense),
         "",
-        *_OPEN[format].format(file=name).splitlines(),
+        f"model_file = pathlib.Path(__file__).with_name({name})",
+        *_OPEN[format].splitlines(),
         "for path in sys.argv[1:]:",
         "    image = load(path)",
         f"    p = {_RUN[format]}",

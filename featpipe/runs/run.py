@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featpipe.base.disk import keep_as, read_regular, remove_file, write_atomically
+from featpipe.base.disk import keep_as, names_in, read_regular, remove_file, write_atomically
 from featpipe.base.errors import (
     DamageError,
     FeatpipeError,
@@ -152,6 +152,16 @@ class Run:
         if sizes:
             name += f"-scales-{'-'.join(map(str, sizes))}{'-whole' * (frame == 'whole')}"
         return name + "-tta" * averages_views
+
+    def evaluations(self) -> list[str]:
+        """The names of the evaluations whose metrics are there, sorted; see
+        :meth:`evaluation_name`."""
+        names = [name for name in names_in(self.folder) if name.startswith("metrics")]
+        return sorted(
+            name.removeprefix("metrics").removesuffix(".json")
+            for name in names
+            if name.endswith(".json")
+        )
 
     @property
     def has_head(self) -> bool:

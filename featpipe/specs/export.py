@@ -24,8 +24,13 @@ class ExportSpec(AllowCode, SpaceQuery):
         Choice((*MODEL_FORMATS, *TABLE_FORMATS)),
         "onnx or torch for a head with its backbone, npz or parquet for the features of a data "
         "set.",
+        remedy="give onnx or torch for a head, npz or parquet for a data set",
     )
-    out: Path = required(File(), "File to write; a model's card is written beside it.")
+    out: Path = required(
+        File(),
+        "File to write; a model's card is written beside it.",
+        remedy="give the file to write, such as --out model/model.onnx",
+    )
     overwrite: bool = option(Flag(), "Replace the file.", default=False)
     dense: bool = option(
         Flag(),

@@ -32,11 +32,14 @@ class Option:
         One or two sentences for ``--help``, docs and docstrings; without the default.
     default_text : str
         How ``--help`` shows the default, where its value says too little.
+    remedy : str
+        Of one that must be given: what to give, for the message where it is missing.
     """
 
     kind: Kind
     help: str
     default_text: str = ""
+    remedy: str = ""
 
 
 def option(kind: Kind, help: str, *, default: Any, default_text: str = "") -> Any:
@@ -55,9 +58,9 @@ def option(kind: Kind, help: str, *, default: Any, default_text: str = "") -> An
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(kind: Kind, help: str) -> Any:
-    """A field of a spec that has no default."""
-    return option(kind, help, default=dataclasses.MISSING)
+def required(kind: Kind, help: str, *, remedy: str = "") -> Any:
+    """A field of a spec that has no default; the message where it is missing says the remedy."""
+    return dataclasses.field(metadata={_KEY: Option(kind, help, remedy=remedy)})
 
 
 def flag(name: str) -> str:
@@ -153,7 +156,8 @@ class Spec:
                 values[name] = read(label(name), value)
         for name in known:
             if name not in values and default_of(cls, name) is dataclasses.MISSING:
-                raise UsageError(f"expected {label(name)}, found none")
+                remedy = f"; {known[name].remedy}" if known[name].remedy else ""
+                raise UsageError(f"expected {label(name)}, found none{remedy}")
         before = _label.set(label)
         try:
             return cls(**values)

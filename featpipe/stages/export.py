@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe._version import __version__
-from featpipe.base.disk import read_regular, write_atomically
+from featpipe.base.disk import write_atomically
 from featpipe.base.errors import DamageError, UsageError
 from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
@@ -18,6 +18,7 @@ from featpipe.datasets.files import dataset_path
 from featpipe.runs.run import Run
 from featpipe.specs.export import MODEL_FORMATS, TABLE_FORMATS, ExportSpec
 from featpipe.stages.export_table import export_table
+from featpipe.stages.own_pictures import require_own_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from featpipe.exports.model_files import ModelFile
     from featpipe.runs.trained_head import TrainedHead
     from featpipe.stages.documents import ModelExportDocument, TableExportDocument
-
-CARD_NAME = "README.md"
 
 
 def export(
@@ -109,7 +108,9 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
     """Make the network, compare it with the head, and write it and its card."""
     started = time.perf_counter()
     trained = run.load_head()
+    require_own_pictures(trained, f"--format {spec.format}")
     # Not before there is a head: torch takes seconds to import.
+    from featpipe.exports.card_file import card_path
     from featpipe.exports.model_card import CardFacts, model_card
     from featpipe.exports.model_files import FILES
 
@@ -124,7 +125,7 @@ def _export_model(run: Run, spec: ExportSpec, cache: Path) -> ModelExportDocumen
         size=len(data),
         check=check,
         libraries=libraries,
-        evaluation=_evaluation(run, trained),
+        evaluations=_evaluations(run, trained),
         dense=spec.dense,
     )
     card = card_path(spec.out)
@@ -186,33 +187,36 @@ def _metadata(trained: TrainedHead) -> dict[str, str]:
     }
 
 
-def _evaluation(run: Run, trained: TrainedHead) -> Mapping[str, Any] | None:
-    """The head's evaluation on the test split, if it is this head's."""
-    found = run.load_metrics()
+def _evaluations(run: Run, trained: TrainedHead) -> list[Mapping[str, Any]]:
+    """The head's evaluations on its own test pictures: the plain one, then the averaged ones."""
+    from featpipe.exports.model_card import averaged_words
+
+    plain = _evaluation(run, trained, "")
+    found = [] if plain is None else [plain]
+    for name in run.evaluations():
+        metrics = _evaluation(run, trained, name) if name else None
+        if metrics is None or not averaged_words(metrics):
+            continue
+        if metrics.get("dataset") == trained.dataset["name"] and metrics["split"] == "test":
+            found.append(metrics)
+    return found
+
+
+def _evaluation(run: Run, trained: TrainedHead, evaluated: str) -> Mapping[str, Any] | None:
+    """An evaluation, if it is this head's; see :meth:`Run.evaluation_name`."""
+    from featpipe.exports.model_card import averaged_words
+
+    found = run.load_metrics(evaluated)
     if found is None or found.get("head_sha256") != trained.digest:
         return None
     try:
         low, high = found["accuracy_ci95"]
         if not all(map(is_finite, (low, high, found["n"], found["accuracy"], found["log_loss"]))):
             raise ValueError("scores that are no numbers")
+        averaged_words(found)
         return {**found, "split": str(found["split"])}
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(
-            f"expected metrics in {run.metrics_path()}, found: {error!r}; evaluate the head again"
+            f"expected metrics in {run.metrics_path(evaluated)}, found: {error!r}; evaluate the "
+            "head again"
         ) from error
-
-
-def card_path(out: Path) -> Path:
-    """Where the card of a file goes: README.md beside it, unless that is somebody else's."""
-    from featpipe.exports.model_card import is_card_of
-
-    shared, own = out.parent / CARD_NAME, out.parent / f"{out.name}.{CARD_NAME}"
-    if out.name == CARD_NAME:
-        return own
-    try:
-        text = read_regular(shared).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return shared
-    except OSError:
-        return own
-    return shared if is_card_of(text, out.name) else own

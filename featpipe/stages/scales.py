@@ -21,6 +21,7 @@ from featpipe.heads.dense import DenseHead, dense_head, smallest_size
 from featpipe.reports.documents import ScaleScore
 from featpipe.sources import locator
 from featpipe.specs.evaluate import EvaluateSpec
+from featpipe.stages.own_pictures import require_own_pictures
 from featpipe.stages.scoring import Scored, ToScore, pictures_to_score, score_head
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows
@@ -67,6 +68,7 @@ def score_as(
             most_views=most_views,
         )
     todo = pictures_to_score(head, on=spec.on, split=spec.split, cache=cache)
+    require_own_pictures(todo.trained, "--scales")
     return _AtSizes(todo, spec, cache, progress).scored(spec.scales)
 
 

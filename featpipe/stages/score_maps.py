@@ -24,6 +24,7 @@ from featpipe.reports.thumbnails import SIDE, image_uri
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import locator
 from featpipe.specs.extract import MAX_SIZE, EngineOptions
+from featpipe.stages.own_pictures import require_own_pictures
 
 _ENLARGED = 2
 """Times the size of training: at that size itself, most heads have one place alone."""
@@ -87,6 +88,7 @@ class ScoreMaps:
     def __init__(
         self, trained: TrainedHead, weights: str, cache: Path, options: EngineOptions
     ) -> None:
+        require_own_pictures(trained, "score maps")
         self._dense = dense_head(trained.head, trained.spaces)
         size = min(_ENLARGED * self._dense.space.preprocessing.size, MAX_SIZE)
         space = at_size(self._dense.space, size, weights)

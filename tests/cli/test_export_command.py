@@ -33,6 +33,12 @@ def test_a_head_is_written_and_described(featpipe: Run, own_workspace: Path) -> 
     assert sorted(p.name for p in (own_workspace / "there").iterdir()) == ["README.md", "model.pt2"]
 
 
+def test_help_marks_what_must_be_given(inside: Run) -> None:
+    text = " ".join(inside("export", "--help").stdout.split())
+    assert "--format FORMAT --out FILE [OPTIONS] {HEAD|NAME}" in text
+    assert text.count("[required]") == 3
+
+
 def test_features_are_written(inside: Run, own_workspace: Path) -> None:
     words = ("export", "colours", "--format", "npz", "--out", "c.npz")
     done = inside(*words, cwd=own_workspace)
@@ -73,8 +79,17 @@ def test_features_are_written(inside: Run, own_workspace: Path) -> None:
             "expected a data set 'colors' in cache, found: colours; make it with 'featpipe extract "
             "DATA --name colors', or name another --cache",
         ),
-        ("run --out x", 2, "expected --format, found none"),
-        ("run --format torch", 2, "expected --out, found none"),
+        (
+            "run --out x",
+            2,
+            "expected --format, found none; give onnx or torch for a head, npz or parquet for a "
+            "data set",
+        ),
+        (
+            "run --format torch",
+            2,
+            "expected --out, found none; give the file to write, such as --out model/model.onnx",
+        ),
         (
             "run --format keras --out x",
             2,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.command import TINY_FLAGS
 from support.exports import answers, need_onnx, program_of, run_card
 from support.library import extract, predict, train_head
 from support.runs import load_head, trained_head
@@ -27,6 +28,7 @@ from featpipe.base.errors import (
 from featpipe.base.packages import needing
 from featpipe.decoding.pixels import load_pixels
 from featpipe.exports import comparison, model_card, model_files
+from featpipe.exports.card_file import card_path
 from featpipe.exports.model_card import plain
 
 
@@ -181,11 +183,11 @@ def test_a_torch_program_and_its_card(export: Callable[..., Any], own_workspace:
     done = export()
     pictures = pictures_in(own_workspace / "new")
     labels, expected = expected_of(own_workspace / "run", own_workspace / "cache", pictures)
-    printed = run_card(own_workspace / "README.md", pictures)
+    printed = run_card(own_workspace / "model.pt2.README.md", pictures)
     assert [label for label, _ in printed] == labels
     assert np.allclose([p for _, p in printed], expected.max(axis=1), atol=1e-4)
     assert done["bytes"] == (own_workspace / "model.pt2").stat().st_size
-    assert len(program_of(own_workspace / "README.md").splitlines()) <= 25
+    assert len(program_of(Path(done["card"])).splitlines()) <= 25
 
 
 def test_the_card_says_what_the_file_is(export: Callable[..., Any], own_workspace: Path) -> None:
@@ -209,21 +211,67 @@ def test_the_card_says_what_the_file_is(export: Callable[..., Any], own_workspac
         assert part in card
 
 
-def test_a_card_that_is_not_of_the_file_stays(
+def test_the_card_says_what_the_head_was_trained_and_scored_on(
     export: Callable[..., Any], own_workspace: Path
 ) -> None:
-    readme = own_workspace / "README.md"
-    readme.write_text("# My project\n")
-    first = export()
-    assert first["card"] == str(own_workspace / "model.pt2.README.md")
-    assert readme.read_text() == "# My project\n"
-    readme.unlink()
-    second = export(out=own_workspace / "b" / "model.pt2")
-    assert second["card"] == str(own_workspace / "b" / "README.md")
+    cache = own_workspace / "cache"
+    pairs = zip(TINY_FLAGS[::2], TINY_FLAGS[1::2], strict=True)
+    tiny: dict[str, Any] = {name.removeprefix("--"): value for name, value in pairs}
+    views = {"views": 1, "augment": "flip", "augment_seed": 3, "views_of": ("train", "test")}
+    extract(own_workspace / "photos", name="colours", cache=cache, **tiny, **views)
+    run = own_workspace / "run"
+    assert "| views | none |" in Path(export()["card"]).read_text("utf-8")
+    train_head("colours", cache=cache, out=run, overwrite=True, epochs=2, device="cpu")
+    featpipe.evaluate(run, cache=cache, tta=True)
+    featpipe.evaluate(run, cache=cache, scales="16,22", device="cpu", workers=1)
+    card = Path(export(overwrite=True)["card"]).read_text("utf-8")
+    averaged = (
+        "| test, evaluated, averaged over the picture and 1 view (flip, seed 3) | 6 |",
+        "| test, evaluated, at sizes 16, 22 | 6 |",
+    )
+    assert "| views | 1 view (flip, seed 3) |" in card
+    assert all(part in card for part in averaged)
+    assert "It was not evaluated plainly" in card and "not evaluated on test" not in card
+    featpipe.evaluate(run, cache=cache)
+    card = Path(export(overwrite=True)["card"]).read_text("utf-8")
+    assert "| test, evaluated | 6 |" in card and all(part in card for part in averaged)
+    assert "not evaluated" not in card
+
+
+def test_a_folder_that_is_not_the_models_gets_no_readme(
+    export: Callable[..., Any], own_workspace: Path
+) -> None:
+    assert export()["card"] == str(own_workspace / "model.pt2.README.md")
+    folder = own_workspace / "b"
+    first = export(out=folder / "model.pt2")
+    assert first["card"] == str(folder / "README.md")
     # Its own card is replaced; that of a second file in the folder gets another name.
-    assert export(out=own_workspace / "b" / "model.pt2", overwrite=True)["card"] == second["card"]
-    third = export(out=own_workspace / "b" / "other.pt2")
-    assert third["card"] == str(own_workspace / "b" / "other.pt2.README.md")
+    assert export(out=folder / "model.pt2", overwrite=True)["card"] == first["card"]
+    other = export(out=folder / "other.pt2")
+    assert other["card"] == str(folder / "other.pt2.README.md")
+
+
+@pytest.mark.parametrize(
+    ("files", "card"),
+    [
+        ({}, "README.md"),
+        ({".tmp-host-" + "0" * 32: ""}, "README.md"),
+        ({"a.onnx": "", "a.onnx.README.md": "a.onnx"}, "README.md"),
+        ({"notes.txt": ""}, "m.onnx.README.md"),
+        ({"m.onnx": ""}, "m.onnx.README.md"),
+        ({"README.md": "m.onnx", "notes.txt": ""}, "README.md"),
+        ({"README.md": "a.onnx", "a.onnx": ""}, "m.onnx.README.md"),
+        ({"README.md": ""}, "m.onnx.README.md"),
+    ],
+)
+def test_where_a_card_goes(files: dict[str, str], card: str, tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    assert card_path(folder / "m.onnx") == folder / "README.md"
+    folder.mkdir()
+    for name, of in files.items():
+        text = f"<!-- featpipe: model card of {of} -->\n" if of else "something else\n"
+        (folder / name).write_text(text)
+    assert card_path(folder / "m.onnx").name == card
 
 
 def test_without_its_pictures_made_up_ones_are_compared(
@@ -250,7 +298,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     with pytest.raises(CheckError, match=r"to answer as 'featpipe predict' does, found probabil"):
         export()
     assert not (own_workspace / "model.pt2").exists()
-    assert not (own_workspace / "README.md").exists()
+    assert not list(own_workspace.glob("*README.md"))
 
 
 def test_features_of_another_precision_are_told(
@@ -260,10 +308,10 @@ def test_features_of_another_precision_are_told(
     extract(photo_folder, name="set", cache=cache, precision="bf16", **options)
     run = tmp_path / "run"
     train_head("set", cache=cache, head="logistic", C=1.0, out=run, device="cpu")
-    done = featpipe.export(run, cache=cache, format="torch", out=tmp_path / "x.pt2")
+    done = featpipe.export(run, cache=cache, format="torch", out=tmp_path / "x" / "x.pt2")
     check = done["check"]
     assert check["max_difference"] <= 1e-4 < 1e-2 and 0 < check["predict_max_difference"] < 0.1
-    card = (tmp_path / "README.md").read_text("utf-8")
+    card = (tmp_path / "x" / "README.md").read_text("utf-8")
     assert "computes this head's features in bf16; this file computes them in fp32" in card
 
 

@@ -35,12 +35,19 @@ def program_of(card: Path) -> str:
 
 
 def run_card(card: Path, pictures: Sequence[Path]) -> list[tuple[str, float]]:
-    """Label and probability of each picture, printed by the card's program without featpipe."""
+    """Label and probability of each picture, printed by the card's program without featpipe.
+
+    The program is saved beside the exported file and run from another folder.
+    """
+    program, elsewhere = card.parent / "classify.py", card.parent / "elsewhere"
+    assert "Save this program as `classify.py` beside" in card.read_text("utf-8")
+    program.write_text(program_of(card))
+    elsewhere.mkdir()
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program_of(card), *map(str, pictures)],
+        [sys.executable, "-I", str(program), *map(str, pictures)],
         capture_output=True,
         text=True,
-        cwd=card.parent,
+        cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
         timeout=120,
         check=False,

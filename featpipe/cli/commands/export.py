@@ -23,7 +23,7 @@ from featpipe.specs.export import ExportSpec
 app = command_app()
 
 
-@app.command()
+@app.command(options_metavar="--format FORMAT --out FILE [OPTIONS]")
 def export(
     context: typer.Context,
     what: Annotated[
@@ -32,8 +32,8 @@ def export(
             metavar="HEAD|NAME", help="Run folder of a head, or data set.", show_default=False
         ),
     ],
-    format: Annotated[str | None, flag_of(ExportSpec, "format")] = None,
-    out: Annotated[str | None, flag_of(ExportSpec, "out")] = None,
+    format: Annotated[str | None, flag_of(ExportSpec, "format", is_required=True)] = None,
+    out: Annotated[str | None, flag_of(ExportSpec, "out", is_required=True)] = None,
     overwrite: Annotated[bool, flag_of(ExportSpec, "overwrite")] = False,
     dense: Annotated[bool, flag_of(ExportSpec, "dense")] = False,
     weights: Annotated[str | None, flag_of(ExportSpec, "weights")] = None,
@@ -57,7 +57,8 @@ def export(
     """Write a head as ONNX or for torch, or features as npz or Parquet.
 
     A head is written with its backbone: pixels in, probabilities out. The file is first compared
-    with 'featpipe predict'; a model card, README.md, is written beside it.
+    with 'featpipe predict'; a model card is written beside it: README.md in a folder of its own,
+    else FILE.README.md.
 
     Example: featpipe export runs/pets-mlp-1 --format onnx --out pets/model.onnx
     """
