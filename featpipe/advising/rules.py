@@ -19,6 +19,8 @@ from featpipe.advising.documents import (
     Try,
     advice,
     against,
+    deciding,
+    half_proved,
 )
 from featpipe.advising.findings import FEWEST_PROVABLE
 
@@ -259,17 +261,20 @@ def _content_words(facts: FactsDocument) -> str:
     """What the taps say of the content, with the numbers of the best earlier one."""
     if facts["content"] == "unknown":
         return "one tap alone does not say how similar the content is"
-    one = max(facts["tap_comparisons"], key=lambda c: c["log_loss_difference"])
+    one = deciding(facts["tap_comparisons"])
     numbers = (
         f"{one['deepest']} against {one['earlier']}: {100 * one['accuracy_difference']:+.1f} "
         f"points, log-loss {one['log_loss_difference']:+.3f}"
     )
+    half = half_proved(one)
+    if half and facts["content"] == "undecided":
+        return f"of the deepest tap and an earlier one {half}: undecided ({numbers})"
     said = {
         "similar": "the deepest tap is the best, as where content is similar",
         "different": "an earlier tap is better than the deepest, as where content is different",
-        "undecided": "the deepest tap and an earlier one are equal to within chance",
+        "undecided": "the deepest tap and an earlier one are not told apart beyond chance",
     }[facts["content"]]
-    return f"{said} ({numbers})"
+    return f"{said} ({numbers}{'; ' if half else ''}{half})"
 
 
 def provable(facts: FactsDocument) -> str:

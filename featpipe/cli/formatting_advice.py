@@ -100,6 +100,8 @@ def _taps(facts: FactsDocument) -> list[str]:
 
 
 def _comparisons(facts: FactsDocument) -> list[str]:
+    from featpipe.advising.documents import deciding, half_proved
+
     lines = []
     for one in facts["tap_comparisons"]:
         low, high = one["log_loss_difference_ci95"]
@@ -117,7 +119,12 @@ def _comparisons(facts: FactsDocument) -> list[str]:
         "apart",
         "unknown": "",
     }[facts["content"]]
-    return [*lines, f"  {said}"] if said else lines
+    if not said:
+        return lines
+    half = half_proved(deciding(facts["tap_comparisons"]))
+    if half:
+        said = f"{half}: undecided" if facts["content"] == "undecided" else f"{said} ({half})"
+    return [*lines, f"  {said}"]
 
 
 def _curve(facts: FactsDocument) -> list[str]:
