@@ -111,7 +111,11 @@ class DoublingGain(TypedDict):
 
 
 class FactsDocument(TypedDict):
-    """What was counted and measured."""
+    """What was counted and measured.
+
+    ``suffix_passes`` says what training a suffix costs, in passes of the network over the training
+    pictures; None where no suffix is advised, or where that is not known.
+    """
 
     pictures: PictureFacts
     classes: list[ClassFact]
@@ -127,6 +131,7 @@ class FactsDocument(TypedDict):
     doubling_gain: DoublingGain | None
     data: Amount
     cached_views: int
+    suffix_passes: float | None
     notes: list[str]
 
 

@@ -158,11 +158,14 @@ def suffix(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
             f"the median class has {_count(median, 'training picture')}, fewer than "
             f"{SUFFIX_PER_CLASS}: too few to retrain layers of the network",
         )
+    passes = facts["suffix_passes"]
+    cost = f"; it takes about as much as extracting {passes:g} times" if passes else ""
     return Verdict(
         True,
         f"{_content_words(facts)}, {gap['val_accuracy']:.1%} leaves "
         f"{_count(gap['mistakes'], 'mistake')}, and {_count(median, 'training picture')} in the "
-        "median class can retrain the layers behind the map",
+        f"median class can retrain the layers behind the map{cost}; to be worth it, it must beat "
+        f"the {best['val_accuracy']:.1%} of advice 1",
     )
 
 
@@ -180,7 +183,8 @@ def views(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     have = f" ({_count(cached, 'view')} cached already)" if cached else ""
     return Verdict(
         True,
-        f"{numbers}: the head overfits, and augmented views{have} are more pictures to train on",
+        f"{numbers}: the head overfits, and augmented views{have} are more pictures to train on"
+        + ("; train the suffix again, now on views" if advises_suffix(facts) else ""),
     )
 
 

@@ -24,6 +24,7 @@ def of_advice(done: AdviseDocument) -> str:
         *_taps(facts),
         *_comparisons(facts),
         *_curve(facts),
+        *_cost(facts),
         *(f"  note: {escape(note)}" for note in facts["notes"]),
         "",
         "What to try next",
@@ -125,6 +126,16 @@ def _comparisons(facts: FactsDocument) -> list[str]:
     if half:
         said = f"{half}: undecided" if facts["content"] == "undecided" else f"{said} ({half})"
     return [*lines, f"  {said}"]
+
+
+def _cost(facts: FactsDocument) -> list[str]:
+    passes = facts["suffix_passes"]
+    if passes is None:
+        return []
+    return [
+        f"  a suffix takes about as much as extracting the training pictures {passes:g} times, by "
+        "multiplications"
+    ]
 
 
 def _curve(facts: FactsDocument) -> list[str]:

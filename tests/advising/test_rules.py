@@ -72,6 +72,7 @@ def facts(**changes: Any) -> FactsDocument:
         },
         "data": "little",
         "cached_views": 0,
+        "suffix_passes": 3.0,
         "notes": [],
     }
     return {**found, **changes}
@@ -117,6 +118,11 @@ def test_little_overfitted_data_of_other_content() -> None:
     assert list(advised) == ["linear", "suffix", "views", "pictures"]
     assert "block4_pool (as stored): 86.0% of validation right (81.0% to 91.0%" in advised["linear"]
     assert "-4.5 points, log-loss +0.080" in advised["suffix"]
+    assert advised["suffix"].endswith(
+        "; it takes about as much as extracting 3 times; to be worth it, it must beat the 86.0% of "
+        "advice 1"
+    )
+    assert advised["views"].endswith("; train the suffix again, now on views")
     assert "28 mistakes" in advised["suffix"] and "80 training pictures" in advised["suffix"]
     assert "100.0% against validation 86.0% is a gap of 14.0 points" in advised["views"]
     assert "+1.7 points and -0.103 in log-loss" in advised["pictures"]
