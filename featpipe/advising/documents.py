@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 Content = Literal["similar", "different", "undecided", "unknown"]
@@ -110,7 +111,11 @@ class DoublingGain(TypedDict):
 
 
 class FactsDocument(TypedDict):
-    """What was counted and measured."""
+    """What was counted and measured.
+
+    ``suffix_passes`` says what training a suffix costs, in passes of the network over the training
+    pictures; None where no suffix is advised, or where that is not known.
+    """
 
     pictures: PictureFacts
     classes: list[ClassFact]
@@ -126,6 +131,7 @@ class FactsDocument(TypedDict):
     doubling_gain: DoublingGain | None
     data: Amount
     cached_views: int
+    suffix_passes: float | None
     notes: list[str]
 
 
@@ -144,6 +150,25 @@ class AdviseDocument(TypedDict):
     advice: list[AdviceDocument]
     not_advised: list[AgainstDocument]
     seconds: float
+
+
+CHANCE = 0.05
+"""p value below which a difference counts as more than chance."""
+
+
+def deciding(comparisons: Sequence[TapComparison]) -> TapComparison:
+    """The comparison with the best earlier tap, which decides what the content is."""
+    return max(comparisons, key=lambda one: sum(one["log_loss_difference_ci95"]))
+
+
+def half_proved(one: TapComparison) -> str:
+    """What differs beyond chance where only one of accuracy and log-loss does; else empty."""
+    low, high = one["log_loss_difference_ci95"]
+    by_accuracy, by_loss = one["p_value"] < CHANCE, not low <= 0 <= high
+    if by_accuracy == by_loss:
+        return ""
+    differs, other = ("accuracy", "log-loss") if by_accuracy else ("log-loss", "accuracy")
+    return f"{differs} differs beyond chance, {other} does not"
 
 
 def advice(what: Try, why: str, commands: list[str]) -> AdviceDocument:

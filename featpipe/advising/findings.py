@@ -15,6 +15,7 @@ from featpipe.advising.documents import (
     GapFact,
     TapComparison,
     TapFact,
+    deciding,
 )
 from featpipe.advising.linear_probe import Probe, mean_interval
 from featpipe.reports.paired import mcnemar
@@ -53,7 +54,7 @@ def content_of(comparisons: Sequence[TapComparison]) -> Content:
     """
     if not comparisons:
         return "unknown"
-    low, high = min((c["log_loss_difference_ci95"] for c in comparisons), key=lambda ci: -sum(ci))
+    low, high = deciding(comparisons)["log_loss_difference_ci95"]
     if high < 0:
         return "similar"
     return "different" if low > 0 else "undecided"

@@ -19,6 +19,8 @@ from featpipe.advising.documents import (
     Try,
     advice,
     against,
+    deciding,
+    half_proved,
 )
 from featpipe.advising.findings import FEWEST_PROVABLE
 
@@ -156,11 +158,14 @@ def suffix(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
             f"the median class has {_count(median, 'training picture')}, fewer than "
             f"{SUFFIX_PER_CLASS}: too few to retrain layers of the network",
         )
+    passes = facts["suffix_passes"]
+    cost = f"; it takes about as much as extracting {passes:g} times" if passes else ""
     return Verdict(
         True,
         f"{_content_words(facts)}, {gap['val_accuracy']:.1%} leaves "
         f"{_count(gap['mistakes'], 'mistake')}, and {_count(median, 'training picture')} in the "
-        "median class can retrain the layers behind the map",
+        f"median class can retrain the layers behind the map{cost}; to be worth it, it must beat "
+        f"the {best['val_accuracy']:.1%} of advice 1",
     )
 
 
@@ -178,7 +183,8 @@ def views(facts: FactsDocument, best: TapFact, gap: GapFact) -> Verdict:
     have = f" ({_count(cached, 'view')} cached already)" if cached else ""
     return Verdict(
         True,
-        f"{numbers}: the head overfits, and augmented views{have} are more pictures to train on",
+        f"{numbers}: the head overfits, and augmented views{have} are more pictures to train on"
+        + ("; train the suffix again, now on views" if advises_suffix(facts) else ""),
     )
 
 
@@ -259,17 +265,20 @@ def _content_words(facts: FactsDocument) -> str:
     """What the taps say of the content, with the numbers of the best earlier one."""
     if facts["content"] == "unknown":
         return "one tap alone does not say how similar the content is"
-    one = max(facts["tap_comparisons"], key=lambda c: c["log_loss_difference"])
+    one = deciding(facts["tap_comparisons"])
     numbers = (
         f"{one['deepest']} against {one['earlier']}: {100 * one['accuracy_difference']:+.1f} "
         f"points, log-loss {one['log_loss_difference']:+.3f}"
     )
+    half = half_proved(one)
+    if half and facts["content"] == "undecided":
+        return f"of the deepest tap and an earlier one {half}: undecided ({numbers})"
     said = {
         "similar": "the deepest tap is the best, as where content is similar",
         "different": "an earlier tap is better than the deepest, as where content is different",
-        "undecided": "the deepest tap and an earlier one are equal to within chance",
+        "undecided": "the deepest tap and an earlier one are not told apart beyond chance",
     }[facts["content"]]
-    return f"{said} ({numbers})"
+    return f"{said} ({numbers}{'; ' if half else ''}{half})"
 
 
 def provable(facts: FactsDocument) -> str:

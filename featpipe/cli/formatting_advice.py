@@ -24,6 +24,7 @@ def of_advice(done: AdviseDocument) -> str:
         *_taps(facts),
         *_comparisons(facts),
         *_curve(facts),
+        *_cost(facts),
         *(f"  note: {escape(note)}" for note in facts["notes"]),
         "",
         "What to try next",
@@ -100,6 +101,8 @@ def _taps(facts: FactsDocument) -> list[str]:
 
 
 def _comparisons(facts: FactsDocument) -> list[str]:
+    from featpipe.advising.documents import deciding, half_proved
+
     lines = []
     for one in facts["tap_comparisons"]:
         low, high = one["log_loss_difference_ci95"]
@@ -117,7 +120,22 @@ def _comparisons(facts: FactsDocument) -> list[str]:
         "apart",
         "unknown": "",
     }[facts["content"]]
-    return [*lines, f"  {said}"] if said else lines
+    if not said:
+        return lines
+    half = half_proved(deciding(facts["tap_comparisons"]))
+    if half:
+        said = f"{half}: undecided" if facts["content"] == "undecided" else f"{said} ({half})"
+    return [*lines, f"  {said}"]
+
+
+def _cost(facts: FactsDocument) -> list[str]:
+    passes = facts["suffix_passes"]
+    if passes is None:
+        return []
+    return [
+        f"  a suffix takes about as much as extracting the training pictures {passes:g} times, by "
+        "multiplications"
+    ]
 
 
 def _curve(facts: FactsDocument) -> list[str]:

@@ -20,6 +20,7 @@ from featpipe.base.joined_spaces import joining_problem, repeated
 from featpipe.base.own_code import is_own_code
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.source_command import extract_command
 from featpipe.specs.extract import ALL_PICTURES, FeatureOptions
 from featpipe.specs.fields import default_of, flag
 from featpipe.specs.spaces import SpaceQuery
@@ -52,7 +53,7 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
     if not held:
         raise NotFoundError(
             f"expected features of data set '{dataset.name}', found none; they were removed, or "
-            f"never finished: run 'featpipe extract DATA --name {dataset.name}' again"
+            f"never finished: run '{extract_command(dataset)}' again"
         )
     if not fitting:
         asked = _asked(query)
@@ -143,8 +144,8 @@ def _joined(
         alike = [replace(spaces[0], tap=space.tap, pooling=space.pooling) for space in spaces]
         raise UsageError(
             f"expected features of one extraction side by side, found in data set "
-            f"'{dataset.name}' that {problem}; extract them together: featpipe extract DATA "
-            f"--name {dataset.name} {extract_options(alike, weights)}"
+            f"'{dataset.name}' that {problem}; extract them together: "
+            + extract_command(dataset, extract_options(alike, weights))
         )
     return spaces, weights
 
@@ -373,6 +374,6 @@ def require_spaces(dataset: Dataset, wanted: Sequence[FeatureSpace], weights: st
     together = [space for space in missing if space.dtype == first.dtype]
     raise SpaceMismatchError(
         f"expected features of space {' and '.join(space.name for space in missing)} in data set "
-        f"'{dataset.name}', found {found}; extract them: featpipe extract DATA --name "
-        f"{dataset.name} {extract_options(together, weights)}"
+        f"'{dataset.name}', found {found}; extract them: "
+        + extract_command(dataset, extract_options(together, weights))
     )

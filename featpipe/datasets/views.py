@@ -13,6 +13,7 @@ from featpipe.base.errors import UsageError
 from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.base.views import ViewsDocument, counted_views
 from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.source_command import extract_command
 from featpipe.datasets.spaces import extract_options, spaces_of, view_options
 from featpipe.specs.extract import DEFAULT_AUGMENT
 from featpipe.specs.fields import flag
@@ -180,4 +181,4 @@ def views_command(
         extract_options(originals, weights),
         view_options(policy or ADVISED_POLICY, seed or 0, [split], number or ADVISED_VIEWS),
     ]
-    return " ".join(filter(None, [f"featpipe extract DATA --name {dataset.name}", *options]))
+    return extract_command(dataset, *options)

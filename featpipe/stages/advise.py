@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from featpipe.advising import findings, rules
-from featpipe.advising.commands import Commands, CommandWriter
+from featpipe.advising.command_writer import CommandWriter
+from featpipe.advising.commands import Commands, suffix_passes
 from featpipe.advising.counts import baseline_of, class_facts, picture_facts, sizes_of
 from featpipe.advising.documents import (
     AdviseDocument,
@@ -75,12 +76,10 @@ def advise(
     work = _Measuring(name, spec, cache)
     facts = work.measure(progress)
     best = None if work.best is None else work.best.rows
-    commands = Commands(
-        CommandWriter(work.dataset, cache, work.train),
-        best,
-        work.measured,
-        suffix=rules.advises_suffix(facts),
-    )
+    write, suffix = CommandWriter(work.dataset, cache, work.train), rules.advises_suffix(facts)
+    if suffix and best is not None:
+        facts["suffix_passes"] = suffix_passes(write, best, work.measured)
+    commands = Commands(write, best, work.measured, suffix=suffix)
     advised, not_advised = rules.judge(facts, commands)
     return {
         "dataset": name,
@@ -159,6 +158,7 @@ class _Measuring:
             "doubling_gain": gain,
             "data": findings.amount_of(gain),
             "cached_views": len({s.view for s, _ in spaces_of(self.dataset)} - {0}),
+            "suffix_passes": None,
             "notes": list(dict.fromkeys(self.notes)),
         }
 

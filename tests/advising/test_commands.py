@@ -10,7 +10,8 @@ import pytest
 from support.advising import parsed, tapped_set, vgg_space
 from support.samples import in_splits
 
-from featpipe.advising.commands import Commands, CommandWriter
+from featpipe.advising.command_writer import CommandWriter
+from featpipe.advising.commands import Commands
 from featpipe.advising.documents import Try
 from featpipe.advising.tap_rows import rows_to_measure
 from featpipe.base.space import Augmentation, FeatureSpace
@@ -130,12 +131,19 @@ def test_a_network_that_cannot_be_asked_is_cut_at_its_own_tap(commands_of: Any) 
 
 def test_views_are_of_the_training_pictures(commands_of: Any) -> None:
     _, commands = commands_of(EARLY, DEEP)
-    extract, train = commands("views")
+    extract, _, train, *others = commands("views")
     spec = extracts(extract)
     assert spec.tap == ("block4_pool",) and spec.pool == ("none",)
     assert (spec.views, spec.augment, spec.views_of) == (4, "light", ("train",))
     trained = parsed(train)
-    assert isinstance(trained, HeadSpec) and trained.head == "suffix"
+    assert isinstance(trained, HeadSpec)
+    assert (trained.head, trained.augment) == ("suffix", "light")
+    assert train not in commands("suffix")
+    # A suffix may take too long: a linear head on views of pooled rows.
+    assert others[0].startswith("# where a suffix takes too long")
+    assert extracts(others[1]).pool == ("avg",) and extracts(others[2]).views == 4
+    linear = parsed(others[3])
+    assert isinstance(linear, HeadSpec) and (linear.head, linear.augment) == ("linear", "light")
 
 
 def test_views_of_a_linear_head_are_of_its_rows(commands_of: Any) -> None:
@@ -151,8 +159,29 @@ def test_views_that_are_cached_are_only_trained_with(commands_of: Any) -> None:
         EARLY, view=1, augmentation=Augmentation(policy="light", version=1, seed=0)
     )
     dataset, commands = commands_of(EARLY, DEEP, view)
-    (train,) = commands("views")
+    comment, train = commands("views")[:2]
+    assert comment == "# the same command as for the suffix, now on views"
     assert chosen(dataset, train)[1] == EARLY
+    (plain,) = commands("suffix")
+    assert chosen(dataset, plain)[0].no_views and not chosen(dataset, train)[0].no_views
+
+
+def test_views_of_another_policy_are_named(commands_of: Any) -> None:
+    views = [
+        dataclasses.replace(
+            EARLY, view=1, augmentation=Augmentation(policy="flip", version=1, seed=seed)
+        )
+        for seed in (3, 4)
+    ]
+    dataset, commands = commands_of(EARLY, DEEP, *views)
+    spec, _ = chosen(dataset, commands("views")[1])
+    assert (spec.augment, spec.augment_seed) == ("flip", 3)
+
+
+def test_more_pictures_come_before_they_are_extracted(commands_of: Any) -> None:
+    comment, extract = commands_of(EARLY, DEEP)[1]("pictures")
+    assert comment == "# put more pictures into pretended first"
+    assert extract.startswith("featpipe extract pretended ")
 
 
 def test_pixels_are_extracted_once(commands_of: Any) -> None:
@@ -191,7 +220,7 @@ def test_data_root_split_and_cache_are_those_of_the_data_set(
     dataset.info.split = [0.8, 0.1, 0.1]
     monkeypatch.setenv("FEATPIPE_CACHE", "elsewhere")
     _, commands = commands_of.on(dataset)
-    extract = commands("pictures")[0]
+    extract = commands("pictures")[1]
     assert extract.startswith("featpipe extract 'my lists/pets.csv' --name set --root ")
     assert "--cache " in extract and "--cache " in commands("taps")[1]
     spec = extracts(extract)

@@ -72,6 +72,7 @@ def facts(**changes: Any) -> FactsDocument:
         },
         "data": "little",
         "cached_views": 0,
+        "suffix_passes": 3.0,
         "notes": [],
     }
     return {**found, **changes}
@@ -95,11 +96,33 @@ def gap(train: float, val: float, mistakes: int = 28) -> Any:
     }
 
 
+def disputed(p_value: float, loss: float, half_width: float) -> Any:
+    low_high = [loss - half_width, loss + half_width]
+    return comparison(-0.187, loss) | {"p_value": p_value, "log_loss_difference_ci95": low_high}
+
+
+def test_what_differs_by_one_measure_alone_is_never_called_equal() -> None:
+    one = disputed(0.0013, 0.208, 0.26)
+    why = judged(tap_comparisons=[one], content="undecided")[0]["suffix"]
+    assert "accuracy differs beyond chance, log-loss does not: undecided (block5_pool" in why
+    one = disputed(0.1, 0.208, 0.1)
+    why = judged(tap_comparisons=[one], content="different")[0]["suffix"]
+    assert "log-loss +0.208; log-loss differs beyond chance, accuracy does not)" in why
+    one = disputed(0.1, 0.208, 0.26)
+    why = judged(tap_comparisons=[one], content="undecided")[0]["suffix"]
+    assert "an earlier one are not told apart beyond chance (block5_pool against" in why
+
+
 def test_little_overfitted_data_of_other_content() -> None:
     advised, against = judged()
     assert list(advised) == ["linear", "suffix", "views", "pictures"]
     assert "block4_pool (as stored): 86.0% of validation right (81.0% to 91.0%" in advised["linear"]
     assert "-4.5 points, log-loss +0.080" in advised["suffix"]
+    assert advised["suffix"].endswith(
+        "; it takes about as much as extracting 3 times; to be worth it, it must beat the 86.0% of "
+        "advice 1"
+    )
+    assert advised["views"].endswith("; train the suffix again, now on views")
     assert "28 mistakes" in advised["suffix"] and "80 training pictures" in advised["suffix"]
     assert "100.0% against validation 86.0% is a gap of 14.0 points" in advised["views"]
     assert "+1.7 points and -0.103 in log-loss" in advised["pictures"]

@@ -10,7 +10,8 @@ from support.samples import in_splits, stored_set
 from support.views import stored_views
 
 COMMAND = (
-    "featpipe extract DATA --name set --weights random:0 --backbone tiny --tap block1_pool --pool "
+    "featpipe extract pretended --name set --weights random:0 --backbone tiny --tap "
+    "block1_pool --pool "
     "avg --size 8 --precision fp32 --views 4 --augment flip --augment-seed 0 --views-of train"
 )
 

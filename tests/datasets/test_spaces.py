@@ -265,7 +265,7 @@ def test_the_nearest_space_and_its_differences_are_named(
     dataset = stored_set(cache, in_splits(train=3), spaces=[SEVERAL[1], SEVERAL[0]])
     with pytest.raises(
         SpaceMismatchError,
-        match=rf"found others \({named}\); extract them: featpipe extract DATA --name set ",
+        match=rf"found others \({named}\); extract them: featpipe extract pretended --name set ",
     ):
         require_spaces(dataset, [small_space(**change)], "random:0")
 

@@ -115,7 +115,8 @@ def test_an_ambiguity_names_the_options_that_resolve_it(dataset: Dataset, cache:
 
 def test_the_command_that_makes_them_is_whole(dataset: Dataset) -> None:
     assert views_command(dataset, [FIRST, SECOND], "random:0", "test", policy="flip") == (
-        "featpipe extract DATA --name set --weights random:0 --backbone tiny --tap block1_pool "
+        "featpipe extract pretended --name set --weights random:0 --backbone tiny --tap "
+        "block1_pool "
         "--tap block2_pool --pool avg --size 8 --precision fp32 --views 4 --augment flip "
         "--augment-seed 0 --views-of test"
     )

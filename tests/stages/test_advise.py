@@ -109,6 +109,9 @@ def test_different_content_asks_for_the_earlier_tap_to_be_retrained(
     assert "suffix" in tried(found)
     suffix = next(one for one in found["advice"] if one["try"] == "suffix")
     assert "--tap block4_pool" in suffix["commands"][0]
+    # Ten epochs, forward and twice backward, of block5 and the classifier at 64 px.
+    passes = found["facts"]["suffix_passes"]
+    assert 1 < passes < 10 and f"extracting {passes:g} times" in suffix["why"]
 
 
 def test_equal_taps_are_not_told_apart(cache: Path, advise: Any) -> None:

@@ -185,7 +185,7 @@ def test_features_of_another_space_are_refused(
         evaluate(head(), cache=cache, on="other")
     assert field in str(refused.value)
     assert refused.value.exit_code == 12
-    assert "featpipe extract DATA --name other --weights random:0 " in str(refused.value)
+    assert "featpipe extract pretended --name other --weights random:0 " in str(refused.value)
 
 
 def test_a_set_that_has_the_heads_space_among_others_is_scored_in_it(

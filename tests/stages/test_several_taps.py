@@ -206,7 +206,7 @@ def test_features_of_two_passes_do_not_lie_side_by_side(
     assert str(caught.value) == (
         "expected features of one extraction side by side, found in data set 'set' that "
         f"block2_pool differs from block1_pool in {difference}; extract them together: featpipe "
-        "extract DATA --name set --weights random:0 --backbone tiny --tap block1_pool --tap "
+        "extract pretended --name set --weights random:0 --backbone tiny --tap block1_pool --tap "
         "block2_pool --pool none --pool avg --size 8 --precision fp32"
     )
 
@@ -287,9 +287,9 @@ def test_a_data_set_that_lacks_a_tap_is_refused_with_the_command_that_makes_it(
         evaluate(head, on="other", cache=cache)
     assert str(caught.value) == (
         f"expected features of space {spaces[1].name} and {spaces[2].name} in data set 'other', "
-        "found others (tap: block2_pool, not block1_pool); extract them: featpipe extract DATA "
-        "--name other --weights random:0 --tap block2_pool --tap block3_pool --pool avg --size 8 "
-        "--precision fp32"
+        "found others (tap: block2_pool, not block1_pool); extract them: featpipe extract "
+        "pretended --name other --weights random:0 --tap block2_pool --tap block3_pool --pool "
+        "avg --size 8 --precision fp32"
     )
 
 

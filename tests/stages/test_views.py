@@ -175,14 +175,16 @@ def test_several_augmentations_must_be_chosen_from(cache: Path, train: Callable[
         (
             {"augment": "standard"},
             "expected views of policy standard of every training picture of 'set', found: 2 views "
-            "(light); make them: featpipe extract DATA --name set --weights random:0 --backbone "
+            "(light); make them: featpipe extract pretended --name set --weights random:0 "
+            "--backbone "
             "tiny --tap block1_pool --pool avg --size 8 --precision fp32 --views 4 --augment "
             "standard --augment-seed 0 --views-of train",
         ),
         (
             {"augment_seed": 3},
             "expected views of seed 3 of every training picture of 'set', found: 2 views (light); "
-            "make them: featpipe extract DATA --name set --weights random:0 --backbone tiny --tap "
+            "make them: featpipe extract pretended --name set --weights random:0 --backbone "
+            "tiny --tap "
             "block1_pool --pool avg --size 8 --precision fp32 --views 4 --augment light "
             "--augment-seed 3 --views-of train",
         ),
@@ -205,7 +207,8 @@ def test_a_training_picture_without_a_row_is_an_error(
         train()
     assert str(caught.value) == (
         "expected all 40 pictures in each of 2 views (light), found 2 without a row: they were "
-        "computed for other splits or pictures; compute them: featpipe extract DATA --name set "
+        "computed for other splits or pictures; compute them: featpipe extract pretended "
+        "--name set "
         "--weights random:0 --backbone tiny --tap block1_pool --pool avg --size 8 --precision fp32 "
         "--views 2 --augment light --augment-seed 0 --views-of train, or train without views: "
         "--no-views"
@@ -346,7 +349,8 @@ def test_missing_views_name_the_command_that_makes_them(
     own = Augmentation(policy="light", version=1, seed=9)
     stored_views(cache, dataset, (1, 2, 3), drawn=own)
     command = (
-        "featpipe extract DATA --name set --weights random:0 --backbone tiny --tap block1_pool "
+        "featpipe extract pretended --name set --weights random:0 --backbone tiny --tap "
+        "block1_pool "
         "--pool avg --size 8 --precision fp32"
     )
     head = train().head
@@ -435,10 +439,9 @@ def test_views_of_real_pictures_from_the_commands_that_messages_name(
     assert json_of(inside(*train, "a"))["views"] is None
 
     def follow(message: str) -> None:
-        """Run the command that a message names, with these pictures."""
-        (words,) = re.findall(r"make them: featpipe (extract DATA .*)", message)
-        command = [photo_folder if word == "DATA" else word for word in words.split()]
-        done = inside(*command, "--device", "cpu", "--workers", 1, "--cache", cache, "-q")
+        """Run the command that a message names, word for word."""
+        (words,) = re.findall(r"make them: featpipe (extract .*)", message)
+        done = inside(*words.split(), "--device", "cpu", "--workers", 1, "--cache", cache, "-q")
         assert done.returncode == 0, done.stderr
 
     follow(inside(*train, "a", "--augment", "light").stderr)

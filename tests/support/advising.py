@@ -69,10 +69,12 @@ def tapped_set(
 
 
 def parsed(command: str) -> ExtractSpec | HeadSpec | None:
-    """The spec that a command to copy means; None for other commands than extract and train-head.
+    """The spec that a command to copy means; None for comments and other commands.
 
     Raises what the command line would, if it does not understand the command.
     """
+    if command.startswith("# "):
+        return None
     program, name, *words = shlex.split(command)
     assert program == "featpipe"
     group: Any = typer.main.get_command(app)
