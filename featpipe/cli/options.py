@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from featpipe.specs.fields import Spec, default_of, options_of
-from featpipe.specs.head_params import HEAD_PARAMS
+from featpipe.specs.head_params import HEAD_PARAMS, NETWORKS
 from featpipe.specs.value_kinds import File, Folder
 
 
@@ -79,13 +80,21 @@ def hyper_parameter(name: str) -> Any:
         kinds_by_default.setdefault(default, []).append(kind)
     words = next(iter(kinds_by_default))
     if len(kinds_by_default) > 1:
-        words = "; ".join(f"{text} for {', '.join(k)}" for text, k in kinds_by_default.items())
-    whose = "all" if len(owners) == len(HEAD_PARAMS) else ", ".join(owners)
+        words = "; ".join(f"{_whose(kinds)}: {text}" for text, kinds in kinds_by_default.items())
+    whose = "all" if len(owners) == len(HEAD_PARAMS) else _whose(owners)
     return typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{whose}: {known.help}  [default: {words}]",
         show_default=False,
     )
+
+
+def _whose(kinds: Iterable[str]) -> str:
+    """Kinds of heads; all of the networks as one word."""
+    names = list(kinds)
+    if set(NETWORKS) <= set(names):
+        names = [*(name for name in names if name not in NETWORKS), "networks"]
+    return ", ".join(names)
 
 
 def _shown(default: object) -> str:

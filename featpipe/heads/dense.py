@@ -74,7 +74,14 @@ class DenseHead:
         return softmax(self.logits(maps) / self.temperature)
 
 
-def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
+NO_SCORE_MAPS = "has no score maps"
+NO_OTHER_SIZES = "cannot score pictures of other sizes"
+"""What a head that is no such network cannot do."""
+
+
+def dense_head(
+    head: Head, spaces: Sequence[FeatureSpace], *, otherwise: str = NO_SCORE_MAPS
+) -> DenseHead:
     """Turn a trained head into convolutions.
 
     Parameters
@@ -82,6 +89,8 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     head : Head
     spaces : sequence of FeatureSpace
         Those of the rows that it was trained on.
+    otherwise : str
+        What a head that cannot be turned into them lacks, for the message.
 
     Raises
     ------
@@ -97,19 +106,18 @@ def dense_head(head: Head, spaces: Sequence[FeatureSpace]) -> DenseHead:
     if isinstance(head, KNNHead):
         raise UsageError(
             f"expected a head that is a network, found '{head.kind}', which compares rows with "
-            "those it was trained on; such a head has no score maps: train a linear, mlp, logistic "
+            f"those it was trained on; such a head {otherwise}: train a linear, mlp, logistic "
             "or suffix head"
         )
     space = spaces[0]
-    _check_pooling(spaces)
+    _check_pooling(spaces, otherwise)
     backbone, size = get_backbone(space.backbone), space.preprocessing.size
     maps = space if space.pooling == "none" else _maps_of(space)
     axes = (2, 3) if not backbone.has_weights else backbone.pooled_axes(space.tap, size)
     if len(maps.shape) != 3 or axes not in (CHANNELS_FIRST, CHANNELS_LAST):
         raise UsageError(
             f"expected a head on maps, or on their averages, found one on {space.tap} of "
-            f"{space.backbone}, which gives {maps.shape} for a picture; such a head has no score "
-            "maps"
+            f"{space.backbone}, which gives {maps.shape} for a picture; such a head {otherwise}"
         )
     layers = [head.to_module(space.shape)]
     if space.pooling == "avg":
@@ -124,16 +132,16 @@ def _maps_of(space: FeatureSpace) -> FeatureSpace:
     return replace(space, pooling="none", shape=shape)
 
 
-def _check_pooling(spaces: Sequence[FeatureSpace]) -> None:
+def _check_pooling(spaces: Sequence[FeatureSpace], otherwise: str) -> None:
     if len(spaces) > 1:
         raise UsageError(
             f"expected a head on one tap, found one on {joined_taps(spaces)}, whose maps have "
-            "different sizes; such a head has no score maps: train one on a single tap"
+            f"different sizes; such a head {otherwise}: train one on a single tap"
         )
     if spaces[0].pooling not in ("none", "avg"):
         raise UsageError(
             f"expected a head on maps or on their averages, found pooling '{spaces[0].pooling}', "
-            "which no convolution computes; such a head has no score maps: train one with --pool "
+            f"which no convolution computes; such a head {otherwise}: train one with --pool "
             "none or avg"
         )
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from featpipe.base.errors import UsageError
 from featpipe.base.own_code import is_own_code
-from featpipe.specs.fields import Spec, default_of, did_you_mean, option
-from featpipe.specs.value_kinds import Choice, Number, Whole
+from featpipe.specs.fields import Spec, default_of, did_you_mean, flag, option
+from featpipe.specs.value_kinds import Choice, Number, Whole, meant
 
 MAX_HIDDEN = 65_536
 CLASS_WEIGHTS = ("none", "balanced")
@@ -152,7 +152,7 @@ class ModuleParams(GradientParams):
     patience: int | None = option(  # type: ignore[assignment]
         Whole(),
         _PATIENCE,
-        default_text="5; with --schedule cosine all epochs are made",
+        default_text="5, with --schedule cosine none: all epochs are made",
         default=None,
     )
     schedule: str = option(
@@ -239,7 +239,7 @@ class SuffixParams(ModuleParams):
     dropout: float | None = option(
         Number(high=1.0),
         "Share of hidden units that are silenced in training.",
-        default_text="the network's own; 0 for a linear top",
+        default_text="the network's own, with --top linear 0",
         default=None,
     )
     backbone_rate_factor: float = option(
@@ -267,6 +267,8 @@ HEAD_PARAMS: dict[str, type[HeadParams]] = {
 }
 """Hyper-parameters of every kind of head that comes with featpipe."""
 HEAD_KINDS = tuple(HEAD_PARAMS)
+NETWORKS = tuple(kind for kind, params in HEAD_PARAMS.items() if issubclass(params, ModuleParams))
+"""Kinds of heads that are torch modules on maps; messages and help call all of them networks."""
 
 
 class HeadKind:
@@ -279,7 +281,7 @@ class HeadKind:
         if not isinstance(value, str) or not (value in HEAD_KINDS or is_own_code(value)):
             raise UsageError(
                 f"expected {label} to be one of {', '.join(HEAD_KINDS)} or "
-                f"package.module:factory, found {value!r}"
+                f"package.module:factory, found {value!r}{meant(value, HEAD_KINDS)}"
             )
         return value
 
@@ -327,7 +329,9 @@ def check_params(kind: str, given: Mapping[str, Any]) -> None:
     params_of(kind)(**given)
 
 
-def check_names(kind: str, given: Iterable[str], others: Iterable[str] = ()) -> None:
+def check_names(
+    kind: str, given: Iterable[str], others: Iterable[str] = (), *, as_flags: bool = False
+) -> None:
     """Refuse names that are no hyper-parameters of a kind of head.
 
     Parameters
@@ -336,6 +340,8 @@ def check_names(kind: str, given: Iterable[str], others: Iterable[str] = ()) -> 
     given : iterable of str
     others : iterable of str
         What else may have been meant, to propose it.
+    as_flags : bool
+        Whether the message calls them as the command line does.
 
     Raises
     ------
@@ -349,7 +355,12 @@ def check_names(kind: str, given: Iterable[str], others: Iterable[str] = ()) -> 
             if not owners:
                 everything = {n for params in HEAD_PARAMS.values() for n in params.option_names()}
                 hint = did_you_mean(name, everything | set(others))
+            names, found = ", ".join(known), repr(name)
+            if as_flags:
+                names, found = ", ".join(map(flag, known)), flag(name)
+            if as_flags and owners:
+                several = ", ".join(owners[:-1]) + " or " if len(owners) > 1 else ""
+                hint = f"leave {found} out, or use --head {several}{owners[-1]}"
             raise UsageError(
-                f"expected hyper-parameters of '{kind}' ({', '.join(known)}), found {name!r}; "
-                f"{hint}"
+                f"expected hyper-parameters of '{kind}' ({names}), found {found}; {hint}"
             )

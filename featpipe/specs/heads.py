@@ -30,17 +30,18 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
 
     head: str = option(
         HeadKind(),
-        "linear, mlp, logistic or knn; on maps also suffix, the backbone's layers behind the tap, "
-        "lenet, lenet3x3, mnist-cnn, simplecnn, or package.module:factory, a network of your own, "
-        "whose code is then run.",
+        "linear, mlp, logistic or knn; on maps also networks: suffix, the backbone's layers behind "
+        "the tap, lenet, lenet3x3, mnist-cnn, simplecnn, or package.module:factory, a network of "
+        "your own, whose code is then run.",
         default="linear",
     )
     sweep: bool = option(
         Flag(),
         "Train a whole grid and keep the best by validation loss; hyper-parameters that are given "
         "are not varied. linear, mlp: learning rate, weight decay, and mlp's dropout and width, "
-        "all at once; logistic, knn: their path over C or k, as without; networks: learning "
-        "rate, batch size and dropout, one network after another.",
+        "all at once; logistic, knn: their path over C or k, as without; suffix: learning "
+        "rate and backbone rate factor; other networks: learning rate, batch size and dropout, one "
+        "network after another.",
         default=False,
     )
     tap: tuple[str, ...] | None = option(
@@ -106,15 +107,19 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
         text: bool = True,
         what: str = "option",
         label: Label = flag,
+        as_flags: bool = False,
     ) -> Self:
-        """As :meth:`Spec.from_options`; names that are no options are hyper-parameters."""
+        """As :meth:`Spec.from_options`; names that are no options are hyper-parameters.
+
+        With ``as_flags`` a message calls hyper-parameters as the command line does.
+        """
         own = {name: value for name, value in given.items() if name in options_of(cls)}
         made = super().from_options(own, text=text, what=what, label=label)
         rest = {name: value for name, value in given.items() if name not in own}
         # A hyper-parameter of another kind may stand here as None: not given.
         known = {name for params in HEAD_PARAMS.values() for name in params.option_names()}
         named = [n for n, v in rest.items() if v is not None or n not in known]
-        check_names(made.head, named, options_of(cls))
+        check_names(made.head, named, options_of(cls), as_flags=as_flags)
         rest = {name: value for name, value in rest.items() if value is not None}
         params = params_of(made.head).from_options(rest, text=text, label=label)
         return dataclasses.replace(made, params={name: getattr(params, name) for name in rest})

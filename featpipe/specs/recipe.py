@@ -217,8 +217,8 @@ def _check_choice(head: HeadSpec, offers: Sequence[Offer]) -> None:
         )
         raise UsageError(
             f"expected keys in every [[head]] that choose one of the features that are extracted, "
-            f"found {len(fits)} that fit that of kind {head.head!r}; they differ in {listed}: add "
-            "one of these keys"
+            f"found {len(fits)} that fit the head of kind {head.head!r}; they differ in {listed}: "
+            "add one of these keys"
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,15 @@ class Kind(Protocol):
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the value in a recipe."""
+
+
+def meant(value: object, known: Iterable[str]) -> str:
+    """``; did you mean 'light'?`` for a text that is near one of ``known``; else empty."""
+    # fp16 is another precision than bf16, and no misspelt one.
+    if not isinstance(value, str) or re.search("[0-9]", value):
+        return ""
+    near = difflib.get_close_matches(value, known, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 class Text:
@@ -72,6 +82,7 @@ class Choice:
         if not isinstance(value, str) or value not in self.choices:
             raise UsageError(
                 f"expected {label} to be one of {', '.join(self.choices)}, found {value!r}"
+                f"{meant(value, self.choices)}"
             )
         return value
 

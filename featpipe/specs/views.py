@@ -12,7 +12,9 @@ class ViewChoice(Spec):
     """What an augmentation must have; None leaves it open."""
 
     augment: str | None = option(
-        Choice(AUGMENTATIONS), "Which policy's views, where there are several.", default=None
+        Choice(AUGMENTATIONS),
+        f"Which policy's views, where there are several: {', '.join(AUGMENTATIONS)}.",
+        default=None,
     )
     augment_seed: int | None = option(
         Whole(low=0), "Which seed's views, where there are several.", default=None

@@ -164,11 +164,13 @@ class _Extraction:
         spec, before = self.spec, self.before
         dataset = self.draft.freeze(self.dataset_name, spec.split)
         if dataset.classes and spec.shard is None and "test" not in dataset.split_names:
-            scored = "val, which chooses the head" if "val" in dataset.split_names else "none"
+            has_val = "val" in dataset.split_names
             log.warning(
-                "data set '%s' has no test split: 'evaluate' scores %s; for fair scores evaluate "
-                "--on another data set",
-                *(spec.name, scored),
+                "data set '%s' has no %s; for fair scores evaluate --on another data set",
+                spec.name,
+                "test split: 'evaluate' scores val, which chooses the head"
+                if has_val
+                else "test and no val split: there is nothing to evaluate on",
             )
         lost = keep_spaces(dataset, self.plan, before, self.cache)
         dataset.info.list = self.list_digest

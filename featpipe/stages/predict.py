@@ -133,7 +133,10 @@ def predict(
     maps = None
     if spec.maps is not None:
         if os.path.lexists(spec.maps) and not spec.maps.is_dir():
-            raise UsageError(f"expected a folder as --maps, found something else at {spec.maps}")
+            found = "a file" if spec.maps.is_file() else "what is no folder"
+            raise UsageError(
+                f"expected a folder as --maps, found {found} at {spec.maps}; name another"
+            )
         maps = _MapWriter(spec.maps, ScoreMaps(trained, weights, cache, spec))
     pictures = [picture for path in paths for picture in _pictures_of(os.fspath(path))]
     return _predictions(pictures, trained, plan, cache, spec, progress, maps)

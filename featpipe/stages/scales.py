@@ -17,7 +17,7 @@ from featpipe.engine.outcome import Outcome, OutcomeKind
 from featpipe.engine.plan import at_size, plan_for_spaces
 from featpipe.engine.whole_pictures import WholePictures
 from featpipe.heads.base import softmax
-from featpipe.heads.dense import DenseHead, dense_head, smallest_size
+from featpipe.heads.dense import NO_OTHER_SIZES, DenseHead, dense_head, smallest_size
 from featpipe.reports.documents import ScaleScore
 from featpipe.sources import locator
 from featpipe.specs.evaluate import EvaluateSpec
@@ -120,7 +120,7 @@ class _AtSizes:
             own_maps = any(len(shape) == 3 for shape in shapes)
             if self.spec.frame == "own" or not own_maps:
                 return None
-        dense = dense_head(trained.head, trained.spaces)
+        dense = dense_head(trained.head, trained.spaces, otherwise=NO_OTHER_SIZES)
         smallest = smallest_size(dense.space)
         for size in at_sizes:
             if size < smallest:

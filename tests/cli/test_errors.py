@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.command import TINY_FLAGS, Run, files_in, json_of
-from support.heads import known
+from support.heads import known_flags
 from support.samples import class_picture
 
 EXTRACT = ["extract", "photos", "--name", "colours"]
@@ -200,8 +200,18 @@ def test_extract_refuses_a_bad_value_with_2(
         ("--seed -1", "expected --seed of 0 to 4294967295, found -1"),
         (
             "--hidden 3",
-            f"expected hyper-parameters of 'linear' ({known('linear')}), found 'hidden'; it is for "
-            "'mlp'",
+            f"expected hyper-parameters of 'linear' ({known_flags('linear')}), found --hidden; "
+            "leave --hidden out, or use --head mlp",
+        ),
+        (
+            "--head sufix",
+            "expected --head to be one of linear, mlp, logistic, knn, lenet, lenet3x3, mnist-cnn, "
+            "simplecnn, suffix or package.module:factory, found 'sufix'; did you mean 'suffix'?",
+        ),
+        (
+            "--augment lihgt",
+            "expected --augment to be one of flip, light, standard, found 'lihgt'; did you mean "
+            "'light'?",
         ),
         ("--epochs 0", "expected --epochs of at least 1, found 0"),
         ("--learning-rate nan", "expected --learning-rate above 0, found nan"),
@@ -435,7 +445,7 @@ def test_a_data_set_of_another_feature_space_exits_12_and_says_where_they_differ
     assert (done.returncode, done.stdout) == (12, "")
     assert re.fullmatch(
         r"Error: expected features of space vgg16-block1_pool-[0-9a-f]{12} in data set 'wide', "
-        r"found others \(dtype[^;]*\); extract them: featpipe extract DATA --name wide "
+        r"found others \(dtype[^;]*\); extract them: featpipe extract photos --name wide "
         r"--weights random:0 --tap block1_pool --size 16 --resize squash --precision fp32\n",
         done.stderr,
     )

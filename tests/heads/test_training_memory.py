@@ -158,6 +158,9 @@ def test_it_is_said_beforehand_what_training_takes(
         monkeypatch.setattr(module, "WORTH_SAYING", 0)
     with caplog.at_level(logging.INFO, logger="featpipe"):
         fit(head_of("lenet", epochs=1, batch_size=16))
+    assert not caplog.records, "only --verbose tells it where there is memory enough"
+    with caplog.at_level(logging.DEBUG, logger="featpipe"):
+        fit(head_of("lenet", epochs=1, batch_size=16))
     needs, rows = (record.message for record in caplog.records)
     assert needs.startswith("training 'lenet' takes ") and "of a batch of 16" in needs
     assert rows == "rows of train: 0.0 MiB, held in memory (cpu)"

@@ -50,7 +50,7 @@ def test_a_head_that_leaves_open_which_features_it_means_is_refused_with_the_key
 ) -> None:
     assert refusal(tmp_path, both({"size": 16}, {"weights": "random:0"})) == (
         "expected keys in every [[head]] that choose one of the features that are extracted, found "
-        "2 that fit that of kind 'linear'; they differ in 'backbone' (vgg16, vgg11), 'tap' "
+        "2 that fit the head of kind 'linear'; they differ in 'backbone' (vgg16, vgg11), 'tap' "
         "(block1_pool, block2_pool), 'size' (16, 32): add one of these keys"
     )
 

@@ -611,3 +611,15 @@ def test_what_an_older_edition_quarantined_is_tried_once_more(
         "not a picture but text; remove it, or give it an ending such as .txt"
     ]
     assert plan_extraction(photos, name="set", cache=cache, **tiny).to_read == 0
+
+
+def test_a_set_of_train_alone_is_said_to_have_nothing_to_evaluate_on(
+    photos: Path, cache: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="featpipe"):
+        go(photos, cache, tiny, split=(1.0, 0.0, 0.0))
+    (warning,) = (record.message for record in caplog.records if "evaluate" in record.message)
+    assert warning.endswith(
+        "has no test and no val split: there is nothing to evaluate on; for fair scores evaluate "
+        "--on another data set"
+    )

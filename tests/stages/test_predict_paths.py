@@ -53,4 +53,6 @@ def test_what_a_decoder_said_itself_is_for_verbose_alone(inside: Run, own_worksp
         plain, verbose = inside(*command), inside(*command, "--verbose")
         assert "damaged PNG: the file is truncated" in plain.stdout
         assert "Error" not in plain.stdout + plain.stderr
+        if command[0] == "predict":
+            assert plain.stderr == "warning: 1 file could not be read; its line says why\n"
         assert "damaged PNG: the file is truncated (OSError: " in verbose.stderr

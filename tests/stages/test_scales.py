@@ -175,7 +175,7 @@ def test_sizes_that_a_head_cannot_take_are_refused_before_anything_is_computed(
     ):
         evaluate(run, cache=cache, scales=[12, 400], **OPTIONS)
     knn = trained("knn")
-    with pytest.raises(UsageError, match="a head that is a network, found 'knn'"):
+    with pytest.raises(UsageError, match="such a head cannot score pictures of other sizes"):
         evaluate(knn, cache=cache, scales=22, **OPTIONS)
 
 

@@ -122,7 +122,7 @@ def test_heads_without_maps_and_other_files_are_refused_at_once(own_workspace: P
     with pytest.raises(UsageError, match="a head that is a network, found 'knn'"):
         predict(knn.head, [own_workspace / "photos"], maps=own_workspace / "maps", **options)
     (own_workspace / "file").touch()
-    with pytest.raises(UsageError, match="expected a folder as --maps, found something else at"):
+    with pytest.raises(UsageError, match="expected a folder as --maps, found a file at"):
         predict(own_workspace / "run", [cache], maps=own_workspace / "file", **options)
     assert not (own_workspace / "maps").exists()
 
@@ -144,7 +144,7 @@ def test_the_command_says_where_the_maps_are(own_workspace: Path, inside: Run) -
     done = inside("predict", "run", "photos/red", *flags[:-1], "run/head.json")
     assert (done.returncode, done.stderr) == (
         2,
-        "Error: expected a folder as --maps, found something else at run/head.json\n",
+        "Error: expected a folder as --maps, found a file at run/head.json; name another\n",
     )
 
 

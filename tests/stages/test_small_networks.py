@@ -115,9 +115,10 @@ def test_flat_rows_and_wrong_options_are_one_line(inside: Run, cache: Path) -> N
         ),
         (
             ("lenet", "--dropout", "0.5"),
-            "expected hyper-parameters of 'lenet' (class_weight, learning_rate, weight_decay, "
-            "batch_size, epochs, patience, schedule, compute, optimizer, momentum, init), found "
-            "'dropout'; it is for 'mlp', 'mnist-cnn', 'simplecnn', 'suffix'",
+            "expected hyper-parameters of 'lenet' (--class-weight, --learning-rate, "
+            "--weight-decay, --batch-size, --epochs, --patience, --schedule, --compute, "
+            "--optimizer, --momentum, --init), found --dropout; leave --dropout out, or use --head "
+            "mlp, mnist-cnn, simplecnn or suffix",
         ),
     ):
         done = inside(*command, *arguments)

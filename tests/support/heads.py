@@ -11,6 +11,7 @@ from featpipe.base.space import FeatureSpace
 from featpipe.heads import new_head
 from featpipe.heads.base import Head
 from featpipe.heads.suffix import SuffixHead
+from featpipe.specs.fields import flag
 from featpipe.specs.head_params import HEAD_KINDS, ModuleParams, params_of
 from support import tiny_network
 from support.samples import small_preprocessing, small_space
@@ -131,3 +132,8 @@ def separable(
 def known(kind: str) -> str:
     """The hyper-parameters of a kind of head, as messages list them."""
     return ", ".join(params_of(kind).option_names())
+
+
+def known_flags(kind: str) -> str:
+    """The same, as messages on the command line list them."""
+    return ", ".join(map(flag, params_of(kind).option_names()))

@@ -69,5 +69,6 @@ def predict(
                 answers, sys.stdout, all_classes=probabilities, with_maps=spec.maps is not None
             )
         if unreadable:
-            console.warn(f"{unreadable} files could not be read; their lines say why")
+            lines = "its line says" if unreadable == 1 else "their lines say"
+            console.warn(f"{formatting.counted(unreadable, 'file')} could not be read; {lines} why")
             raise typer.Exit(EXIT_QUARANTINED)

@@ -97,7 +97,7 @@ def train_head(
         options = given(context, HeadSpec)
         for params in HEAD_PARAMS.values():
             options |= given(context, params)
-        spec = HeadSpec.from_options(options)
+        spec = HeadSpec.from_options(options, as_flags=True)
         with permitted(spec.own_code):
             done = train(name, spec, cache=cache_root(cache), progress=console.progress)
         console.result(done.as_json(), formatting.of_training(done))

@@ -101,11 +101,11 @@ def train_all(
     it names among the heads that are done.
     """
     maps = [head.map_shape(X.shape[1:]) for head in heads if isinstance(head, ModuleHead)]
-    reserved = _checked_memory(heads, maps[0], device) if maps else 0
+    reserved, level = _checked_memory(heads, maps[0], device) if maps else (0, logging.DEBUG)
     rows = feature_rows(X, y, device, reserved=reserved)
     val_rows = feature_rows(X_val, y_val, device, reserved=reserved)
     if reserved >= WORTH_SAYING:
-        log.info("rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
+        log.log(level, "rows of train: %s, %s", in_mib(rows.nbytes), rows.whereabouts)
     first = heads[0]
     if isinstance(first, ModuleHead) and not first.standardises:
         mean, scale = np.zeros(maps[0][0], np.float32), np.ones(1, np.float32)
@@ -137,12 +137,14 @@ def train_all(
     return [ends[i] for i in range(len(heads))]
 
 
-def _checked_memory(heads: Sequence[Any], shape: tuple[int, ...], device: str) -> int:
-    """Bytes that the largest of networks takes in training; raises where it cannot fit."""
+def _checked_memory(heads: Sequence[Any], shape: tuple[int, ...], device: str) -> tuple[int, int]:
+    """Bytes that the largest of networks takes in training, and the level at which memory is
+    spoken of; raises where it cannot fit.
+    """
     needs = [training_memory(head, shape) for head in heads]
     number = max(range(len(heads)), key=lambda i: needs[i].total)
-    check_memory(needs[number], heads[number], device)
-    return needs[number].total
+    level = check_memory(needs[number], heads[number], device)
+    return needs[number].total, level
 
 
 def lowest(ends: Mapping[int, TrainedState]) -> set[int]:

@@ -90,8 +90,14 @@ def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> None:
+def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> int:
     """Say what training takes, and refuse what cannot fit.
+
+    Returns
+    -------
+    int
+        Level at which memory is spoken of: ``logging.INFO`` where training takes more than half
+        of what is free, else ``logging.DEBUG``.
 
     Raises
     ------
@@ -100,8 +106,9 @@ def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> None:
     """
     free = free_memory(device)
     text = needed.text(head.batch_size)
+    level = logging.INFO if needed.total > free / 2 else logging.DEBUG
     if needed.total >= WORTH_SAYING:
-        log.info("training '%s' takes %s; %s are free", head.kind, text, in_mib(free))
+        log.log(level, "training '%s' takes %s; %s are free", head.kind, text, in_mib(free))
     if needed.total > free:
         smaller = "a smaller --batch-size"
         if needed.total - needed.activations > free:
@@ -110,6 +117,7 @@ def check_memory(needed: TrainingMemory, head: ModuleHead, device: str) -> None:
             f"expected at least {text} of free memory to train '{head.kind}', found "
             f"{in_mib(free)}; use {smaller}"
         )
+    return level
 
 
 def in_mib(size: int) -> str:
