@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import (
     DamageError,
@@ -19,7 +22,7 @@ from featpipe.base.errors import (
 from featpipe.base.joined_spaces import joining_problem, repeated
 from featpipe.base.own_code import is_own_code
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import NO_SPLIT, SPLITS, Dataset
 from featpipe.specs.extract import ALL_PICTURES, FeatureOptions
 from featpipe.specs.fields import default_of, flag
 from featpipe.specs.spaces import SpaceQuery
@@ -56,14 +59,16 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
         )
     if not fitting:
         asked = _asked(query)
+        if "view" not in asked and "space" not in asked:
+            # Whoever asks for pictures themselves is not helped by views of them.
+            held = [space for space in held if not space.view] or held
         missing = NotFoundError(
             f"expected features of data set '{dataset.name}' with {_words(asked)}, found: "
             f"{_listed(dataset, held, asked) or 'none'}; extract them, or choose one of those"
         )
         raise _with_table(missing, dataset, held)
     if len(fitting) > 1:
-        differing = _differing(dataset, fitting)
-        choices = [f"{flag(n)} ({', '.join(map(str, found))})" for n, found in differing.items()]
+        choices = _differences(dataset, fitting)
         several = UsageError(
             f"expected options that choose one of the feature spaces of '{dataset.name}', found "
             f"{len(fitting)} spaces that differ in {', '.join(choices)}; for the "
@@ -126,6 +131,20 @@ def choose_spaces(
         )
         for one in given
     ]
+
+
+def unpooled_where_open(dataset: Dataset, queries: Sequence[SpaceQuery]) -> list[SpaceQuery]:
+    """Queries for a head that takes maps: each asks for those that are not pooled, if there are.
+
+    Where there are none, the query stays open, so that a message says what there is.
+    """
+    found = []
+    for query in queries:
+        unpooled = replace(query, pool="none")
+        asked = _with_own_tap_name(unpooled, held := _held(dataset))
+        is_there = any(_has(space, _weights_name(dataset, space), asked) for space in held)
+        found.append(unpooled if is_there else query)
+    return found
 
 
 def _joined(
@@ -219,11 +238,28 @@ def _words(asked: dict[str, object]) -> str:
 
 
 def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
-    """The options in which spaces differ, with their values; if in none, the weights' digests."""
+    """The options in which spaces differ, with their values."""
     tables = [space_options(dataset, space) for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
-    differing = {name: found for name, found in values.items() if len(found) > 1}
-    return differing or {"weights": [space.weights[:12] for space in spaces]}
+    return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _differences(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
+    """In what spaces differ, with the values: options, their views' augmentation, else weights."""
+    found = {flag(name): values for name, values in _differing(dataset, spaces).items()}
+    if len(drawn := _augmentations(spaces)) > 1:
+        found["augmentation"] = [*drawn]
+    found = found or {flag("weights"): [space.weights[:12] for space in spaces]}
+    return [f"{name} ({', '.join(map(str, values))})" for name, values in found.items()]
+
+
+def _augmentations(spaces: Sequence[FeatureSpace]) -> list[str]:
+    """Policy and seed of each augmentation of views, and its version where that alone differs."""
+    drawn = list(dict.fromkeys(one for s in spaces if (one := s.augmentation) is not None))
+    words = [f"{one.policy} seed {one.seed}" for one in drawn]
+    if len(set(words)) < len(words):
+        words = [f"{text} version {one.version}" for text, one in zip(words, drawn, strict=True)]
+    return words
 
 
 def space_options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
@@ -264,7 +300,8 @@ def _with_table(error: ErrorT, dataset: Dataset, spaces: list[FeatureSpace]) -> 
     rows = [["options that choose it", "or", "features"]]
     for space, options in zip(spaces, _choosing(dataset, spaces), strict=True):
         shape = " x ".join(map(str, space.shape))
-        what = f"{_listed(dataset, [space], ())}, {shape} {space.dtype}"
+        shown = ("view",) if space.view else ()
+        what = f"{_listed(dataset, [space], shown)}, {shape} {space.dtype}"
         rows.append([options, f"{flag('space')} {_short_id(space, spaces)}", what])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -278,6 +315,8 @@ def _listed(dataset: Dataset, spaces: list[FeatureSpace], fields: Iterable[str])
     for space in spaces:
         more = {"weights": _weights_name(dataset, space), **_fields(space)}
         rare = [f"{name} {more[name]}" for name in _RARELY_SHOWN if name in fields]
+        if space.augmentation is not None and "view" in fields:
+            rare[-1] += f" of {space.augmentation.policy} seed {space.augmentation.seed}"
         words.append(
             f"{space.tap}/{space.pooling} ({space.backbone} {space.preprocessing.size}px "
             f"{space.preprocessing.resize} {space.precision}{''.join(f', {r}' for r in rare)})"
@@ -341,6 +380,43 @@ def view_options(policy: str, seed: int, splits: Sequence[str], number: int) -> 
 def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:
     """The feature spaces of a data set, each with the name of its weights."""
     return [(space, _weights_name(dataset, space)) for space in _held(dataset)]
+
+
+def require_covered(
+    dataset: Dataset, spaces: Sequence[FeatureSpace], weights: str, rows: NDArray[np.intp]
+) -> None:
+    """Check that views hold the rows of given pictures: mostly they cover train alone.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    spaces : sequence of FeatureSpace
+    weights : str
+        How their weights are named; for the message.
+    rows : ndarray of int
+        Row numbers of the pictures.
+
+    Raises
+    ------
+    NotFoundError
+        A view does not cover one of them; the command that computes it is named.
+    """
+    for space in spaces:
+        if (drawn := space.augmentation) is None:
+            continue
+        missing = np.setdiff1d(rows, dataset.covered_by(space))
+        if not len(missing):
+            continue
+        numbers = np.unique(dataset.split[missing]).tolist()
+        named = [ALL_PICTURES] if NO_SPLIT in numbers else [SPLITS[number] for number in numbers]
+        covered = ", ".join(dataset.info.covers.get(space.id, ())) or "no split"
+        options = extract_options([one.original for one in spaces], weights)
+        of_views = view_options(drawn.policy, drawn.seed, named, space.view)
+        raise NotFoundError(
+            f"expected view {space.view} ({drawn}) of all {len(rows)} pictures, found it of "
+            f"{covered} alone in data set '{dataset.name}'; compute it of {', '.join(named)} too: "
+            f"featpipe extract DATA --name {dataset.name} {f'{options} {of_views}'.lstrip()}"
+        )
 
 
 def require_spaces(dataset: Dataset, wanted: Sequence[FeatureSpace], weights: str) -> None:
