@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featpipe.backbones.catalog import get_backbone
 from featpipe.base.errors import (
     DamageError,
@@ -22,7 +19,7 @@ from featpipe.base.errors import (
 from featpipe.base.joined_spaces import joining_problem, repeated
 from featpipe.base.own_code import is_own_code
 from featpipe.base.space import FeatureSpace
-from featpipe.datasets.dataset import NO_SPLIT, SPLITS, Dataset
+from featpipe.datasets.dataset import Dataset
 from featpipe.specs.extract import ALL_PICTURES, FeatureOptions
 from featpipe.specs.fields import default_of, flag
 from featpipe.specs.spaces import SpaceQuery
@@ -380,43 +377,6 @@ def view_options(policy: str, seed: int, splits: Sequence[str], number: int) -> 
 def spaces_of(dataset: Dataset) -> list[tuple[FeatureSpace, str]]:
     """The feature spaces of a data set, each with the name of its weights."""
     return [(space, _weights_name(dataset, space)) for space in _held(dataset)]
-
-
-def require_covered(
-    dataset: Dataset, spaces: Sequence[FeatureSpace], weights: str, rows: NDArray[np.intp]
-) -> None:
-    """Check that views hold the rows of given pictures: mostly they cover train alone.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    spaces : sequence of FeatureSpace
-    weights : str
-        How their weights are named; for the message.
-    rows : ndarray of int
-        Row numbers of the pictures.
-
-    Raises
-    ------
-    NotFoundError
-        A view does not cover one of them; the command that computes it is named.
-    """
-    for space in spaces:
-        if (drawn := space.augmentation) is None:
-            continue
-        missing = np.setdiff1d(rows, dataset.covered_by(space))
-        if not len(missing):
-            continue
-        numbers = np.unique(dataset.split[missing]).tolist()
-        named = [ALL_PICTURES] if NO_SPLIT in numbers else [SPLITS[number] for number in numbers]
-        covered = ", ".join(dataset.info.covers.get(space.id, ())) or "no split"
-        options = extract_options([one.original for one in spaces], weights)
-        of_views = view_options(drawn.policy, drawn.seed, named, space.view)
-        raise NotFoundError(
-            f"expected view {space.view} ({drawn}) of all {len(rows)} pictures, found it of "
-            f"{covered} alone in data set '{dataset.name}'; compute it of {', '.join(named)} too: "
-            f"featpipe extract DATA --name {dataset.name} {f'{options} {of_views}'.lstrip()}"
-        )
 
 
 def require_spaces(dataset: Dataset, wanted: Sequence[FeatureSpace], weights: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from featpipe.base.cache import default_cache
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_space, require_covered
+from featpipe.datasets.spaces import choose_space
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.integrations.tables import FeatureTable
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore

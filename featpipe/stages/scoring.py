@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from featpipe.base.errors import DataError, NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import require_covered, require_spaces
+from featpipe.datasets.spaces import require_spaces
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.datasets.views import Views
 from featpipe.reports.documents import ScaleScore
 from featpipe.runs.run import Run

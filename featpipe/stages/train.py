@@ -22,13 +22,14 @@ from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import training_warnings
 from featpipe.datasets.dataset import SPLIT_GIVEN, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_spaces, require_covered, unpooled_where_open
+from featpipe.datasets.spaces import choose_spaces, unpooled_where_open
 from featpipe.datasets.training_split import (
     classes_in,
     renumbered_labels,
     too_few_to_validate,
     training_rows,
 )
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.engine.precision import choose_compute
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow

@@ -17,7 +17,8 @@ from featpipe.base.cache import default_cache
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
 from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.datasets.files import load_dataset, save_dataset
-from featpipe.datasets.spaces import choose_space, require_covered, require_spaces
+from featpipe.datasets.spaces import choose_space, require_spaces
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.integrations.arrays import open_features
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
