@@ -57,14 +57,16 @@ def choose_space(dataset: Dataset, query: SpaceQuery) -> tuple[FeatureSpace, str
         )
     if not fitting:
         asked = _asked(query)
+        if "view" not in asked and "space" not in asked:
+            # Whoever asks for pictures themselves is not helped by views of them.
+            held = [space for space in held if not space.view] or held
         missing = NotFoundError(
             f"expected features of data set '{dataset.name}' with {_words(asked)}, found: "
             f"{_listed(dataset, held, asked) or 'none'}; extract them, or choose one of those"
         )
         raise _with_table(missing, dataset, held)
     if len(fitting) > 1:
-        differing = _differing(dataset, fitting)
-        choices = [f"{flag(n)} ({', '.join(map(str, found))})" for n, found in differing.items()]
+        choices = _differences(dataset, fitting)
         several = UsageError(
             f"expected options that choose one of the feature spaces of '{dataset.name}', found "
             f"{len(fitting)} spaces that differ in {', '.join(choices)}; for the "
@@ -127,6 +129,20 @@ def choose_spaces(
         )
         for one in given
     ]
+
+
+def unpooled_where_open(dataset: Dataset, queries: Sequence[SpaceQuery]) -> list[SpaceQuery]:
+    """Queries for a head that takes maps: each asks for those that are not pooled, if there are.
+
+    Where there are none, the query stays open, so that a message says what there is.
+    """
+    found = []
+    for query in queries:
+        unpooled = replace(query, pool="none")
+        asked = _with_own_tap_name(unpooled, held := _held(dataset))
+        is_there = any(_has(space, _weights_name(dataset, space), asked) for space in held)
+        found.append(unpooled if is_there else query)
+    return found
 
 
 def _joined(
@@ -220,11 +236,28 @@ def _words(asked: dict[str, object]) -> str:
 
 
 def _differing(dataset: Dataset, spaces: list[FeatureSpace]) -> dict[str, list[object]]:
-    """The options in which spaces differ, with their values; if in none, the weights' digests."""
+    """The options in which spaces differ, with their values."""
     tables = [space_options(dataset, space) for space in spaces]
     values = {name: list(dict.fromkeys(table[name] for table in tables)) for name in tables[0]}
-    differing = {name: found for name, found in values.items() if len(found) > 1}
-    return differing or {"weights": [space.weights[:12] for space in spaces]}
+    return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _differences(dataset: Dataset, spaces: list[FeatureSpace]) -> list[str]:
+    """In what spaces differ, with the values: options, their views' augmentation, else weights."""
+    found = {flag(name): values for name, values in _differing(dataset, spaces).items()}
+    if len(drawn := _augmentations(spaces)) > 1:
+        found["augmentation"] = [*drawn]
+    found = found or {flag("weights"): [space.weights[:12] for space in spaces]}
+    return [f"{name} ({', '.join(map(str, values))})" for name, values in found.items()]
+
+
+def _augmentations(spaces: Sequence[FeatureSpace]) -> list[str]:
+    """Policy and seed of each augmentation of views, and its version where that alone differs."""
+    drawn = list(dict.fromkeys(one for s in spaces if (one := s.augmentation) is not None))
+    words = [f"{one.policy} seed {one.seed}" for one in drawn]
+    if len(set(words)) < len(words):
+        words = [f"{text} version {one.version}" for text, one in zip(words, drawn, strict=True)]
+    return words
 
 
 def space_options(dataset: Dataset, space: FeatureSpace) -> dict[str, object]:
@@ -265,7 +298,8 @@ def _with_table(error: ErrorT, dataset: Dataset, spaces: list[FeatureSpace]) -> 
     rows = [["options that choose it", "or", "features"]]
     for space, options in zip(spaces, _choosing(dataset, spaces), strict=True):
         shape = " x ".join(map(str, space.shape))
-        what = f"{_listed(dataset, [space], ())}, {shape} {space.dtype}"
+        shown = ("view",) if space.view else ()
+        what = f"{_listed(dataset, [space], shown)}, {shape} {space.dtype}"
         rows.append([options, f"{flag('space')} {_short_id(space, spaces)}", what])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -279,6 +313,8 @@ def _listed(dataset: Dataset, spaces: list[FeatureSpace], fields: Iterable[str])
     for space in spaces:
         more = {"weights": _weights_name(dataset, space), **_fields(space)}
         rare = [f"{name} {more[name]}" for name in _RARELY_SHOWN if name in fields]
+        if space.augmentation is not None and "view" in fields:
+            rare[-1] += f" of {space.augmentation.policy} seed {space.augmentation.seed}"
         words.append(
             f"{space.tap}/{space.pooling} ({space.backbone} {space.preprocessing.size}px "
             f"{space.preprocessing.resize} {space.precision}{''.join(f', {r}' for r in rare)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from featpipe.base.errors import UsageError
 from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.base.views import ViewsDocument, counted_views
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import NO_SPLIT, SPLITS, Dataset
 from featpipe.datasets.source_command import extract_command
 from featpipe.datasets.spaces import extract_options, spaces_of, view_options
-from featpipe.specs.extract import DEFAULT_AUGMENT
+from featpipe.specs.extract import ALL_PICTURES, DEFAULT_AUGMENT
 from featpipe.specs.fields import flag
 from featpipe.specs.views import ViewChoice
+
+log = logging.getLogger("featpipe")
 
 ADVISED_POLICY, ADVISED_VIEWS = DEFAULT_AUGMENT, 4
 """What is advised where nothing says which views."""
@@ -65,8 +68,9 @@ def find_views(
 ) -> list[Views]:
     """The views of feature spaces that a data set holds for given pictures, by augmentation.
 
-    A view counts where every one of the feature spaces has it. Of several versions of a policy
-    and seed the newest one counts.
+    A view counts where every one of the feature spaces has it, and all views before it: heads and
+    reports name views by their number. A warning tells which one is missing. Of several versions of
+    a policy and seed the newest one counts.
 
     Parameters
     ----------
@@ -88,16 +92,38 @@ def find_views(
     newest: dict[tuple[str, int], Augmentation] = {}
     for one in sorted({one for one, _ in common}, key=lambda one: one.version):
         newest[one.policy, one.seed] = one
-    return [
-        Views(
-            one,
-            tuple(
-                tuple(held[one, view] for held in of_original)
-                for view in sorted(view for other, view in common if other == one)
-            ),
-        )
-        for _, one in sorted(newest.items())
-    ]
+    found = []
+    for _, one in sorted(newest.items()):
+        held = {view for other, view in common if other == one}
+        whole = range(1, min(set(range(1, max(held) + 2)) - held))
+        if len(whole) < len(held):
+            _warn_of_gap(dataset, originals, rows, one, len(whole), max(held))
+        if whole:
+            spaces = (tuple(of[one, view] for of in of_original) for view in whole)
+            found.append(Views(one, tuple(spaces)))
+    return found
+
+
+def _warn_of_gap(
+    dataset: Dataset,
+    originals: Sequence[FeatureSpace],
+    rows: NDArray[np.intp],
+    one: Augmentation,
+    whole: int,
+    last: int,
+) -> None:
+    """Say that views after a missing one do not count, and which command computes it."""
+    numbers = np.unique(dataset.split[rows]).tolist()
+    split = SPLITS[numbers[0]] if len(numbers) == 1 and numbers[0] != NO_SPLIT else ALL_PICTURES
+    weights = next(weights for space, weights in spaces_of(dataset) if space.original in originals)
+    log.warning(
+        "view %d (%s) of pictures of '%s' is missing, so of its %d views %s; compute it: %s",
+        *(whole + 1, one, dataset.name, last),
+        f"only the first {whole} count{'s' * (whole == 1)}" if whole else "none counts",
+        views_command(
+            *(dataset, originals, weights, split), number=last, policy=one.policy, seed=one.seed
+        ),
+    )
 
 
 def fitting_views(found: Sequence[Views], choice: ViewChoice) -> list[Views]:

@@ -9,6 +9,7 @@ from typing import Any
 from featpipe.base.cache import default_cache
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import choose_space
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.integrations.tables import FeatureTable
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
@@ -47,7 +48,8 @@ def open_features(
     """
     root = Path(cache) if cache is not None else default_cache()
     dataset = load_dataset(root, name)
-    chosen, _ = choose_space(dataset, SpaceQuery.from_options(space))
+    chosen, weights = choose_space(dataset, SpaceQuery.from_options(space))
     rows = dataset.in_split(split)
+    require_covered(dataset, [chosen], weights, rows)
     X = FeatureStore(root, chosen).rows(dataset.image_sha256[rows])
     return FeatureTable.of(X, dataset, rows, chosen)

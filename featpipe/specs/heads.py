@@ -225,6 +225,12 @@ class HeadSpec(AllowCode, SpaceFields, ViewChoice):
         return tuple(SpaceQuery(**fields, tap=tap, pool=pool) for tap in taps)
 
     @property
+    def takes_maps(self) -> bool:
+        """Whether the head takes maps, and the options leave open how features are pooled."""
+        is_open = self.pool is None and self.space is None
+        return is_open and not params_of(self.head).joins_taps
+
+    @property
     def all_tries(self) -> int:
         """How often pictures are chosen for each number of them."""
         return DEFAULT_TRIES if self.tries is None else self.tries

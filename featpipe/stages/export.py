@@ -15,10 +15,10 @@ from featpipe.base.errors import DamageError, UsageError
 from featpipe.base.numbers import is_finite
 from featpipe.base.preprocessing import describe
 from featpipe.datasets.files import dataset_path
+from featpipe.runs.own_pictures import require_own_pictures
 from featpipe.runs.run import Run
 from featpipe.specs.export import MODEL_FORMATS, TABLE_FORMATS, ExportSpec
 from featpipe.stages.export_table import export_table
-from featpipe.stages.own_pictures import require_own_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

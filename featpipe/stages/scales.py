@@ -19,9 +19,9 @@ from featpipe.engine.whole_pictures import WholePictures
 from featpipe.heads.base import softmax
 from featpipe.heads.dense import NO_OTHER_SIZES, DenseHead, dense_head, smallest_size
 from featpipe.reports.documents import ScaleScore
+from featpipe.runs.own_pictures import require_own_pictures
 from featpipe.sources import locator
 from featpipe.specs.evaluate import EvaluateSpec
-from featpipe.stages.own_pictures import require_own_pictures
 from featpipe.stages.scoring import Scored, ToScore, pictures_to_score, score_head
 from featpipe.store.feature_store import FeatureStore
 from featpipe.store.joined_rows import open_rows

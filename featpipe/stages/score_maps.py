@@ -21,10 +21,10 @@ from featpipe.heads.dense import dense_head
 from featpipe.reports.heat_map import LARGEST_SIDE, heat_map, log_odds
 from featpipe.reports.mistakes import MAPPED, Mistake
 from featpipe.reports.thumbnails import SIDE, image_uri
+from featpipe.runs.own_pictures import require_own_pictures
 from featpipe.runs.trained_head import TrainedHead
 from featpipe.sources import locator
 from featpipe.specs.extract import MAX_SIZE, EngineOptions
-from featpipe.stages.own_pictures import require_own_pictures
 
 _ENLARGED = 2
 """Times the size of training: at that size itself, most heads have one place alone."""

@@ -12,6 +12,7 @@ from featpipe.base.errors import DataError, NotFoundError
 from featpipe.datasets.dataset import NO_LABEL, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
 from featpipe.datasets.spaces import require_spaces
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.datasets.views import Views
 from featpipe.reports.documents import ScaleScore
 from featpipe.runs.run import Run
@@ -133,6 +134,7 @@ def score_head(
     todo = pictures_to_score(head, on=on, split=split, cache=cache)
     trained = todo.trained
     require_spaces(todo.dataset, trained.spaces, trained.weights_name)
+    require_covered(todo.dataset, trained.spaces, trained.weights_name, todo.chosen)
     each, views = [open_rows(cache, trained.spaces, todo.ids)], None
     if averaged_views is not None:
         views = views_to_average(todo.dataset, trained, todo.chosen, todo.split, averaged_views)

@@ -22,13 +22,14 @@ from featpipe.base.space import FeatureSpace
 from featpipe.datasets.coverage import training_warnings
 from featpipe.datasets.dataset import SPLIT_GIVEN, SPLITS, Dataset
 from featpipe.datasets.files import load_dataset
-from featpipe.datasets.spaces import choose_spaces
+from featpipe.datasets.spaces import choose_spaces, unpooled_where_open
 from featpipe.datasets.training_split import (
     classes_in,
     renumbered_labels,
     too_few_to_validate,
     training_rows,
 )
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.engine.precision import choose_compute
 from featpipe.heads import new_head
 from featpipe.heads.base import Head, History, HistoryRow
@@ -95,7 +96,10 @@ class _Training:
                 "name another --out, or replace it with --overwrite"
             )
         self.dataset = load_dataset(cache, name)
-        self.choices = choose_spaces(self.dataset, spec.queries, ranging=spec.ranging)
+        queries = list(spec.queries)
+        if spec.takes_maps:
+            queries = unpooled_where_open(self.dataset, queries)
+        self.choices = choose_spaces(self.dataset, queries, ranging=spec.ranging)
         self.spaces, self.weights_name = self.choices[0]
         train, val = training_rows(self.dataset, spec.val)
         self.classes = classes_in(self.dataset, train)
@@ -122,6 +126,7 @@ class _Training:
 
     def _rows_of(self, spaces: Joined, weights_name: str) -> _Data:
         train, val = self.train, self.val
+        require_covered(self.dataset, spaces, weights_name, np.concatenate([train, val]))
         ids = self.dataset.image_sha256[np.concatenate([train, val])]
         rows = open_rows(self.cache, spaces, ids)
         X: RowArray = rows.select(np.arange(len(train)))

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.library import extract
+from support.library import extract, train_head
 from support.samples import in_splits, small_space, stored_set
+from support.views import stored_views
 
 import featpipe
 from featpipe.base.cache import default_cache
 from featpipe.base.errors import DamageError, NotFoundError, SpaceMismatchError, UsageError
-from featpipe.base.space import FeatureSpace
+from featpipe.base.space import Augmentation, FeatureSpace
 from featpipe.datasets.files import load_dataset, save_dataset
 from featpipe.datasets.spaces import choose_space, require_spaces
+from featpipe.datasets.view_coverage import require_covered
 from featpipe.integrations.arrays import open_features
 from featpipe.specs.spaces import SpaceQuery
 from featpipe.store.feature_store import FeatureStore
@@ -89,6 +91,68 @@ def test_a_choice_that_fits_nothing_names_what_there_is(
         NotFoundError, match=r"found: block1_pool/avg \(tiny 8px crop fp32.*\), block2"
     ):
         open_features("set", cache=cache, **choice)
+
+
+def test_views_that_differ_in_augmentation_alone_are_told_apart(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=[small_space()])
+    seeded = Augmentation(policy="flip", version=1, seed=4)
+    made = [*stored_views(cache, dataset, (1,)), *stored_views(cache, dataset, (1,), drawn=seeded)]
+    with pytest.raises(UsageError) as caught:
+        choose_space(dataset, SpaceQuery(view=1))
+    ids = [space.id[:8] for space in made]
+    assert str(caught.value) == (
+        "expected options that choose one of the feature spaces of 'set', found 2 spaces that "
+        f"differ in augmentation (light seed 0, flip seed 4); for the first add --space {ids[0]}"
+    )
+    for note, name, of in zip(
+        caught.value.__notes__[1:], ids, ("light seed 0", "flip seed 4"), strict=True
+    ):
+        assert f"--space {name}" in note and f"view 1 of {of}), 4 float16" in note
+
+
+def test_views_are_listed_only_where_they_are_asked_for(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3), spaces=SEVERAL)
+    stored_views(cache, dataset)
+    with pytest.raises(NotFoundError) as caught:
+        choose_space(dataset, SpaceQuery(tap="block3_pool"))
+    assert str(caught.value).count("block1_pool") == 1
+    assert len(caught.value.__notes__) == 1 + len(SEVERAL)
+    assert not any("view" in note for note in caught.value.__notes__)
+    with pytest.raises(NotFoundError) as caught:
+        choose_space(dataset, SpaceQuery(tap="block3_pool", view=1))
+    assert len(caught.value.__notes__) == 1 + 3 * len(SEVERAL)
+
+
+def test_a_view_that_does_not_cover_a_picture_names_the_command(cache: Path) -> None:
+    dataset = stored_set(cache, in_splits(train=3, val=2, test=2))
+    (view,) = stored_views(cache, dataset, (1,))
+    train, val = dataset.in_split("train"), dataset.in_split("val")
+    require_covered(dataset, [view, small_space()], "random:0", train)
+    require_covered(dataset, [small_space()], "random:0", val)
+    with pytest.raises(NotFoundError) as caught:
+        require_covered(dataset, [view], "random:0", np.concatenate([train, val]))
+    assert str(caught.value) == (
+        "expected view 1 (light, seed 0) of all 10 pictures, found it of train alone in data set "
+        "'set'; compute it of val too: featpipe extract DATA --name set --weights random:0 "
+        "--backbone tiny --tap block1_pool --pool avg --size 8 --precision fp32 --views 1 "
+        "--augment light --augment-seed 0 --views-of val"
+    )
+    with pytest.raises(NotFoundError, match=r"--views-of test$"):
+        open_features("set", "test", cache=cache, view=1)
+    with pytest.raises(NotFoundError, match=r"--views-of val$"):
+        train_head("set", cache=cache, view=1)
+
+
+def test_a_head_on_maps_takes_those_that_are_not_pooled(cache: Path, tmp_path: Path) -> None:
+    maps = small_space(pooling="none", shape=(3, 28, 28))
+    stored_set(cache, in_splits(train=6, val=3), spaces=[small_space(), maps])
+    options = {"epochs": 1, "device": "cpu"}
+    done = train_head("set", cache=cache, head="lenet", out=tmp_path / "run", **options)
+    assert done.spaces == [maps.id]
+    with pytest.raises(UsageError, match="differ in --pool"):
+        train_head("set", cache=cache, head="linear", **options)
+    with pytest.raises(UsageError, match="found flat rows"):
+        train_head("set", cache=cache, head="lenet", pool="avg", **options)
 
 
 def test_what_is_not_there_is_named(cache: Path) -> None:

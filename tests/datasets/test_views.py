@@ -42,10 +42,10 @@ def test_views_are_found_by_augmentation_in_the_order_of_their_numbers(
     dataset: Dataset, cache: Path
 ) -> None:
     assert found(dataset, FIRST) == []
-    stored_views(cache, dataset, (3, 1), spaces=[FIRST])
+    stored_views(cache, dataset, (2, 1), spaces=[FIRST])
     stored_views(cache, dataset, (1,), spaces=[FIRST], drawn=SEEDED)
     stored_views(cache, dataset, (1,), spaces=[FIRST], drawn=FLIP)
-    light = Views(LIGHT, ((view_of(FIRST, 1),), (view_of(FIRST, 3),)))
+    light = Views(LIGHT, ((view_of(FIRST, 1),), (view_of(FIRST, 2),)))
     flip, seeded = (Views(one, ((view_of(FIRST, 1, one),),)) for one in (FLIP, SEEDED))
     assert found(dataset, FIRST) == [flip, light, seeded]
     assert found(dataset, SECOND) == []
@@ -62,9 +62,29 @@ def test_views_are_found_by_augmentation_in_the_order_of_their_numbers(
 def test_taps_side_by_side_have_the_views_that_each_has(dataset: Dataset, cache: Path) -> None:
     stored_views(cache, dataset, (1, 2, 3), spaces=[FIRST])
     assert found(dataset, FIRST, SECOND) == []
-    stored_views(cache, dataset, (3, 2), spaces=[SECOND])
+    stored_views(cache, dataset, (2, 1), spaces=[SECOND])
     (views,) = found(dataset, SECOND, FIRST)
-    assert views.spaces == tuple((view_of(SECOND, v), view_of(FIRST, v)) for v in (2, 3))
+    assert views.spaces == tuple((view_of(SECOND, v), view_of(FIRST, v)) for v in (1, 2))
+
+
+def test_only_views_without_a_gap_count(
+    dataset: Dataset, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored_views(cache, dataset, (1, 3, 4), spaces=[FIRST])
+    (views,) = found(dataset, FIRST)
+    assert views.spaces == ((view_of(FIRST, 1),),) and views.number == 1
+    command = views_command(dataset, [FIRST], "random:0", "train", number=4, policy="light")
+    assert caplog.messages == [
+        "view 2 (light, seed 0) of pictures of 'set' is missing, so of its 4 views only the first "
+        f"1 counts; compute it: {command}"
+    ]
+    caplog.clear()
+    stored_views(cache, dataset, (2,), spaces=[FIRST], drawn=FLIP, of=["train", "val"])
+    rows = np.concatenate([dataset.in_split("train"), dataset.in_split("val")])
+    assert find_views(dataset, [FIRST], rows) == []
+    (message,) = caplog.messages
+    assert "view 1 (flip, seed 0)" in message and "of its 2 views none counts" in message
+    assert message.endswith("--views 2 --augment flip --augment-seed 0 --views-of all")
 
 
 def test_views_count_where_they_cover_every_picture(dataset: Dataset, cache: Path) -> None:

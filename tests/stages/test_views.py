@@ -327,7 +327,7 @@ def test_the_heads_own_augmentation_is_averaged_over(
     for head in (own, plain):
         # The only one there.
         assert averaged(head, cache) == ("flip", 1)
-    stored_views(cache, dataset, (3, 4, 5), of=["test"])
+    stored_views(cache, dataset, (1, 2, 3), of=["test"])
     assert averaged(own, cache) == ("light", 3)
     with pytest.raises(UsageError) as caught:
         averaged(plain, cache)
