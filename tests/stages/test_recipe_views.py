@@ -9,6 +9,10 @@ import pytest
 from support.recipes import GOOD, changed, refusal, write
 
 from featpipe.cli.formatting import of_recipe
+from featpipe.specs.extract import ExtractSpec
+from featpipe.specs.heads import HeadSpec
+from featpipe.specs.offered_features import offers_of
+from featpipe.specs.offered_views import training_views
 from featpipe.specs.recipe import load_recipe
 from featpipe.stages.recipe import RecipeResult, run_recipe
 
@@ -36,20 +40,24 @@ def test_a_recipe_draws_its_own_views_whatever_is_cached(
     first = {"views": 2, "augment": "standard"}
     assert drawn(**first) == ("standard", 0, 2)
     assert drawn(views=2) == ("light", 0, 2)
-    assert drawn(**first) == ("standard", 0, 2)
     assert drawn(**{**first, "views": 1}) == ("standard", 0, 1)
     assert drawn() is None
-    # These are of other pictures.
-    assert drawn(views=1, views_of=["test"]) is None
     # A head that asks for earlier views has them.
     assert drawn({**LINEAR, "augment": "standard"}) == ("standard", 0, 2)
+
+
+def test_views_of_other_pictures_are_none_to_draw_from() -> None:
+    for split, number in (("train", 3), ("all", 3), ("test", None)):
+        spec = ExtractSpec(name="x", views=3, views_of=(split,))
+        found = training_views(HeadSpec(head="linear"), [(spec, offers_of([spec]))])
+        assert (found and found.number) == number
 
 
 def test_a_recipe_averages_over_its_own_views(
     tmp_path: Path, photo_folder: Path, cache: Path
 ) -> None:
     evaluate = {"tta": True}
-    for policy, number in (("light", 2), ("flip", 1), ("light", 1)):
+    for policy, number in (("light", 2), ("flip", 1)):
         table = extracting(views=number, augment=policy, views_of=["test"])
         document = changed(extract=table, head=[LINEAR, LOGISTIC], evaluate=evaluate)
         path = write(tmp_path, document)

@@ -107,8 +107,8 @@ def test_files_of_sizes_have_names_of_their_own(own_workspace: Path) -> None:
     whole = evaluate(run, cache=cache, scales=16, frame="whole", **OPTIONS)
     assert whole.predictions.name == "predictions-scales-16-whole.csv"
     page = done.report.read_text()
-    assert "Averaged over pictures of these sizes:" in page and "22 px" in page
-    assert "Averaged over whole pictures of these sizes:" in whole.report.read_text()
+    assert "Logits averaged over pictures of these sizes:" in page and "22 px" in page
+    assert "Scored on whole pictures of this size:" in whole.report.read_text()
 
 
 def test_whole_pictures_that_are_square_are_what_squashed_ones_are(own_workspace: Path) -> None:
