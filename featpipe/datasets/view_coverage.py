@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from featpipe.base.errors import NotFoundError
 from featpipe.base.space import FeatureSpace
 from featpipe.datasets.dataset import NO_SPLIT, SPLITS, Dataset
+from featpipe.datasets.source_command import extract_command
 from featpipe.datasets.spaces import extract_options, view_options
 from featpipe.specs.extract import ALL_PICTURES
 
@@ -47,5 +48,5 @@ def require_covered(
         raise NotFoundError(
             f"expected view {space.view} ({drawn}) of all {len(rows)} pictures, found it of "
             f"{covered} alone in data set '{dataset.name}'; compute it of {', '.join(named)} too: "
-            f"featpipe extract DATA --name {dataset.name} {f'{options} {of_views}'.lstrip()}"
+            f"{extract_command(dataset, options, of_views)}"
         )

@@ -133,7 +133,7 @@ def test_a_view_that_does_not_cover_a_picture_names_the_command(cache: Path) -> 
         require_covered(dataset, [view], "random:0", np.concatenate([train, val]))
     assert str(caught.value) == (
         "expected view 1 (light, seed 0) of all 10 pictures, found it of train alone in data set "
-        "'set'; compute it of val too: featpipe extract DATA --name set --weights random:0 "
+        "'set'; compute it of val too: featpipe extract pretended --name set --weights random:0 "
         "--backbone tiny --tap block1_pool --pool avg --size 8 --precision fp32 --views 1 "
         "--augment light --augment-seed 0 --views-of val"
     )
