@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from featpipe.base.space import FeatureSpace
 from featpipe.engine.plan import plan_for_spaces
 from featpipe.heads.base import Head
 from featpipe.heads.suffix import SuffixHead
-from featpipe.specs.head_params import LINEAR
+from featpipe.specs.head_params import LINEAR, OWN
 from featpipe.weights import Weights
+
+log = logging.getLogger("featpipe")
 
 
 class StartingTensors:
@@ -29,6 +32,7 @@ class StartingTensors:
     def __init__(self, spaces: Sequence[FeatureSpace], weights_name: str, cache: Path) -> None:
         self.spaces, self.weights_name, self.cache = spaces, weights_name, cache
         self._weights: Weights | None = None
+        self._has_warned = False
 
     def give(self, head: Head) -> None:
         """Tell a head its feature spaces; a suffix also what it starts from.
@@ -54,6 +58,18 @@ class StartingTensors:
             wants_more = not weights.are_random and head.top != LINEAR and head.has_own_top
             tensors = weights.named(body, also=head.tail if wants_more else ())
             head.start_from(tensors, pretrained=not weights.are_random)
+            if wants_more and head.top == OWN:
+                self._warn_of_drawn(head, lacking=len(set(head.tail) - tensors.keys()))
+
+    def _warn_of_drawn(self, head: SuffixHead, *, lacking: int) -> None:
+        if lacking and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "expected pretrained tensors of the own top of %s in %s, found %d of %d missing: "
+                "these layers are drawn; for pretrained ones extract with a whole file of weights, "
+                "or take --top linear",
+                *(head.backbone.name, self.weights_name, lacking, len(head.tail)),
+            )
 
     def _open(self) -> Weights:
         if self._weights is None:
