@@ -75,7 +75,9 @@ def test_bf16_is_near_float32(name: str, taps: tuple[str, ...], size: int) -> No
 )
 def test_no_weight_is_converted_in_a_pass(name: str, tap: str, size: int) -> None:
     network = built(name, (tap,), "bf16", size)
-    weights = {tensor.data_ptr() for tensor in network.state_dict().values() if tensor.numel()}
+    # Packed weights, which a processor with bf16 may have, have no address of their own.
+    state = [t for t in network.state_dict().values() if t.numel() and not t.is_mkldnn]
+    weights = {tensor.data_ptr() for tensor in state}
     with Calls() as calls:
         network(images(size))
     assert calls.cast, "activations are converted"

@@ -133,7 +133,7 @@ def test_the_state_with_the_lowest_validation_loss_is_kept(kind: str) -> None:
     if kind in AXES:
         options = {"vote_temperature": 10.0} if kind == "knn" else {}
     if kind in MAP_KINDS:
-        options |= {"learning_rate": 0.001, "epochs": 15}
+        options |= {"learning_rate": 0.0003 if kind == "suffix" else 0.001, "epochs": 15}
     val = overlapping(200, 1, kind)
     head, history = fit(
         kind, overlapping(24 if kind in LIGHT_KINDS else 60, 0, kind), val, **options

@@ -335,7 +335,10 @@ def test_the_command_line_shows_the_ten_best(inside: Run, workspace: Path, tmp_p
     assert head.split() == ["C", "cv", "loss", "val", "loss", "val", "train"]
     assert all(len(row) == len(head) for row in rows[:10])
     alone = inside("train-head", "colours", "--cache", workspace / "cache", "--folds", "3")
-    assert alone.returncode == 2 and "found 'folds'; it is for 'logistic'" in alone.stderr
+    assert (
+        alone.returncode == 2
+        and "found --folds; leave --folds out, or use --head logistic" in alone.stderr
+    )
 
 
 def test_a_recipe_may_sweep(tmp_path: Path) -> None:
