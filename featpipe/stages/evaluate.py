@@ -118,12 +118,11 @@ def evaluate(
     SpaceMismatchError
         The data set has no features of the head's space.
     UsageError
-        There are views of several augmentations, and nothing says which are meant.
+        There are views of several augmentations, and nothing says which are meant; or the head
+        cannot take pictures of the ``scales``.
     DataError
         Nothing to score, or a class the head does not know; or pictures that ``scales`` needs are
         missing.
-    UsageError
-        The head cannot take pictures of the ``scales``.
     """
     started = time.perf_counter()
     scored = score_as(head, spec, cache=cache, progress=progress)
